@@ -1,0 +1,7 @@
+//! Freezes, tracks, captures and rebuilds the process tree of a Virtual Environment.
+//!
+//! The engine knows no cluster and no network between hosts: it turns processes into the types
+//! of `ckpt_format` and back. Everything that talks to the kernel directly is in [`sys`].
+
+#[expect(unsafe_code, reason = "the only module that talks to the kernel directly")]
+pub mod sys;

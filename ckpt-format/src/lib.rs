@@ -1,0 +1,14 @@
+//! What the state of a Virtual Environment looks like as data.
+//!
+//! Everything here is pure: no clock, no socket, no file. The engine fills these types on the
+//! source and rebuilds from them on the target; the same types are the manifest of a checkpoint.
+//! Process and thread numbers, user and group ids are always those *inside* the VE.
+#![forbid(unsafe_code)]
+
+pub mod blocker;
+pub mod codec;
+pub mod container;
+pub mod files;
+pub mod memory;
+pub mod network;
+pub mod process;

@@ -1,0 +1,230 @@
+//! Processes and threads.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    files::FileId,
+    memory::{Area, MemoryMap, SharedObject},
+};
+
+/// The shape of a VE's processes at one moment: what the target's skeleton is built from.
+///
+/// Sent in every round; the target applies the difference to what it has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    /// Parents before their children; the first is the VE's init.
+    pub processes: Vec<Shape>,
+    /// The shared objects that the areas refer to.
+    pub shared: Vec<SharedObject>,
+}
+
+/// One process in a [`Layout`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    /// The process number.
+    pub pid: i32,
+    /// Tells two processes with one number apart: which life of this number it is.
+    /// A successful execve(2) also starts a new life, because it has a new address space.
+    pub life: u64,
+    /// The parent's number; 0 for init.
+    pub parent: i32,
+    /// The process group.
+    pub group: i32,
+    /// The session.
+    pub session: i32,
+    /// The signal that the parent gets when the process ends.
+    pub exit_signal: i32,
+    /// Set for a zombie: the wait status that its parent has still to collect.
+    pub zombie: Option<i32>,
+    /// The areas in ascending order. Empty for a zombie.
+    pub areas: Vec<Area>,
+}
+
+/// All that is left to say once the VE is frozen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Processes {
+    /// As in the last [`Layout`], in the same order.
+    pub processes: Vec<Process>,
+    /// `/proc/sys/kernel/ns_last_pid` of the VE.
+    pub last_pid: i32,
+}
+
+/// The state of one process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// The process number.
+    pub pid: i32,
+    /// The `mm` fields and the auxiliary vector.
+    pub memory: MemoryMap,
+    /// The program, by its path inside the VE.
+    pub exe: String,
+    /// The working directory inside the VE.
+    pub cwd: String,
+    /// The root directory inside the VE, `/` unless it called chroot(2).
+    pub root: String,
+    /// umask(2).
+    pub umask: u32,
+    /// The 64 signal actions, index 0 is signal 1.
+    pub actions: Vec<SignalAction>,
+    /// Signals pending for the whole process, oldest first.
+    pub pending: Vec<SignalInfo>,
+    /// `ITIMER_REAL`, `ITIMER_VIRTUAL`, `ITIMER_PROF`.
+    pub interval_timers: [IntervalTimer; 3],
+    /// timer_create(2) timers.
+    pub posix_timers: Vec<PosixTimer>,
+    /// The resource limits in the order of `RLIMIT_*`: soft, hard. `u64::MAX` is infinity.
+    pub limits: Vec<(u64, u64)>,
+    /// The descriptor table in ascending order.
+    pub descriptors: Vec<Descriptor>,
+    /// `PR_SET_CHILD_SUBREAPER`.
+    pub child_subreaper: bool,
+    /// `/proc/PID/oom_score_adj`.
+    pub oom_score_adjustment: i32,
+    /// `/proc/PID/coredump_filter`.
+    pub coredump_filter: u32,
+    /// `PR_SET_DUMPABLE`.
+    pub dumpable: u32,
+    /// `PR_SET_THP_DISABLE`.
+    pub thp_disable: bool,
+    /// `MEMBARRIER_CMD_GET_REGISTRATIONS`.
+    pub membarrier: u32,
+    /// personality(2).
+    pub personality: u32,
+    /// Stopped by a signal (job control), and by which.
+    pub stopped: Option<i32>,
+    /// The threads; the first is the leader.
+    pub threads: Vec<Thread>,
+}
+
+/// One entry of a descriptor table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Descriptor {
+    /// The number.
+    pub fd: i32,
+    /// The open file description.
+    pub file: FileId,
+    /// `FD_CLOEXEC`.
+    pub close_on_exec: bool,
+}
+
+/// The state of one thread.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thread {
+    /// The thread number.
+    pub tid: i32,
+    /// The command name (`PR_SET_NAME`).
+    #[serde(with = "serde_bytes")]
+    pub name: Vec<u8>,
+    /// `struct user_regs_struct` of the architecture.
+    #[serde(with = "serde_bytes")]
+    pub registers: Vec<u8>,
+    /// The extended state as `PTRACE_GETREGSET(NT_X86_XSTATE)` gives it.
+    #[serde(with = "serde_bytes")]
+    pub extended: Vec<u8>,
+    /// The blocked signals.
+    pub signal_mask: u64,
+    /// Signals pending for this thread, oldest first.
+    pub pending: Vec<SignalInfo>,
+    /// sigaltstack(2): address, flags, size.
+    pub alternate_stack: (u64, u32, u64),
+    /// set_tid_address(2).
+    pub tid_address: u64,
+    /// set_robust_list(2): head and length.
+    pub robust_list: (u64, u64),
+    /// rseq(2), when registered.
+    pub rseq: Option<Rseq>,
+    /// Who the thread is.
+    pub credentials: Credentials,
+    /// How the thread is scheduled.
+    pub scheduling: Scheduling,
+    /// `PR_SET_PDEATHSIG`.
+    pub parent_death_signal: i32,
+    /// `/proc/TID/timerslack_ns`.
+    pub timer_slack_ns: u64,
+}
+
+/// One signal action (`struct kernel_sigaction`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names are those of struct kernel_sigaction")]
+pub struct SignalAction {
+    pub handler: u64,
+    pub flags: u64,
+    pub restorer: u64,
+    pub mask: u64,
+}
+
+/// One pending signal: the 128 bytes of `siginfo_t`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignalInfo(#[serde(with = "serde_bytes")] pub Vec<u8>);
+
+/// The value of a setitimer(2) timer, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names are those of struct itimerval")]
+pub struct IntervalTimer {
+    pub value_us: u64,
+    pub interval_us: u64,
+}
+
+/// A timer_create(2) timer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PosixTimer {
+    /// `timer_t`.
+    pub id: i32,
+    /// `CLOCK_*`, as passed to timer_create(2).
+    pub clock: i32,
+    /// `SIGEV_*`, with `SIGEV_THREAD_ID` where set.
+    pub notify: i32,
+    /// The signal.
+    pub signal: i32,
+    /// `sigev_value`.
+    pub value: u64,
+    /// The thread for `SIGEV_THREAD_ID`.
+    pub thread: i32,
+    /// Nanoseconds until the next expiry; 0 is disarmed.
+    pub remaining_ns: u64,
+    /// The period in nanoseconds; 0 is one shot.
+    pub interval_ns: u64,
+    /// timer_getoverrun(2).
+    pub overrun: i32,
+}
+
+/// rseq(2) registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names are those of struct ptrace_rseq_configuration")]
+pub struct Rseq {
+    pub pointer: u64,
+    pub size: u32,
+    pub signature: u32,
+}
+
+/// Users, groups and capabilities of one thread, as numbered inside the VE.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    /// Real, effective, saved and file-system user.
+    pub users: [u32; 4],
+    /// Real, effective, saved and file-system group.
+    pub groups: [u32; 4],
+    /// Supplementary groups.
+    pub supplementary: Vec<u32>,
+    /// Inheritable, permitted, effective, bounding, ambient.
+    pub capabilities: [u64; 5],
+    /// `PR_SET_SECUREBITS`.
+    pub secure_bits: u32,
+    /// `PR_SET_NO_NEW_PRIVS`.
+    pub no_new_privileges: bool,
+}
+
+/// Scheduling of one thread.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scheduling {
+    /// `SCHED_*`.
+    pub policy: u32,
+    /// The nice value.
+    pub nice: i32,
+    /// The real-time priority.
+    pub priority: u32,
+    /// `SCHED_FLAG_RESET_ON_FORK` and the like.
+    pub flags: u64,
+    /// ioprio_get(2).
+    pub io_priority: i32,
+}

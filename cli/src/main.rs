@@ -1,0 +1,3 @@
+//! The vz programs.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The node daemon.
+
+fn main() {}
