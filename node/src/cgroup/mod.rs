@@ -1,0 +1,1 @@
+//! Memory, CPU and process limits of VEs, and freezing and killing them as a whole.

@@ -1,0 +1,1 @@
+//! OS templates: building their caches from packages and unpacking them as shared layers.
