@@ -3,5 +3,7 @@
 //! The engine knows no cluster and no network between hosts: it turns processes into the types
 //! of `ckpt_format` and back. Everything that talks to the kernel directly is in [`sys`].
 
+pub mod container;
+
 #[expect(unsafe_code, reason = "the only module that talks to the kernel directly")]
 pub mod sys;

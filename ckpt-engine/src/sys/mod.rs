@@ -2,3 +2,6 @@
 //!
 //! This is the only place with `unsafe` in the whole project.
 pub mod ancillary;
+pub mod clone;
+pub mod mount;
+pub mod namespace;
