@@ -1,7 +1,166 @@
 //! Open file descriptions and the objects behind them.
+//!
+//! An open file description is a [`File`]; descriptor tables refer to it by [`FileId`], and so
+//! do queues that carry descriptors and epoll sets. What several descriptions share (a pipe, a
+//! deleted file, a terminal) is kept once and referred to by its index.
 
 use serde::{Deserialize, Serialize};
 
-/// One open file description, unique in one capture.
+use crate::memory::SharedObject;
+
+mod object;
+mod socket;
+mod terminal;
+
+pub use object::*;
+pub use socket::*;
+pub use terminal::*;
+
+/// One open file description, unique in one capture: its index in [`Files::files`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FileId(pub u32);
+
+/// Everything that the descriptor tables of a VE refer to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Files {
+    /// The open file descriptions; the place in the list is the [`FileId`].
+    pub files: Vec<File>,
+    /// Pipes and FIFOs, referred to by [`Kind::Pipe`].
+    pub pipes: Vec<Pipe>,
+    /// Files without a name, referred to by [`Kind::Deleted`].
+    pub deleted: Vec<DeletedFile>,
+    /// The memfds that descriptors refer to. Their contents travel with the shared memory,
+    /// under the same [`SharedObject::id`].
+    pub memfds: Vec<SharedObject>,
+    /// Pseudo terminals, referred to by [`Kind::PtyMaster`] and [`Kind::PtySlave`].
+    pub terminals: Vec<Terminal>,
+    /// POSIX record locks, which belong to a process and not to a description.
+    pub record_locks: Vec<RecordLock>,
+}
+
+impl Files {
+    /// The description with this id, if there is one.
+    pub fn get(&self, id: FileId) -> Option<&File> {
+        self.files.get(usize::try_from(id.0).ok()?)
+    }
+}
+
+/// One open file description.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    /// The flags as `F_GETFL` tells them.
+    pub flags: u32,
+    /// Who gets `SIGIO`, when somebody does.
+    pub owner: Option<SignalOwner>,
+    /// `F_GETSIG`: the signal instead of `SIGIO`; 0 is `SIGIO`.
+    pub signal: i32,
+    /// Locks that belong to the description: flock(2) and `F_OFD_SETLK`.
+    pub locks: Vec<DescriptionLock>,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// The receiver of `SIGIO`, set by `F_SETOWN_EX`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignalOwner {
+    /// `F_OWNER_TID`, `F_OWNER_PID` or `F_OWNER_PGRP`.
+    pub kind: i32,
+    /// The thread, process or group inside the VE.
+    pub pid: i32,
+}
+
+/// A lock that belongs to an open file description.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DescriptionLock {
+    /// Exclusive, or shared.
+    pub exclusive: bool,
+    /// The bytes of an `F_OFD_SETLK` lock (start and length, 0 is to the end); none for flock(2).
+    pub range: Option<(u64, u64)>,
+}
+
+/// A lock set by `F_SETLK`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordLock {
+    /// The process that holds it.
+    pub pid: i32,
+    /// A descriptor of that process for the locked file.
+    pub fd: i32,
+    /// Exclusive, or shared.
+    pub exclusive: bool,
+    /// The first byte.
+    pub start: u64,
+    /// How many bytes; 0 is to the end of the file.
+    pub length: u64,
+}
+
+/// The kinds of open file descriptions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// Something opened by its name: a file, a directory, a device.
+    Path(PathFile),
+    /// A file that has no name any more.
+    Deleted {
+        /// Index in [`Files::deleted`].
+        file: u32,
+        /// The offset in bytes.
+        offset: u64,
+    },
+    /// An end of a pipe or FIFO; which end is told by the flags.
+    Pipe {
+        /// Index in [`Files::pipes`].
+        pipe: u32,
+    },
+    /// eventfd(2).
+    Event(EventCounter),
+    /// timerfd_create(2).
+    Timer(Timer),
+    /// signalfd(2), with its mask.
+    Signal {
+        /// The signals, bit 0 is signal 1.
+        mask: u64,
+    },
+    /// epoll_create(2), with the entries in the order of the kernel's list.
+    Epoll {
+        /// What is watched.
+        entries: Vec<EpollEntry>,
+    },
+    /// memfd_create(2).
+    Memfd {
+        /// [`SharedObject::id`] in [`Files::memfds`].
+        object: u64,
+        /// The offset in bytes.
+        offset: u64,
+    },
+    /// pidfd_open(2) of a process that still exists.
+    Process {
+        /// The process inside the VE.
+        pid: i32,
+        /// `PIDFD_THREAD` was given.
+        thread: bool,
+    },
+    /// inotify_init(2).
+    Inotify {
+        /// The watches by ascending number.
+        watches: Vec<Watch>,
+    },
+    /// A unix socket.
+    Unix(Box<UnixSocket>),
+    /// A TCP socket.
+    Tcp(Box<TcpSocket>),
+    /// A UDP socket.
+    Udp(Box<UdpSocket>),
+    /// A netlink socket.
+    Netlink(Box<NetlinkSocket>),
+    /// The master side of a pseudo terminal.
+    PtyMaster {
+        /// Index in [`Files::terminals`].
+        terminal: u32,
+    },
+    /// The slave side of a pseudo terminal.
+    PtySlave {
+        /// Index in [`Files::terminals`].
+        terminal: u32,
+        /// It was opened as `/dev/tty`.
+        by_controlling_name: bool,
+    },
+}

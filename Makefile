@@ -1,0 +1,51 @@
+# Everything a person does with this tree. Each recipe is plain cargo, so it can be typed by hand.
+# The tests and the demo need root: they make namespaces, cgroups and mounts of their own.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+SEED ?=
+NODES ?= 3
+
+.PHONY: all build deps demo test verify fix chaos install uninstall
+
+all: build
+
+# What the programs need at run time (mmdebstrap, iproute2, nftables) and to be built. Installs
+# only what is missing and says nothing when nothing is.
+deps:
+	@tools/deps
+
+build: deps
+	cargo build --release --workspace
+
+# A redis with live clients goes round a cluster of three nodes on this machine.
+demo: build
+	target/release/demo --nodes $(NODES)
+
+# All tests, the end-to-end ones included. The last line is "N passed, N failed".
+test: deps
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	cargo build --release --workspace
+	tools/run-tests
+
+# Read-only checks, without root: what to run before a commit.
+verify:
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	cargo test --release -p tidy
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+
+fix:
+	cargo clippy --release --workspace --all-targets --fix --allow-dirty --allow-staged
+	cargo fmt --all
+
+# Only the end-to-end tests with faults, optionally with the seed that a failure printed.
+chaos: build
+	FERRY_SEED="$(SEED)" tools/run-tests chaos-tests
+
+install: build
+	tools/install "$(DESTDIR)" "$(PREFIX)"
+
+uninstall:
+	tools/install --remove "$(DESTDIR)" "$(PREFIX)"

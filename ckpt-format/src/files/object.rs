@@ -1,0 +1,129 @@
+//! Files with and without a name, pipes, and the objects that only a descriptor names.
+
+use serde::{Deserialize, Serialize};
+
+use super::FileId;
+
+/// Something that was opened by its name and is opened by it again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathFile {
+    /// The path inside the VE; not always UTF-8.
+    #[serde(with = "serde_bytes")]
+    pub path: Vec<u8>,
+    /// The offset in bytes; for directories the kernel's own cookie.
+    pub offset: u64,
+    /// The type bits of `st_mode`, to notice when the name shows something else now.
+    pub file_type: u32,
+    /// `st_rdev` of a device.
+    pub device: u64,
+}
+
+/// A file without a name, with its contents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeletedFile {
+    /// The name that it once had, inside the VE.
+    #[serde(with = "serde_bytes")]
+    pub path: Vec<u8>,
+    /// Mode bits with the type.
+    pub mode: u32,
+    /// Owner inside the VE.
+    pub uid: u32,
+    /// Group inside the VE.
+    pub gid: u32,
+    /// The size in bytes.
+    pub size: u64,
+    /// Made by `O_TMPFILE`, so it may still be linked to a name.
+    pub linkable: bool,
+    /// The parts that hold data: offset and bytes. The rest is holes.
+    pub extents: Vec<Extent>,
+}
+
+/// Some bytes of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// Where in the file, in bytes.
+    pub offset: u64,
+    /// The bytes.
+    #[serde(with = "serde_bytes")]
+    pub data: Vec<u8>,
+}
+
+/// A pipe or FIFO.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pipe {
+    /// The capacity in bytes (`F_GETPIPE_SZ`).
+    pub size: u32,
+    /// The bytes in it, in the packets that `O_DIRECT` writers made, or in one piece.
+    pub packets: Vec<serde_bytes::ByteBuf>,
+    /// The packets must stay apart.
+    pub packet_mode: bool,
+    /// Owner inside the VE (of a pipe without a name).
+    pub uid: u32,
+    /// Group inside the VE.
+    pub gid: u32,
+    /// The name of a FIFO.
+    pub fifo: Option<Fifo>,
+    /// No writer is left, and a reader has seen one: `POLLHUP`.
+    pub hung_up: bool,
+}
+
+/// Where a FIFO is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fifo {
+    /// The path inside the VE.
+    #[serde(with = "serde_bytes")]
+    pub path: Vec<u8>,
+    /// The name is gone; a FIFO of this mode is made and unlinked.
+    pub deleted: bool,
+    /// The mode bits.
+    pub mode: u32,
+}
+
+/// The state of an eventfd(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventCounter {
+    /// The counter.
+    pub count: u64,
+    /// `EFD_SEMAPHORE`.
+    pub semaphore: bool,
+}
+
+/// The state of a timerfd_create(2) timer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timer {
+    /// `CLOCK_*`.
+    pub clock: i32,
+    /// `TFD_TIMER_*` of the last timerfd_settime(2).
+    pub settime_flags: i32,
+    /// Nanoseconds until the next expiry; 0 is disarmed.
+    pub remaining_ns: u64,
+    /// The period in nanoseconds; 0 is one shot.
+    pub interval_ns: u64,
+    /// Expirations that were not read yet.
+    pub ticks: u64,
+}
+
+/// One entry of an epoll set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpollEntry {
+    /// The number under which the file was added; it may name something else by now.
+    pub fd: i32,
+    /// What is watched.
+    pub file: FileId,
+    /// The events with `EPOLLET` and the like.
+    pub events: u32,
+    /// The caller's data.
+    pub data: u64,
+}
+
+/// One inotify(7) watch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watch {
+    /// The watch descriptor.
+    pub number: i32,
+    /// The path inside the VE.
+    #[serde(with = "serde_bytes")]
+    pub path: Vec<u8>,
+    /// `IN_*`.
+    pub mask: u32,
+}

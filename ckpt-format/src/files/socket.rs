@@ -1,0 +1,216 @@
+//! Sockets with their queues and options.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::FileId;
+
+/// One socket option that differs from that of a fresh socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketOption {
+    /// `SOL_*` or `IPPROTO_*`.
+    pub level: i32,
+    /// `SO_*` and the like.
+    pub name: i32,
+    /// The value as setsockopt(2) takes it.
+    #[serde(with = "serde_bytes")]
+    pub value: Vec<u8>,
+}
+
+/// Whom a unix socket shows to its peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names are those of struct ucred")]
+pub struct PeerCredentials {
+    pub pid: i32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// A unix socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixSocket {
+    /// `SOCK_STREAM`, `SOCK_DGRAM` or `SOCK_SEQPACKET`.
+    pub socket_type: i32,
+    /// The name as it was bound: `sun_path` without the final NUL; abstract names start with NUL.
+    pub name: Option<serde_bytes::ByteBuf>,
+    /// The node in the file system, where the name has one that is this socket.
+    pub node: Option<SocketNode>,
+    /// How it is connected.
+    pub state: UnixState,
+    /// `SO_PEERCRED`, where the socket has any.
+    pub peer_credentials: Option<PeerCredentials>,
+    /// 1: no more reading, 2: no more writing, 3: both.
+    pub shutdown: u8,
+    /// Messages waiting to be read, oldest first. A stream keeps its data in as few messages as
+    /// the descriptors and credentials in it allow.
+    pub queue: Vec<UnixMessage>,
+    /// The options.
+    pub options: Vec<SocketOption>,
+}
+
+/// The connection of a unix socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UnixState {
+    /// Not connected.
+    Alone,
+    /// Listening.
+    Listening {
+        /// listen(2).
+        backlog: u32,
+        /// The clients that wait to be accepted, oldest first; none for one that is gone again.
+        pending: Vec<Option<FileId>>,
+    },
+    /// Connected to a socket of the VE. For datagrams one-way.
+    Connected(FileId),
+    /// Connected to a listener that has not accepted yet: it is in its `pending`.
+    Pending,
+    /// The peer has gone.
+    PeerGone,
+}
+
+/// The node of a unix socket in the file system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketNode {
+    /// Where the node is now, inside the VE.
+    #[serde(with = "serde_bytes")]
+    pub path: Vec<u8>,
+    /// The mode bits.
+    pub mode: u32,
+    /// Owner inside the VE.
+    pub uid: u32,
+    /// Group inside the VE.
+    pub gid: u32,
+}
+
+/// One message in the queue of a unix socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixMessage {
+    /// The bytes.
+    #[serde(with = "serde_bytes")]
+    pub data: Vec<u8>,
+    /// The descriptors that travel with the first byte.
+    pub files: Vec<FileId>,
+    /// The credentials that travel with it.
+    pub credentials: Option<PeerCredentials>,
+    /// The name of the sender of a datagram.
+    pub sender: Option<serde_bytes::ByteBuf>,
+}
+
+/// A TCP socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpSocket {
+    /// An IPv6 socket.
+    pub v6: bool,
+    /// The local address, when bound.
+    pub local: Option<SocketAddr>,
+    /// The state.
+    pub state: TcpState,
+    /// The options.
+    pub options: Vec<SocketOption>,
+}
+
+/// The state of a TCP socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TcpState {
+    /// Neither listening nor connected, perhaps bound.
+    Closed,
+    /// Listening.
+    Listening {
+        /// listen(2).
+        backlog: u32,
+    },
+    /// Has, or had, a peer.
+    Connected(Box<TcpConnection>),
+    /// Was connected; both ways are closed and nothing is left but what can still be read.
+    Finished {
+        /// The peer's address is no longer known to the kernel.
+        unread: serde_bytes::ByteBuf,
+    },
+}
+
+/// A TCP connection as `TCP_REPAIR` tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpConnection {
+    /// The other end.
+    pub remote: SocketAddr,
+    /// Which ways are closed.
+    pub closing: TcpClosing,
+    /// Bytes received and not read yet; they end at `receive_sequence`.
+    #[serde(with = "serde_bytes")]
+    pub unread: Vec<u8>,
+    /// The sequence number behind the last byte received (and the peer's FIN).
+    pub receive_sequence: u32,
+    /// Bytes written and not acknowledged; they end at `send_sequence`.
+    #[serde(with = "serde_bytes")]
+    pub unacknowledged: Vec<u8>,
+    /// How many of those bytes, at the end, were never sent.
+    pub unsent: u32,
+    /// The sequence number behind the last byte written (and our FIN).
+    pub send_sequence: u32,
+    /// The segment size that the peer accepts.
+    pub segment_size: u32,
+    /// The window scales (ours for sending, ours for receiving), when negotiated.
+    pub window_scale: Option<(u8, u8)>,
+    /// Selective acknowledgements were negotiated.
+    pub selective_acknowledgement: bool,
+    /// Our timestamp clock, when timestamps were negotiated.
+    pub timestamp: Option<u32>,
+    /// `struct tcp_repair_window`: snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup.
+    pub window: [u32; 5],
+}
+
+/// Which ways of a TCP connection are closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TcpClosing {
+    /// None: established.
+    Open,
+    /// The peer has closed: `CLOSE_WAIT`.
+    ByPeer,
+    /// We have closed: `FIN_WAIT1`, `FIN_WAIT2`.
+    ByUs,
+    /// Both: `LAST_ACK`, `CLOSING`.
+    ByBoth,
+}
+
+/// A UDP socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UdpSocket {
+    /// An IPv6 socket.
+    pub v6: bool,
+    /// The local address, when bound.
+    pub local: Option<SocketAddr>,
+    /// The remote address, when connected.
+    pub remote: Option<SocketAddr>,
+    /// Datagrams waiting to be read, with their senders.
+    pub queue: Vec<Datagram>,
+    /// The options.
+    pub options: Vec<SocketOption>,
+}
+
+/// One datagram.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datagram {
+    /// Who sent it.
+    pub sender: SocketAddr,
+    /// The bytes.
+    #[serde(with = "serde_bytes")]
+    pub data: Vec<u8>,
+}
+
+/// A netlink socket. What was queued is lost by design: listeners must read the state anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetlinkSocket {
+    /// `SOCK_RAW` or `SOCK_DGRAM`.
+    pub socket_type: i32,
+    /// `NETLINK_*`.
+    pub protocol: i32,
+    /// The port number, 0 when not bound.
+    pub port: u32,
+    /// The groups joined.
+    pub groups: Vec<u32>,
+    /// Messages were queued and are lost; the listener is told by `ENOBUFS`.
+    pub lost: bool,
+    /// The options.
+    pub options: Vec<SocketOption>,
+}

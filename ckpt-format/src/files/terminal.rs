@@ -1,0 +1,40 @@
+//! Pseudo terminals.
+
+use serde::{Deserialize, Serialize};
+
+/// A pseudo terminal of the VE.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terminal {
+    /// The number under `/dev/pts`.
+    pub index: u32,
+    /// The path of the file system's `ptmx` node that made it, inside the VE.
+    #[serde(with = "serde_bytes")]
+    pub ptmx: Vec<u8>,
+    /// `struct termios2`.
+    #[serde(with = "serde_bytes")]
+    pub settings: Vec<u8>,
+    /// `struct winsize`: rows, columns, and the size in pixels.
+    pub window: [u16; 4],
+    /// Packet mode (`TIOCPKT`).
+    pub packet_mode: bool,
+    /// `TIOCEXCL`.
+    pub exclusive: bool,
+    /// The slave is locked (`TIOCSPTLCK`).
+    pub locked: bool,
+    /// The mode bits of the slave node.
+    pub mode: u32,
+    /// Owner inside the VE.
+    pub uid: u32,
+    /// Group inside the VE.
+    pub gid: u32,
+    /// The session whose controlling terminal it is; 0 for none.
+    pub session: i32,
+    /// The foreground process group; 0 for none.
+    pub foreground: i32,
+    /// Bytes that the slave wrote and the master has not read.
+    #[serde(with = "serde_bytes")]
+    pub output: Vec<u8>,
+    /// Bytes that the master wrote and the slave has not read.
+    #[serde(with = "serde_bytes")]
+    pub input: Vec<u8>,
+}
