@@ -73,6 +73,9 @@ pub struct EndpointConfig {
     pub timing: Timing,
 }
 
+/// Where a link waits for the connection of its bulk streams.
+pub(crate) type BulkSlot = watch::Sender<Option<quinn::Connection>>;
+
 /// A node's door to the others. Cheap to clone.
 #[derive(Clone)]
 pub struct Endpoint(pub(crate) Arc<Inner>);
@@ -89,7 +92,7 @@ pub(crate) struct Inner {
     pub(crate) join: RwLock<Option<Arc<dyn JoinHandler>>>,
     pub(crate) gate: RwLock<Option<Arc<dyn Gate>>>,
     pub(crate) slots: Mutex<HashMap<NodeId, Arc<Slot>>>,
-    pub(crate) sessions: Mutex<HashMap<(NodeId, u128), watch::Sender<Option<quinn::Connection>>>>,
+    pub(crate) sessions: Mutex<HashMap<(NodeId, u128), BulkSlot>>,
 }
 
 impl fmt::Debug for Endpoint {
