@@ -5,3 +5,5 @@
 
 #[expect(unsafe_code, reason = "the only module that talks to the kernel directly")]
 pub mod sys;
+
+pub mod files;
