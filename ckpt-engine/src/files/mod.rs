@@ -43,6 +43,8 @@ mod rebuild;
 mod remote;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod timer;
 
 pub use capture::{Captured, Undo, capture, check};

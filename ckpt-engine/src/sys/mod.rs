@@ -5,3 +5,5 @@
 pub mod descriptor;
 pub mod event;
 pub mod socket;
+#[cfg(test)]
+pub(crate) mod testing;
