@@ -1,3 +1,7 @@
 //! One wrapper per kernel interface: owned descriptors in and out, `io::Error` for every failure.
 //!
 //! This is the only place with `unsafe` in the whole project.
+
+pub mod netns;
+pub mod packet;
+pub mod tap;
