@@ -2,6 +2,7 @@
 //!
 //! Needs root. Every test builds its hosts in network namespaces of its own, which go away with
 //! it.
+#![expect(clippy::unwrap_used, reason = "a test that cannot set up its hosts has failed")]
 
 use std::{
     io::{Read, Write},
@@ -56,6 +57,16 @@ impl Host {
             netlink.add_address(index, address.parse().unwrap()).unwrap();
         }
         netlink.set_up(index).unwrap();
+    }
+
+    /// A host whose bridge is connected with this one's.
+    fn with_node(&self, name: &str) -> Self {
+        let host = Self::new();
+        self.connect(&host.netns, name, None);
+        let mut netlink = Netlink::open_in(&host.netns).unwrap();
+        let uplink = netlink.index("eth0").unwrap();
+        netlink.enslave(uplink, host.bridge.index).unwrap();
+        host
     }
 
     fn attach(&self, ve: &Netns, gate: Gate, mac: Mac) -> Interface {
@@ -267,17 +278,8 @@ fn a_gate_opens_again_after_its_hold_died() {
 #[test]
 fn a_move_between_hosts_keeps_every_datagram_in_order() {
     let lan = Host::new();
-    let (source, target) = (Host::new(), Host::new());
-    for (host, name) in [(&source, "source"), (&target, "target")] {
-        lan.connect(&host.netns, name, None);
-        host.netns
-            .run(|| {
-                let mut netlink = Netlink::open().unwrap();
-                let uplink = netlink.index("eth0").unwrap();
-                netlink.enslave(uplink, host.bridge.index).unwrap();
-            })
-            .unwrap();
-    }
+    let source = lan.with_node("source");
+    let target = lan.with_node("target");
     let client = Netns::create().unwrap();
     lan.connect(&client, "client", Some(CLIENT));
     let mac = Mac::local([4; 6]);
@@ -290,15 +292,7 @@ fn a_move_between_hosts_keeps_every_datagram_in_order() {
     let stop = Arc::new(AtomicBool::new(false));
     let sender = {
         let stop = stop.clone();
-        thread::spawn(move || {
-            let mut number = 0u64;
-            while !stop.load(Ordering::Relaxed) {
-                outside.send(&number.to_be_bytes()).unwrap();
-                number += 1;
-                thread::sleep(Duration::from_micros(100)); // the pace of the sender
-            }
-            number
-        })
+        thread::spawn(move || send_numbers(&outside, &stop))
     };
     let mut next = 0;
     receive_until(&at_source, &mut next, 500);
@@ -348,6 +342,17 @@ fn a_move_between_hosts_keeps_every_datagram_in_order() {
     source.netns.run(|| source_interface.detach()).unwrap().unwrap();
     assert!(Netlink::open_in(&source.netns).unwrap().index_of("veth101.0").unwrap().is_none());
     assert!(Netlink::open_in(&source.netns).unwrap().index_of("vh101").unwrap().is_none());
+}
+
+/// Sends numbered datagrams at a steady pace; returns how many.
+fn send_numbers(socket: &UdpSocket, stop: &AtomicBool) -> u64 {
+    let mut number = 0u64;
+    while !stop.load(Ordering::Relaxed) {
+        socket.send(&number.to_be_bytes()).unwrap();
+        number += 1;
+        thread::sleep(Duration::from_micros(100));
+    }
+    number
 }
 
 fn receive(socket: &UdpSocket) -> Option<u64> {
