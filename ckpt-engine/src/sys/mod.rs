@@ -4,4 +4,16 @@
 
 pub mod netns;
 pub mod packet;
+pub mod pagemap;
+pub mod ptrace;
 pub mod tap;
+pub mod task;
+pub mod userfault;
+pub mod vm;
+
+use std::io;
+
+/// Turns the C convention of -1 and errno into a result.
+fn check(value: libc::c_long) -> io::Result<libc::c_long> {
+    if value == -1 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
