@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use nix::libc::ENODEV;
 use serde::{Deserialize, Serialize};
 use tracing::debug;
 
@@ -260,7 +261,7 @@ impl Cgroups {
 }
 
 fn gone(source: &io::Error) -> bool {
-    source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(nix::libc::ENODEV)
+    source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(ENODEV)
 }
 
 fn collect_processes(directory: &Path, found: &mut Vec<i32>) -> Result<(), CgroupError> {
