@@ -19,6 +19,8 @@ pub struct Config {
     pub template_dir: Option<PathBuf>,
     /// Building templates.
     pub template: Template,
+    /// The bridge of the VEs.
+    pub network: crate::network::BridgeConfig,
     /// Limits of VEs.
     pub cgroup: Cgroup,
     /// Users and groups of VEs.
@@ -70,6 +72,7 @@ impl Default for Config {
             socket: None,
             template_dir: None,
             template: Template::default(),
+            network: crate::network::BridgeConfig::default(),
             cgroup: Cgroup::default(),
             ids: Ids::default(),
         }
