@@ -71,7 +71,9 @@ impl AddressSpace {
 
 fn unsupported(line: &MapLine, flags: AreaFlags) -> Option<&'static str> {
     let on_shm = line.inode != 0 && line.device == shm_device();
-    if flags.hugetlb {
+    if matches!(backing(line), Backing::Vdso | Backing::Vvar | Backing::Vsyscall) {
+        None
+    } else if flags.hugetlb {
         Some("memory of huge pages (hugetlb)")
     } else if flags.io {
         Some("memory of a device")

@@ -25,6 +25,9 @@ impl Ranges {
 
     /// Takes `start..end` out.
     pub fn remove(&mut self, start: u64, end: u64) {
+        if start >= end {
+            return;
+        }
         while let Some((&low, &high)) = self.0.range(..end).next_back() {
             if high <= start {
                 break;

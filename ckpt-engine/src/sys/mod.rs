@@ -2,12 +2,21 @@
 //!
 //! This is the only place with `unsafe` in the whole project.
 
+pub mod ancillary;
+pub mod clone;
+pub mod descriptor;
+pub mod event;
+pub mod mount;
+pub mod namespace;
 pub mod netns;
 pub mod packet;
 pub mod pagemap;
 pub mod ptrace;
+pub mod socket;
 pub mod tap;
 pub mod task;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod userfault;
 pub mod vm;
 
