@@ -25,8 +25,8 @@ use std::{
 
 use node::network::NetworkError;
 
-pub use self::{names::Host, rate::Rate, state::NodeStatus};
 use self::{daemon::Daemon, names::Layout, state::State};
+pub use self::{names::Host, rate::Rate, state::NodeStatus};
 
 mod cgroups;
 mod cluster;
@@ -92,7 +92,9 @@ pub enum TestbedError {
         state: &'static str,
     },
     /// The daemon ended before it was ready.
-    #[error("the daemon of {node} ended with {status} before it was ready; its log ends with\n{log}")]
+    #[error(
+        "the daemon of {node} ended with {status} before it was ready; its log ends with\n{log}"
+    )]
     DaemonEnded {
         /// The node.
         node: String,
@@ -233,14 +235,14 @@ impl Testbed {
         state.save(&layout)?;
         cgroups::make(&layout, &state)?;
         lan::build(&layout, &state)?;
+        let mut starting = Vec::new();
         for node in state.nodes() {
-            let daemon = Daemon::start(&layout, &state, &node)?;
-            state.daemons.insert(node.to_string(), daemon);
+            let started = Daemon::start(&layout, &state, &node)?;
+            state.daemons.insert(node.to_string(), started.daemon.clone());
             state.save(&layout)?;
+            starting.push(started);
         }
-        for node in state.nodes() {
-            daemon::wait_until_ready(&layout, &mut state, &node)?;
-        }
+        starting.into_iter().try_for_each(daemon::Starting::wait)?;
         let testbed = Self { layout, state };
         if options.cluster {
             cluster::join(&testbed)?;
@@ -381,10 +383,8 @@ impl Testbed {
     pub fn kill(&mut self, node: &Host) -> Result<(), TestbedError> {
         self.change(|_, state| {
             let daemon = state.daemons.remove(&node.to_string());
-            let ended = TestbedError::DaemonState {
-                node: node.to_string(),
-                state: "is not running",
-            };
+            let ended =
+                TestbedError::DaemonState { node: node.to_string(), state: "is not running" };
             let daemon = daemon.filter(Daemon::is_running).ok_or(ended)?;
             daemon.kill(node)
         })
@@ -397,9 +397,9 @@ impl Testbed {
                 let state = "is running already";
                 return Err(TestbedError::DaemonState { node: node.to_string(), state });
             }
-            let daemon = Daemon::start(layout, state, node)?;
-            state.daemons.insert(node.to_string(), daemon);
-            daemon::wait_until_ready(layout, state, node)
+            let started = Daemon::start(layout, state, node)?;
+            state.daemons.insert(node.to_string(), started.daemon.clone());
+            started.wait()
         })
     }
 

@@ -34,8 +34,8 @@ impl Host {
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Node(number) => write!(f, "node{number}"),
-            Self::Client => write!(f, "client"),
+            Self::Node(number) => f.pad(&format!("node{number}")),
+            Self::Client => f.pad("client"),
         }
     }
 }
@@ -168,7 +168,7 @@ impl Layout {
         };
         link("vzd", "vzd")?;
         for name in ["vzctl", "vzlist", "vzmigrate", "vzpkg", "vzcluster"] {
-            link(name, "cli")?;
+            link(name, "vz")?;
         }
         Ok(())
     }

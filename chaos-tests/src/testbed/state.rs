@@ -7,7 +7,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Options, TestbedError, daemon::Daemon, names::{Host, Layout}, rate::Rate, system};
+use super::{
+    Options, TestbedError,
+    daemon::Daemon,
+    names::{Host, Layout},
+    rate::Rate,
+    system,
+};
 
 /// The state of a testbed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
