@@ -5,6 +5,7 @@
 
 pub mod areas;
 pub mod capture;
+pub mod container;
 pub mod files;
 pub mod freeze;
 pub mod inject;

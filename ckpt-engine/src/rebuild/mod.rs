@@ -18,6 +18,7 @@ mod credentials;
 mod install;
 mod pages;
 mod release;
+mod remote;
 mod timers;
 mod tree;
 

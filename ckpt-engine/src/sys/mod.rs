@@ -2,8 +2,12 @@
 //!
 //! This is the only place with `unsafe` in the whole project.
 
+pub mod ancillary;
+pub mod clone;
 pub mod descriptor;
 pub mod event;
+pub mod mount;
+pub mod namespace;
 pub mod netns;
 pub mod packet;
 pub mod pagemap;
