@@ -207,7 +207,7 @@ fn run(database: &Database, operations: &mpsc::Receiver<Operation>) {
         for operation in lazy.drain(..) {
             if let Some(done) = operation.done {
                 done(
-                    result.as_ref().map(|()| ()).map_err(|error| {
+                    result.as_ref().copied().map_err(|error| {
                         io::Error::other(format!("cannot write the log: {error}"))
                     }),
                 );
