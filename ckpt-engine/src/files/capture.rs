@@ -15,7 +15,7 @@ use ckpt_format::{
 use super::{
     Source, deleted, epoll, event,
     find::{Found, Object, Refusal},
-    memfd, path, pipe, timer,
+    memfd, path, pipe, socket, tcp, timer,
 };
 use crate::sys::descriptor::{self, Query};
 
@@ -35,12 +35,24 @@ pub struct Captured {
 /// Dropping it puts everything back, so that no error path leaves a connection stuck.
 /// [`Undo::seal`] is for the one case in which the originals must die in silence.
 #[derive(Debug, Default)]
-pub struct Undo {}
+pub struct Undo {
+    pub(super) connections: Vec<tcp::Repaired>,
+}
 
 impl Undo {
     /// The originals will not run again: connections stay in repair mode, so that closing them
     /// tells their peers nothing. The last descriptors that we hold are closed.
-    pub fn seal(self) {}
+    pub fn seal(mut self) {
+        self.connections.drain(..).for_each(tcp::Repaired::seal);
+    }
+}
+
+/// Ends what a daemon left behind that died between [`capture`] and the end of its [`Undo`].
+/// Returns how many connections had to be mended.
+pub fn mend(source: &Source<'_>) -> Result<usize, Vec<Blocker>> {
+    let found = Found::of(source)?;
+    let sockets = found.objects.iter().filter(|object| socket::is_tcp(object));
+    Ok(sockets.filter(|object| tcp::mend(object).unwrap_or(false)).count())
 }
 
 /// The kinds of descriptions, as far as they can be told without reading them.
@@ -54,6 +66,7 @@ enum Class {
     Timer,
     Signal,
     Epoll,
+    Socket(socket::Protocol),
 }
 
 /// A capture at work.
@@ -67,7 +80,8 @@ pub(super) struct Capture<'a> {
     pub(super) pipes: HashMap<(u64, u64), u32>,
     /// The mounts that init can see.
     mounts: HashSet<u64>,
-    undo: Undo,
+    network: socket::Network,
+    pub(super) undo: Undo,
 }
 
 /// Reads all open files of frozen processes.
@@ -99,7 +113,10 @@ pub fn capture(source: &Source<'_>) -> Result<Captured, Vec<Blocker>> {
         }
     }
     if blockers.is_empty() {
-        Ok(Captured { files: capture.files, tables: capture.found.tables, undo: capture.undo })
+        let Capture { files, found, undo, .. } = capture;
+        // All our descriptors but those in `undo` are closed here: while we hold an end of a
+        // pipe or socket nobody can see that the VE has closed it.
+        Ok(Captured { files, tables: found.tables, undo })
     } else {
         Err(blockers)
     }
@@ -144,6 +161,8 @@ impl<'a> Capture<'a> {
             deleted: HashMap::new(),
             pipes: HashMap::new(),
             mounts,
+            network: socket::Network::of(source.init)
+                .map_err(|error| unreadable("the network namespace", error))?,
             undo: Undo::default(),
         })
     }
@@ -172,6 +191,7 @@ impl<'a> Capture<'a> {
                 self.inside_the_mounts(object).map(|()| Class::ByPath)
             }
             libc::S_IFIFO => pipe::check(&self.found, object).map(|()| Class::Pipe),
+            libc::S_IFSOCK => self.network.protocol(object).map(Class::Socket),
             _ => Err(unknown(object)),
         }
     }
@@ -197,6 +217,7 @@ impl<'a> Capture<'a> {
             Class::Signal => event::capture_signal(&self.found.objects[place])?,
             Class::Timer => timer::capture(&self.found.objects[place])?,
             Class::Epoll => Kind::Epoll { entries: Vec::new() },
+            Class::Socket(protocol) => socket::capture(self, place, protocol)?,
         };
         let object = &self.found.objects[place];
         let flags = object.flags.cast_unsigned();
