@@ -1,0 +1,200 @@
+//! Two or three endpoints on loopback: who may talk to whom, and what each refusal says.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use transport::{
+    Authority, CallError, CallHandler, ConnectError, Endpoint, EndpointConfig, Gate, Identity,
+    JoinError, JoinHandler, JoinToken, NodeId, PeerInfo, Refusal, Service, Timing, Versions,
+    request_join,
+};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+struct Echo;
+
+impl CallHandler for Echo {
+    fn call(&self, peer: PeerInfo, request: Vec<u8>) -> BoxFuture<'static, Vec<u8>> {
+        let text: String = ckpt_format::codec::decode(&request).expect("the test sends a string");
+        async move { ckpt_format::codec::encode(&format!("{text} from {}", peer.node)) }.boxed()
+    }
+}
+
+fn any() -> SocketAddr {
+    "127.0.0.1:0".parse().expect("an address")
+}
+
+fn bind_at(listen: SocketAddr, authority: &Authority, node: u64, versions: Versions) -> Endpoint {
+    let identity = Identity::issue(authority, NodeId(node)).expect("an identity");
+    let name = format!("node{node}");
+    let timing = Timing::default();
+    Endpoint::bind(EndpointConfig { listen, identity, name, versions, timing }).expect("a socket")
+}
+
+fn bind(authority: &Authority, node: u64) -> Endpoint {
+    bind_at(any(), authority, node, Versions::CURRENT)
+}
+
+fn authority() -> Authority {
+    Authority::create("test").expect("an authority")
+}
+
+async fn ask(from: &Endpoint, to: &Endpoint) -> Result<String, CallError> {
+    let peer = from.peer(to.node(), to.address().expect("an address"));
+    peer.call(Service::Test, &"hello".to_owned(), PATIENCE).await
+}
+
+fn connect_error(result: Result<String, CallError>) -> ConnectError {
+    match result {
+        Err(CallError::Connect { source, .. }) => source,
+        other => panic!("expected a refused connection, got {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn members_call_each_other_by_proven_name() {
+    let authority = authority();
+    let (one, two) = (bind(&authority, 1), bind(&authority, 2));
+    two.on_call(Service::Test, Arc::new(Echo));
+    assert_eq!(ask(&one, &two).await.expect("an answer"), "hello from 1");
+    assert!(matches!(ask(&two, &one).await, Err(CallError::NoService { node: NodeId(1) })));
+}
+
+#[tokio::test]
+async fn a_node_of_another_cluster_is_refused_on_both_sides() {
+    let (one, other) = (bind(&authority(), 1), bind(&authority(), 2));
+    other.on_call(Service::Test, Arc::new(Echo));
+    let error = connect_error(ask(&one, &other).await);
+    assert!(matches!(error, ConnectError::NotOfThisCluster { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn another_version_is_named_with_both_versions() {
+    let authority = authority();
+    let one = bind(&authority, 1);
+    let newer = bind_at(any(), &authority, 2, Versions { oldest: 7, newest: 9 });
+    let error = connect_error(ask(&one, &newer).await).to_string();
+    assert!(error.ends_with("speaks protocol versions 7 to 9, this node version 1"), "{error}");
+    let error = connect_error(ask(&newer, &one).await).to_string();
+    assert!(error.ends_with("speaks protocol version 1, this node versions 7 to 9"), "{error}");
+}
+
+#[tokio::test]
+async fn the_wrong_node_at_an_address_is_noticed() {
+    let authority = authority();
+    let (one, two) = (bind(&authority, 1), bind(&authority, 2));
+    let peer = one.peer(NodeId(3), two.address().expect("an address"));
+    let error = peer.connect().await.expect_err("node 2 answers");
+    assert!(
+        matches!(error, ConnectError::WrongNode { expected: NodeId(3), found: NodeId(2), .. }),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn nobody_there_is_unreachable_within_the_patience() {
+    let one = bind(&authority(), 1);
+    let silent = std::net::UdpSocket::bind(any()).expect("a socket nobody reads");
+    let begun = Instant::now();
+    let peer = one.peer(NodeId(2), silent.local_addr().expect("an address"));
+    let error = peer.connect().await.expect_err("nobody answers");
+    assert!(matches!(error, ConnectError::Unreachable { .. }), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(4));
+}
+
+struct RemovedTwo;
+
+impl Gate for RemovedTwo {
+    fn is_removed(&self, node: NodeId) -> bool {
+        node == NodeId(2)
+    }
+}
+
+#[tokio::test]
+async fn a_removed_node_is_told_so() {
+    let authority = authority();
+    let (one, two) = (bind(&authority, 1), bind(&authority, 2));
+    one.on_call(Service::Test, Arc::new(Echo));
+    one.set_gate(Arc::new(RemovedTwo));
+    let error = connect_error(ask(&two, &one).await);
+    assert!(matches!(error, ConnectError::Refused { refusal: Refusal::Removed, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_restarted_peer_is_reached_again_at_once() {
+    let authority = authority();
+    let one = bind(&authority, 1);
+    let identity = Identity::issue(&authority, NodeId(2)).expect("an identity");
+    let directory = tempfile::tempdir().expect("a directory");
+    identity.save(directory.path()).expect("saved");
+    let start = |listen| {
+        let identity = Identity::load(directory.path(), NodeId(2)).expect("loaded");
+        let two = Endpoint::bind(EndpointConfig {
+            listen,
+            identity,
+            name: "node2".into(),
+            versions: Versions::CURRENT,
+            timing: Timing::default(),
+        })
+        .expect("a socket");
+        two.on_call(Service::Test, Arc::new(Echo));
+        two
+    };
+    let two = start(any());
+    let address = two.address().expect("an address");
+    ask(&one, &two).await.expect("an answer");
+    two.shut_down(PATIENCE).await;
+    drop(two);
+    // The listening task lets go of the socket a moment after the shutdown.
+    let two = loop {
+        match std::net::UdpSocket::bind(address) {
+            Ok(socket) => {
+                drop(socket);
+                break start(address);
+            }
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    assert_eq!(ask(&one, &two).await.expect("an answer"), "hello from 1");
+}
+
+struct Admit;
+
+impl JoinHandler for Admit {
+    fn join(&self, _address: SocketAddr, request: Vec<u8>) -> BoxFuture<'static, Vec<u8>> {
+        async move { request.iter().rev().copied().collect() }.boxed()
+    }
+}
+
+async fn join(token: &JoinToken) -> Result<Vec<u8>, JoinError> {
+    request_join(token, "new", vec![1, 2, 3], Versions::CURRENT, PATIENCE).await
+}
+
+#[tokio::test]
+async fn a_stranger_may_ask_to_join_and_nothing_else() {
+    let authority = authority();
+    let one = bind(&authority, 1);
+    let address = one.address().expect("an address");
+    let token = JoinToken::create(address, one.identity().authority_fingerprint());
+    let refused = join(&token).await.expect_err("nobody admits yet");
+    assert!(
+        matches!(
+            refused,
+            JoinError::Connect(ConnectError::Refused { refusal: Refusal::NoJoin, .. })
+        ),
+        "{refused:?}"
+    );
+    one.on_join(Arc::new(Admit));
+    assert_eq!(join(&token).await.expect("an answer"), vec![3, 2, 1]);
+    // A token for another cluster that names this address.
+    let foreign = Identity::issue(&self::authority(), NodeId(1)).expect("an identity");
+    let token = JoinToken::create(address, foreign.authority_fingerprint());
+    let refused = join(&token).await.expect_err("another authority");
+    assert!(
+        matches!(refused, JoinError::Connect(ConnectError::NotOfThisCluster { .. })),
+        "{refused:?}"
+    );
+}
