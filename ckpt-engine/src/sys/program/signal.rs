@@ -104,6 +104,17 @@ pub fn take(signals: &[i32], timeout: Duration) -> io::Result<Taken> {
     Ok(Taken { signal, pid, value: value.sival_ptr.addr() })
 }
 
+/// Blocks a signal of any number, real-time ones included, for this thread.
+pub fn block(signal: i32) -> io::Result<()> {
+    // SAFETY: all bits zero is a valid, empty set.
+    let mut set: libc::sigset_t = unsafe { zeroed() };
+    // SAFETY: the set is valid.
+    check(unsafe { libc::sigaddset(&raw mut set, signal) })?;
+    // SAFETY: the set lives during the call.
+    let result = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
+}
+
 /// Makes SIGALRM come at this interval, or no more for an interval of zero.
 pub fn set_interval_timer(interval: Duration) -> io::Result<()> {
     let value = libc::timeval {
