@@ -3,5 +3,15 @@
 //! The engine knows no cluster and no network between hosts: it turns processes into the types
 //! of `ckpt_format` and back. Everything that talks to the kernel directly is in [`sys`].
 
+pub mod areas;
+pub mod capture;
+pub mod container;
+pub mod files;
+pub mod freeze;
+pub mod inject;
+pub mod procfs;
+pub mod ranges;
+pub mod rebuild;
 #[expect(unsafe_code, reason = "the only module that talks to the kernel directly")]
 pub mod sys;
+pub mod track;

@@ -1,1 +1,179 @@
-//! (to come)
+//! The container around a VE's processes: its names, clocks, file systems and mounts.
+
+use serde::{Deserialize, Serialize};
+
+/// What a container looks like, as found on the source and made again on the target.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// The host name.
+    pub hostname: String,
+    /// The NIS domain name.
+    pub domainname: String,
+    /// What CLOCK_MONOTONIC and CLOCK_BOOTTIME show inside.
+    pub clocks: Clocks,
+    /// The file systems that the mounts show.
+    pub filesystems: Vec<Filesystem>,
+    /// The mounts in an order in which they can be attached; the first is `/`.
+    pub mounts: Vec<Mount>,
+}
+
+/// The readings of two clocks inside the VE, or the difference of two such readings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clocks {
+    /// CLOCK_MONOTONIC in nanoseconds.
+    pub monotonic_ns: i64,
+    /// CLOCK_BOOTTIME in nanoseconds.
+    pub boottime_ns: i64,
+}
+
+impl Clocks {
+    /// How far these readings are ahead of others.
+    #[must_use]
+    pub fn since(self, other: Self) -> Self {
+        Self {
+            monotonic_ns: self.monotonic_ns.saturating_sub(other.monotonic_ns),
+            boottime_ns: self.boottime_ns.saturating_sub(other.boottime_ns),
+        }
+    }
+}
+
+/// A file system: one superblock of the kernel, shown by one mount or several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filesystem {
+    /// Which kind.
+    pub kind: FilesystemKind,
+    /// Its own options, e.g. `size=64k`; ids in them are the VE's.
+    pub options: Vec<MountOption>,
+}
+
+/// One option of a file system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountOption {
+    /// The name.
+    pub name: String,
+    /// The value, for options that have one.
+    pub value: Option<String>,
+}
+
+/// The kinds of file systems that a container can have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FilesystemKind {
+    /// The VE's own files, an overlay made by the host.
+    Root,
+    /// Files in memory.
+    Tmpfs,
+    /// `/proc`.
+    Proc,
+    /// `/sys`.
+    Sysfs,
+    /// Pseudo-terminals.
+    Devpts,
+    /// POSIX message queues.
+    Mqueue,
+    /// The VE's part of the cgroup tree.
+    Cgroup,
+    /// A device node of the host, by its name below `/dev`; see [`HOST_DEVICES`].
+    Device {
+        /// The name.
+        name: String,
+    },
+}
+
+/// The device nodes that a VE may have: name, major, minor.
+pub const HOST_DEVICES: &[(&str, u32, u32)] = &[
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
+
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Where in the VE's tree.
+    pub point: String,
+    /// Which of [`Container::filesystems`] it shows.
+    pub filesystem: u32,
+    /// Which directory or file of it; `/` for all of it.
+    pub root: String,
+    /// Whether point and root are directories; files can be mounted, too.
+    pub directory: bool,
+    /// `MOUNT_ATTR_*` bits.
+    pub attributes: u64,
+    /// Passes its sub-mounts on to copies of it.
+    pub shared: bool,
+}
+
+impl Container {
+    /// The place of the VE's own files in [`Self::filesystems`].
+    pub fn root_filesystem(&self) -> Option<usize> {
+        self.filesystems.iter().position(|filesystem| filesystem.kind == FilesystemKind::Root)
+    }
+
+    /// What a VE has when it starts afresh.
+    pub fn fresh(hostname: &str) -> Self {
+        const RDONLY: u64 = 1;
+        const NOSUID: u64 = 2;
+        const NODEV: u64 = 4;
+        const NOEXEC: u64 = 8;
+        let none = NOSUID | NODEV | NOEXEC;
+        let mut this = Self { hostname: hostname.to_owned(), ..Self::default() };
+        this.add("/", FilesystemKind::Root, &[], 0);
+        this.add("/proc", FilesystemKind::Proc, &[], none);
+        // Read-only, because much below it is about the host; what is about the VE's own network
+        // has its files under /proc/sys.
+        this.add("/sys", FilesystemKind::Sysfs, &[], none | RDONLY);
+        this.add("/sys/fs/cgroup", FilesystemKind::Cgroup, &[], none);
+        this.add("/dev", FilesystemKind::Tmpfs, &[("mode", "755"), ("size", "1m")], NOSUID);
+        for (name, ..) in HOST_DEVICES {
+            let device = FilesystemKind::Device { name: (*name).to_owned() };
+            this.add(&format!("/dev/{name}"), device, &[], NOSUID | NOEXEC);
+        }
+        // Init writes to its console; nobody reads this one, so it never blocks.
+        let null = FilesystemKind::Device { name: "null".to_owned() };
+        this.add("/dev/console", null, &[], NOSUID | NOEXEC);
+        let pts = [("gid", "5"), ("mode", "620"), ("ptmxmode", "666")];
+        this.add("/dev/pts", FilesystemKind::Devpts, &pts, NOSUID | NOEXEC);
+        this.add("/dev/shm", FilesystemKind::Tmpfs, &[("mode", "1777")], NOSUID | NODEV);
+        this.add("/dev/mqueue", FilesystemKind::Mqueue, &[], none);
+        this.add("/run", FilesystemKind::Tmpfs, &[("mode", "755")], NOSUID | NODEV);
+        let lock = [("mode", "1777"), ("size", "5m")];
+        this.add("/run/lock", FilesystemKind::Tmpfs, &lock, none);
+        this
+    }
+
+    fn add(
+        &mut self,
+        point: &str,
+        kind: FilesystemKind,
+        options: &[(&str, &str)],
+        attributes: u64,
+    ) {
+        let directory = !matches!(kind, FilesystemKind::Device { .. });
+        let options = options.iter().map(|(name, value)| MountOption {
+            name: (*name).to_owned(),
+            value: Some((*value).to_owned()),
+        });
+        let filesystem = u32::try_from(self.filesystems.len()).expect("a handful");
+        self.filesystems.push(Filesystem { kind, options: options.collect() });
+        self.mounts.push(Mount {
+            point: point.to_owned(),
+            filesystem,
+            root: "/".to_owned(),
+            directory,
+            attributes,
+            shared: false,
+        });
+    }
+}
+
+/// The symbolic links that a fresh `/dev` has: name, what it points to.
+pub const FRESH_LINKS: &[(&str, &str)] = &[
+    ("/dev/ptmx", "pts/ptmx"),
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+];

@@ -12,3 +12,4 @@ pub mod files;
 pub mod memory;
 pub mod network;
 pub mod process;
+pub mod stream;

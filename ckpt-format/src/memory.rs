@@ -18,6 +18,8 @@ pub struct Area {
     pub shared: bool,
     /// The area grows downwards by itself (`MAP_GROWSDOWN`): the stack.
     pub grows_down: bool,
+    /// The file or object behind it was opened for writing: `VM_MAYWRITE`.
+    pub may_write: bool,
     /// Where the area starts in its file or object, in bytes.
     pub offset: u64,
     /// What stands behind the area.

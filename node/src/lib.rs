@@ -1,1 +1,18 @@
-//! See ARCHITECTURE.md.
+//! The node daemon `vzd` as a library: what runs Virtual Environments (VEs) on one host.
+//!
+//! One daemon per host. It creates and runs VEs ([`ve`]), keeps their files ([`storage`],
+//! [`template`]), connects them ([`network`]), limits them ([`cgroup`]), moves them to other
+//! nodes ([`migration`]) when the cluster's log allows it ([`cluster`]), and takes orders from
+//! the vz programs over a unix socket ([`api`]). VEs do not die with the daemon.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod cgroup;
+pub mod cluster;
+pub mod config;
+pub mod daemon;
+pub mod migration;
+pub mod network;
+pub mod storage;
+pub mod template;
+pub mod ve;

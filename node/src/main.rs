@@ -1,3 +1,41 @@
-//! The node daemon.
+//! `vzd`, the node daemon.
 
-fn main() {}
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use node::{config::Config, daemon};
+use tracing::error;
+use tracing_subscriber::EnvFilter;
+
+/// Runs the Virtual Environments of this node, in the foreground.
+#[derive(Debug, Parser)]
+#[command(name = "vzd", version)]
+struct Arguments {
+    /// The configuration file. Without it every setting has its default.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_env("VZD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let config = match arguments.config.as_deref().map_or(Ok(Config::default()), Config::load) {
+        Ok(config) => config,
+        Err(problem) => return fail(&problem),
+    };
+    let workers =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
+    match workers {
+        Ok(workers) => match workers.block_on(daemon::run(config)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(problem) => fail(&problem),
+        },
+        Err(problem) => fail(&problem),
+    }
+}
+
+fn fail(problem: &dyn std::error::Error) -> ExitCode {
+    error!("{}", node::api::chain(problem));
+    ExitCode::FAILURE
+}

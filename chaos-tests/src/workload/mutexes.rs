@@ -21,7 +21,7 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
         let child = fork(|| {
             let held = mutex.lock();
             let told = std::io::Write::write_all(&mut &send, b"x");
-            std::thread::sleep(Duration::from_millis(700));
+            std::thread::sleep(Duration::from_millis(250));
             if releases {
                 // The parent must notice that nobody died with the mutex.
                 let _ = mutex.unlock();
@@ -35,6 +35,7 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
         let pid = Pid::from_raw(child);
         same("end of the child", waitpid(pid, None)?, WaitStatus::Exited(pid, 0))?;
         mutex.unlock()?;
+        context.progress.count();
         same("the mutex afterwards", mutex.lock()?, Taken::Clean)?;
         mutex.unlock()?;
     }

@@ -1,6 +1,6 @@
 //! Children of a workload.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{ErrorKind, PipeReader, PipeWriter, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -36,7 +36,8 @@ impl Child {
     ) -> Result<Self, Failure> {
         let (read, write) = std::io::pipe()?;
         let report = context.path(&format!("child-{name}"));
-        let _ = fs::remove_file(&report);
+        // Opened before the child becomes somebody who may not.
+        let mut output = File::create(&report)?;
         let mut ends = Some((read, write));
         let pid = fork(|| {
             let Some((read, write)) = ends.take() else { return 2 };
@@ -46,7 +47,7 @@ impl Child {
                 Ok(()) => 0,
                 Err(failure) => {
                     // Without it the parent still sees the exit status.
-                    let _ = fs::write(&report, failure.to_string());
+                    let _ = write!(output, "{failure}");
                     1
                 }
             }
@@ -86,8 +87,10 @@ impl Child {
     #[track_caller]
     fn failure(&self, status: WaitStatus) -> Failure {
         match fs::read_to_string(&self.report) {
-            Ok(report) => Failure::new(format!("child {}: {report}", self.name)),
-            Err(_) => Failure::new(format!("child {} ended: {status:?}", self.name)),
+            Ok(report) if !report.is_empty() => {
+                Failure::new(format!("child {}: {report}", self.name))
+            }
+            _ => Failure::new(format!("child {} ended: {status:?}", self.name)),
         }
     }
 }

@@ -2,4 +2,28 @@
 //!
 //! This is the only place with `unsafe` in the whole project.
 
+pub mod ancillary;
+pub mod clone;
+pub mod descriptor;
+pub mod event;
+pub mod mount;
+pub mod namespace;
+pub mod netns;
+pub mod packet;
+pub mod pagemap;
 pub mod program;
+pub mod ptrace;
+pub mod socket;
+pub mod tap;
+pub mod task;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod userfault;
+pub mod vm;
+
+use std::io;
+
+/// Turns the C convention of -1 and errno into a result.
+fn check(value: libc::c_long) -> io::Result<libc::c_long> {
+    if value == -1 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}

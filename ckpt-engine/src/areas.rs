@@ -1,0 +1,248 @@
+//! From the lines of `/proc/PID/maps` to [`Area`]s, and the difference between two layouts.
+
+use std::{collections::HashMap, fs::File, io, os::linux::fs::MetadataExt};
+
+use ckpt_format::memory::{Area, Backing, SharedKind, SharedObject};
+
+use crate::{
+    procfs::{self, AreaFlags, MapLine, ProcError},
+    ranges::Ranges,
+};
+
+/// The address space of one process as read from outside.
+#[derive(Clone, Debug, Default)]
+pub struct AddressSpace {
+    /// The areas in ascending order.
+    pub areas: Vec<Area>,
+    /// The shared objects they show, by id, with the address range of one mapping of each.
+    pub shared: HashMap<u64, (u64, u64)>,
+    /// What cannot be moved: the name of the area and why.
+    pub unsupported: Vec<(String, &'static str)>,
+    /// The flags by start address, to be used again while an area stays as it is.
+    flags: HashMap<u64, AreaFlags>,
+    lines: Vec<MapLine>,
+}
+
+impl AddressSpace {
+    /// Reads the areas of a process. `before` saves the dear look into smaps where nothing has
+    /// changed since.
+    pub fn read(pid: i32, maps: &str, before: Option<&Self>) -> Result<Self, ProcError> {
+        let lines = procfs::parse_maps(maps);
+        let flags = match before {
+            Some(before) if before.lines == lines => return Ok(before.clone()),
+            _ => procfs::parse_area_flags(&procfs::read_text(pid, "smaps")?),
+        };
+        let mut space = Self { flags, ..Self::default() };
+        for line in &lines {
+            let flags = space.flags.get(&line.start).copied().unwrap_or_default();
+            space.add(line, flags);
+        }
+        space.lines = lines;
+        Ok(space)
+    }
+
+    fn add(&mut self, line: &MapLine, flags: AreaFlags) {
+        if let Some(why) = unsupported(line, flags) {
+            self.unsupported.push((line.name.clone(), why));
+            return;
+        }
+        let backing = backing(line);
+        if let Backing::Shared { object } = backing {
+            self.shared.insert(object, (line.start, line.end));
+        }
+        self.areas.push(Area {
+            start: line.start,
+            end: line.end,
+            protection: line.protection,
+            shared: line.shared,
+            grows_down: flags.grows_down,
+            may_write: flags.may_write,
+            offset: if line.inode == 0 { 0 } else { line.offset },
+            backing,
+            advice: flags.advice,
+        });
+    }
+
+    /// Where the vdso starts.
+    pub fn vdso(&self) -> Option<u64> {
+        self.areas.iter().find(|area| area.backing == Backing::Vdso).map(|area| area.start)
+    }
+}
+
+fn unsupported(line: &MapLine, flags: AreaFlags) -> Option<&'static str> {
+    let on_shm = line.inode != 0 && line.device == shm_device();
+    if matches!(backing(line), Backing::Vdso | Backing::Vvar | Backing::Vsyscall) {
+        None
+    } else if flags.hugetlb {
+        Some("memory of huge pages (hugetlb)")
+    } else if flags.io {
+        Some("memory of a device")
+    } else if flags.sealed {
+        Some("memory sealed by mseal")
+    } else if flags.shadow_stack {
+        Some("a shadow stack")
+    } else if flags.userfault {
+        Some("memory served by the program's own userfaultfd")
+    } else if on_shm && line.name.starts_with("/SYSV") {
+        Some("System V shared memory")
+    } else if line.name.starts_with("/[aio]") {
+        Some("an AIO context")
+    } else if line.name.starts_with("anon_inode:") {
+        Some("memory of the kernel")
+    } else if line.inode != 0 && !on_shm && line.name.ends_with(" (deleted)") {
+        Some("a mapping of a deleted file")
+    } else {
+        None
+    }
+}
+
+fn backing(line: &MapLine) -> Backing {
+    match line.name.as_str() {
+        "[vdso]" => Backing::Vdso,
+        "[vvar]" | "[vvar_vclock]" => Backing::Vvar,
+        "[vsyscall]" => Backing::Vsyscall,
+        _ if line.inode == 0 => {
+            let name = line.name.strip_prefix("[anon:").and_then(|name| name.strip_suffix(']'));
+            Backing::Anonymous { name: name.map(str::to_owned) }
+        }
+        _ if line.device == shm_device() => Backing::Shared { object: line.inode },
+        path => Backing::File { path: path.to_owned() },
+    }
+}
+
+/// The device number, as maps shows it, of the kernel's own tmpfs where memfds and shared
+/// anonymous memory live. A file of the VE with a misleading name is never on it.
+fn shm_device() -> &'static str {
+    static DEVICE: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    DEVICE.get_or_init(|| {
+        let device = crate::sys::task::memfd("probe")
+            .map(File::from)
+            .and_then(|file| file.metadata())
+            .map_or(0, |metadata| metadata.st_dev());
+        format!("{:02x}:{:02x}", libc::major(device), libc::minor(device))
+    })
+}
+
+/// Opens the object behind an area of a process, and describes it.
+pub fn open_shared(
+    pid: i32,
+    (start, end): (u64, u64),
+    object: u64,
+    id_base: u32,
+) -> io::Result<(File, SharedObject)> {
+    let path = procfs::path(pid, &format!("map_files/{start:x}-{end:x}"));
+    let target = std::fs::read_link(&path)?.to_string_lossy().into_owned();
+    let file = match File::options().read(true).write(true).open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => File::open(&path)?,
+        other => other?,
+    };
+    let metadata = file.metadata()?;
+    if metadata.st_ino() != object {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let name = target.strip_prefix("/memfd:").and_then(|name| name.strip_suffix(" (deleted)"));
+    let kind = match name {
+        None => SharedKind::Anonymous,
+        Some(name) => SharedKind::Memfd {
+            name: name.to_owned(),
+            seals: nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_GET_SEALS)
+                .map_or(0, |seals| seals as u32),
+            mode: metadata.st_mode() & 0o7777,
+            uid: metadata.st_uid().wrapping_sub(id_base),
+            gid: metadata.st_gid().wrapping_sub(id_base),
+        },
+    };
+    let size = metadata.st_size();
+    Ok((file, SharedObject { id: object, size, kind }))
+}
+
+/// The addresses at which `old` and `new` show the same thing, so that pages already sent stay
+/// good there. Source and target both use this, and so agree.
+pub fn kept(old: &[Area], new: &[Area]) -> Ranges {
+    let mut kept = Ranges::default();
+    let mut rest = old.iter().peekable();
+    for area in new {
+        while rest.next_if(|old| old.end <= area.start).is_some() {}
+        let mut ahead = rest.clone();
+        while let Some(old) = ahead.next_if(|old| old.start < area.end) {
+            if same_content(old, area) {
+                kept.insert(old.start.max(area.start), old.end.min(area.end));
+            }
+        }
+    }
+    kept
+}
+
+fn same_content(old: &Area, new: &Area) -> bool {
+    let place = |area: &Area| match area.backing {
+        Backing::Anonymous { .. } => 0,
+        _ => area.start.wrapping_sub(area.offset),
+    };
+    let backing = match (&old.backing, &new.backing) {
+        (Backing::Anonymous { .. }, Backing::Anonymous { .. }) => true,
+        (old, new) => old == new,
+    };
+    backing
+        && old.shared == new.shared
+        && old.grows_down == new.grows_down
+        && old.may_write == new.may_write
+        && place(old) == place(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use ckpt_format::memory::Advice;
+
+    use super::*;
+
+    fn area(start: u64, end: u64, path: Option<&str>, offset: u64) -> Area {
+        let backing = match path {
+            Some(path) => Backing::File { path: path.to_owned() },
+            None => Backing::Anonymous { name: None },
+        };
+        Area {
+            start,
+            end,
+            protection: 3,
+            shared: false,
+            grows_down: false,
+            may_write: true,
+            offset,
+            backing,
+            advice: Advice::default(),
+        }
+    }
+
+    fn check(old: &[Area], new: &[Area], expected: &[(u64, u64)]) {
+        assert_eq!(kept(old, new).iter().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn growth_and_splits_keep_what_was_there() {
+        let heap = [area(0x1000, 0x3000, None, 0)];
+        check(&heap, &[area(0x1000, 0x5000, None, 0)], &[(0x1000, 0x3000)]);
+        let split = [area(0x1000, 0x2000, None, 0), area(0x2000, 0x3000, None, 0)];
+        check(&heap, &split, &[(0x1000, 0x3000)]);
+        check(&split, &heap, &[(0x1000, 0x3000)]);
+        check(&heap, &[area(0x4000, 0x5000, None, 0)], &[]);
+    }
+
+    #[test]
+    fn another_file_or_place_in_it_keeps_nothing() {
+        let old = [area(0x1000, 0x3000, Some("/a"), 0)];
+        check(&old, &[area(0x1000, 0x3000, Some("/b"), 0)], &[]);
+        check(&old, &[area(0x1000, 0x3000, Some("/a"), 0x1000)], &[]);
+        check(&old, &[area(0x2000, 0x3000, Some("/a"), 0x1000)], &[(0x2000, 0x3000)]);
+        check(&old, &[area(0x1000, 0x3000, None, 0)], &[]);
+    }
+
+    #[test]
+    fn our_own_address_space_is_understood() {
+        let pid = std::process::id() as i32;
+        let maps = procfs::read_text(pid, "maps").unwrap();
+        let space = AddressSpace::read(pid, &maps, None).unwrap();
+        assert!(space.vdso().is_some());
+        assert!(space.areas.iter().any(|area| area.grows_down));
+        assert_eq!(space.unsupported, vec![]);
+    }
+}

@@ -1,0 +1,72 @@
+//! Finds what cannot be captured, without disturbing a running VE.
+
+use std::path::Path;
+
+use ckpt_format::blocker::Blocker;
+
+use crate::{
+    areas::AddressSpace,
+    procfs::{self, ProcError, Stat, Status},
+};
+
+/// Lists everything about the processes in `cgroup` (cgroup v2) that cannot be moved now.
+///
+/// Descriptors are not looked at here. A process that ends meanwhile is left out.
+pub fn check(cgroup: &Path) -> std::io::Result<Vec<Blocker>> {
+    let mut blockers = Vec::new();
+    for host in procfs::cgroup_processes(cgroup)? {
+        if let Ok(found) = check_process(host) {
+            blockers.extend(found);
+        }
+    }
+    Ok(blockers)
+}
+
+fn check_process(host: i32) -> Result<Vec<Blocker>, ProcError> {
+    let status = Status::read(host)?;
+    let stat = Stat::read(host)?;
+    let pid = status.innermost("NSpid")?;
+    let command = status.text("Name")?.to_owned();
+    let mut blockers = Vec::new();
+    let mut add = |object: String, hint: &str| {
+        blockers.push(Blocker {
+            pid,
+            command: command.clone(),
+            fd: None,
+            object,
+            hint: hint.to_owned(),
+        });
+    };
+    let tracer = status.number("TracerPid", 10)?;
+    if tracer != 0 {
+        add("process under ptrace".to_owned(), "end the debugger or strace that traces it");
+    }
+    if stat.state == 'Z' {
+        if procfs::threads(host)?.len() > 1 {
+            add("ended main thread with live threads".to_owned(), "wait until the process ends");
+        }
+        return Ok(blockers);
+    }
+    if status.number("Seccomp", 10)? != 0 {
+        add("seccomp filter".to_owned(), "run the program without its own seccomp filter");
+    }
+    for name in ["exe", "cwd"] {
+        if procfs::link(host, name)?.ends_with(" (deleted)") {
+            add(format!("deleted {name}"), "restart the program");
+        }
+    }
+    if status.numbers("NSpid", 10)?.len() > namespace_depth()? + 1 {
+        add("process in a nested pid namespace".to_owned(), "stop the container in the VE");
+    }
+    let maps = procfs::read_text(host, "maps")?;
+    for (name, why) in AddressSpace::read(host, &maps, None)?.unsupported {
+        let shown = if name.is_empty() { String::new() } else { format!(" ({name})") };
+        add(format!("{why}{shown}"), "restart the program without it");
+    }
+    Ok(blockers)
+}
+
+/// How many pid namespaces we ourselves are in, as far as `/proc` shows.
+fn namespace_depth() -> Result<usize, ProcError> {
+    Status::read(std::process::id() as i32)?.numbers("NSpid", 10).map(|pids| pids.len())
+}

@@ -1,0 +1,124 @@
+//! Captures the state of the processes of a frozen VE.
+//!
+//! What `/proc`, ptrace and a few system calls tell from outside is read from outside; what
+//! only the process itself can say is asked by a table of calls made in it, one stop for each
+//! thread. Afterwards every thread is as it was, still frozen.
+
+mod check;
+mod process;
+mod thread;
+
+use ckpt_format::{blocker::Blocker, process::Processes};
+
+pub use self::check::check;
+use crate::{
+    freeze::{FreezeError, Frozen},
+    inject::{InjectError, Stopped},
+    procfs::{self, ProcError},
+    sys::ptrace,
+    track::Tracked,
+};
+
+/// Why the state could not be captured. The VE is unharmed.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// Something in the VE cannot be moved.
+    #[error("{} cannot be moved: {}", count(.0), list(.0))]
+    Blocked(Vec<Blocker>),
+    /// A file of `/proc` was not readable.
+    #[error(transparent)]
+    Proc(#[from] ProcError),
+    /// A thread could not be asked.
+    #[error(transparent)]
+    Inject(#[from] InjectError),
+    /// The freezer failed.
+    #[error(transparent)]
+    Freeze(#[from] FreezeError),
+}
+
+fn count(blockers: &[Blocker]) -> String {
+    match blockers.len() {
+        1 => "an object".to_owned(),
+        many => format!("{many} objects"),
+    }
+}
+
+fn list(blockers: &[Blocker]) -> String {
+    blockers.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// How the ids of the VE are seen from the host.
+#[derive(Clone, Copy, Debug)]
+pub struct IdMap {
+    /// The host's id of the VE's id 0.
+    pub base: u32,
+    /// How many ids there are.
+    pub count: u32,
+}
+
+impl IdMap {
+    /// The id inside the VE; the overflow id for one that the VE does not have.
+    pub fn inside(self, host: u64) -> u32 {
+        let base = u64::from(self.base);
+        match host.checked_sub(base) {
+            Some(id) if id < u64::from(self.count) => id as u32,
+            _ => 65534,
+        }
+    }
+}
+
+/// Captures the processes that the tracker saw in its last round, in the order of its layout.
+///
+/// All threads are stopped together, so that nothing of the VE runs while the cgroup is open
+/// for our own calls.
+pub fn capture<'a>(
+    frozen: &Frozen,
+    tracked: impl Iterator<Item = &'a Tracked>,
+    ids: IdMap,
+) -> Result<Processes, CaptureError> {
+    let mut stopped = Vec::new();
+    for tracked in tracked {
+        let tids = procfs::threads(tracked.host())?;
+        let threads = match Stopped::attach(&tids, ptrace::SUSPEND_SECCOMP) {
+            Ok(threads) => threads,
+            Err(error) => {
+                let_go(stopped);
+                return Err(error.into());
+            }
+        };
+        stopped.push((tracked, threads));
+    }
+    let captured = capture_stopped(frozen, &mut stopped, ids);
+    // Frozen again first: a thread let go must not run.
+    let refrozen = frozen.again();
+    let_go(stopped);
+    refrozen?;
+    captured
+}
+
+fn let_go(stopped: Vec<(&Tracked, Vec<Stopped>)>) {
+    for thread in stopped.into_iter().flat_map(|(_, threads)| threads) {
+        let tid = thread.tid;
+        if let Err(error) = thread.detach() {
+            tracing::warn!(tid, %error, "cannot let a thread go");
+        }
+    }
+}
+
+fn capture_stopped(
+    frozen: &Frozen,
+    stopped: &mut [(&Tracked, Vec<Stopped>)],
+    ids: IdMap,
+) -> Result<Processes, CaptureError> {
+    frozen.open_for_injection()?;
+    let mut processes = Processes::default();
+    for (tracked, threads) in stopped {
+        if tracked.inner() == 1
+            && let Some(init) = threads.first()
+        {
+            processes.last_pid = process::last_pid(tracked, init)?;
+        }
+        processes.processes.push(process::capture(tracked, threads, ids)?);
+    }
+    Ok(processes)
+}

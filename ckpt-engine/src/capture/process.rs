@@ -1,0 +1,304 @@
+//! The state that all threads of a process share.
+
+use std::collections::HashMap;
+
+use ckpt_format::{
+    memory::MemoryMap,
+    process::{IntervalTimer, PosixTimer, Process, SignalAction, SignalInfo},
+};
+
+use super::{CaptureError, IdMap, thread};
+use crate::{
+    inject::{Batch, Done, Gate, InjectError, Stopped},
+    procfs::{self, ProcError, Stat, Status},
+    sys::{ptrace, task},
+    track::Tracked,
+};
+
+const PR_GET_THP_DISABLE: u64 = 42;
+const MEMBARRIER_GET_REGISTRATIONS: u64 = 1 << 9;
+const LIMITS: u32 = 16;
+
+/// The places in the batch's data and results where the answers will be.
+struct Questions {
+    actions: Vec<u64>,
+    intervals: Vec<u64>,
+    timers: Vec<(TimerLine, u64, usize)>,
+    subreaper: u64,
+    dumpable: usize,
+    thp_disable: usize,
+    brk: usize,
+    membarrier: usize,
+    leader: thread::Questions,
+}
+
+/// Captures one process whose threads are all stopped; the leader comes first.
+pub(super) fn capture(
+    tracked: &Tracked,
+    threads: &mut [Stopped],
+    ids: IdMap,
+) -> Result<Process, CaptureError> {
+    let host = tracked.host();
+    let vdso = tracked.space().vdso().ok_or(InjectError::NoVdso)?;
+    let outside = threads
+        .iter_mut()
+        .map(|stopped| thread::from_outside(host, stopped, ids))
+        .collect::<Result<Vec<_>, _>>()?;
+    let leader = threads.first().ok_or(InjectError::Ended { tid: host })?;
+    let gate = Gate::open(leader, vdso, None)?;
+    let answers = ask(host, gate, threads);
+    // Signals last: a timer that ends meanwhile is then seen as a pending signal.
+    let pending = ptrace::pending_signals(leader.tid, true);
+    gate.close(leader, vdso)?;
+    let (questions, done, others) = answers?;
+    let pending = pending.map_err(|source| InjectError::Control { tid: host, source })?;
+
+    let mut all = Vec::with_capacity(threads.len());
+    let asked = std::iter::once((&questions.leader, &done))
+        .chain(others.iter().map(|(questions, done)| (questions, done)));
+    for (outside, (questions, done)) in outside.into_iter().zip(asked) {
+        all.push(thread::complete(outside, questions, done)?);
+    }
+    let mut process = from_outside(host, tracked.inner())?;
+    process.stopped = leader.stopped_by;
+    let inner_by_host: HashMap<i32, i32> =
+        threads.iter().zip(&all).map(|(stopped, thread)| (stopped.tid, thread.tid)).collect();
+    process.threads = all;
+    process.pending = pending.into_iter().map(|info| SignalInfo(info.to_vec())).collect();
+    fill_in(&mut process, &questions, &done)?;
+    for timer in &mut process.posix_timers {
+        timer.thread = inner_by_host.get(&timer.thread).copied().unwrap_or(0);
+    }
+    Ok(process)
+}
+
+/// The number that the newest process of the VE got; only a task of the VE can say.
+pub(super) fn last_pid(tracked: &Tracked, init: &Stopped) -> Result<i32, InjectError> {
+    let vdso = tracked.space().vdso().ok_or(InjectError::NoVdso)?;
+    let gate = Gate::open(init, vdso, None)?;
+    let text = read_in(init, gate, "/proc/sys/kernel/ns_last_pid");
+    gate.close(init, vdso)?;
+    Ok(text?.trim().parse().unwrap_or(0))
+}
+
+/// Reads a small file as the process itself sees it; empty when it cannot be opened.
+fn read_in(thread: &Stopped, gate: Gate, path: &str) -> Result<String, InjectError> {
+    const ROOM: usize = 64;
+    let mut batch = gate.batch();
+    let path = batch.text(path);
+    let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
+    let open = batch.call("open", libc::SYS_open, &[path, flags]);
+    let Ok(fd) = batch.run(thread)?.result(open) else { return Ok(String::new()) };
+    let mut batch = gate.batch();
+    let room = batch.room(ROOM);
+    let read = batch.call("read", libc::SYS_read, &[fd, room, ROOM as u64]);
+    batch.call("close", libc::SYS_close, &[fd]);
+    let done = batch.run(thread)?;
+    let len = done.result(read).unwrap_or(0) as usize;
+    Ok(String::from_utf8_lossy(done.data(room, len.min(ROOM))).into_owned())
+}
+
+type Answers = (Questions, Done, Vec<(thread::Questions, Done)>);
+
+fn ask(host: i32, gate: Gate, threads: &[Stopped]) -> Result<Answers, CaptureError> {
+    let mut batch = gate.batch();
+    let questions = questions(host, &mut batch)?;
+    let done = batch.run(&threads[0])?;
+    let mut others = Vec::with_capacity(threads.len() - 1);
+    for stopped in &threads[1..] {
+        let mut batch = gate.batch();
+        let questions = thread::questions(&mut batch);
+        others.push((questions, batch.run(stopped)?));
+    }
+    Ok((questions, done, others))
+}
+
+fn questions(host: i32, batch: &mut Batch) -> Result<Questions, ProcError> {
+    let actions = (1..=64)
+        .map(|signal| {
+            let room = batch.room(32);
+            batch.call("rt_sigaction", libc::SYS_rt_sigaction, &[signal, 0, room, 8]);
+            room
+        })
+        .collect();
+    let intervals = (0..3)
+        .map(|which| {
+            let room = batch.room(32);
+            batch.call("getitimer", libc::SYS_getitimer, &[which, room]);
+            room
+        })
+        .collect();
+    let timers = timer_lines(&procfs::read_text(host, "timers")?)
+        .into_iter()
+        .map(|line| {
+            let room = batch.room(32);
+            let id = line.id as u64;
+            batch.call("timer_gettime", libc::SYS_timer_gettime, &[id, room]);
+            let overrun = batch.call("timer_getoverrun", libc::SYS_timer_getoverrun, &[id]);
+            (line, room, overrun)
+        })
+        .collect();
+    let subreaper = batch.room(8);
+    let prctl = libc::SYS_prctl;
+    batch.call("prctl", prctl, &[libc::PR_GET_CHILD_SUBREAPER as u64, subreaper]);
+    Ok(Questions {
+        actions,
+        intervals,
+        timers,
+        subreaper,
+        dumpable: batch.call("prctl", prctl, &[libc::PR_GET_DUMPABLE as u64]),
+        thp_disable: batch.call("prctl", prctl, &[PR_GET_THP_DISABLE]),
+        brk: batch.call("brk", libc::SYS_brk, &[0]),
+        membarrier: batch.call("membarrier", libc::SYS_membarrier, &[MEMBARRIER_GET_REGISTRATIONS]),
+        leader: thread::questions(batch),
+    })
+}
+
+fn fill_in(process: &mut Process, questions: &Questions, done: &Done) -> Result<(), InjectError> {
+    process.actions = questions
+        .actions
+        .iter()
+        .map(|&at| SignalAction {
+            handler: done.number(at),
+            flags: done.number(at + 8),
+            restorer: done.number(at + 16),
+            mask: done.number(at + 24),
+        })
+        .collect();
+    for (timer, &at) in process.interval_timers.iter_mut().zip(&questions.intervals) {
+        let micros = |at| done.number(at) * 1_000_000 + done.number(at + 8);
+        *timer = IntervalTimer { interval_us: micros(at), value_us: micros(at + 16) };
+    }
+    for (line, at, overrun) in &questions.timers {
+        let nanos = |at| done.number(at) * 1_000_000_000 + done.number(at + 8);
+        process.posix_timers.push(PosixTimer {
+            id: line.id,
+            clock: line.clock,
+            notify: line.notify,
+            signal: line.signal,
+            value: line.value,
+            thread: line.thread,
+            interval_ns: nanos(*at),
+            remaining_ns: nanos(*at + 16),
+            overrun: done.value(*overrun)? as i32,
+        });
+    }
+    process.child_subreaper = done.word(questions.subreaper) != 0;
+    process.dumpable = done.value(questions.dumpable)? as u32;
+    process.thp_disable = done.result(questions.thp_disable).unwrap_or(0) & 1 != 0;
+    process.memory.brk = done.value(questions.brk)?;
+    process.membarrier = done.result(questions.membarrier).unwrap_or(0) as u32;
+    Ok(())
+}
+
+/// What is to be had without asking the process.
+fn from_outside(host: i32, inner: i32) -> Result<Process, ProcError> {
+    let stat = Stat::read(host)?;
+    let status = Status::read(host)?;
+    let number = |field, name| stat.field::<u64>(field, name);
+    let memory = MemoryMap {
+        start_code: number(26, "startcode")?,
+        end_code: number(27, "endcode")?,
+        start_stack: number(28, "startstack")?,
+        start_data: number(45, "start_data")?,
+        end_data: number(46, "end_data")?,
+        start_brk: number(47, "start_brk")?,
+        brk: 0,
+        arg_start: number(48, "arg_start")?,
+        arg_end: number(49, "arg_end")?,
+        env_start: number(50, "env_start")?,
+        env_end: number(51, "env_end")?,
+        auxv: procfs::read(host, "auxv")?,
+    };
+    let small = |name, radix| -> Result<u32, ProcError> {
+        let text = procfs::read_text(host, name)?;
+        Ok(u32::from_str_radix(text.trim(), radix).unwrap_or(0))
+    };
+    let limits = (0..LIMITS)
+        .map(|resource| task::limit(host, resource))
+        .collect::<Result<_, _>>()
+        .map_err(|source| ProcError::Read { path: procfs::path(host, "limits"), source })?;
+    Ok(Process {
+        pid: inner,
+        memory,
+        exe: procfs::link(host, "exe")?,
+        cwd: procfs::link(host, "cwd")?,
+        root: procfs::link(host, "root")?,
+        umask: status.number("Umask", 8)? as u32,
+        actions: Vec::new(),
+        pending: Vec::new(),
+        interval_timers: Default::default(),
+        posix_timers: Vec::new(),
+        limits,
+        descriptors: Vec::new(),
+        child_subreaper: false,
+        oom_score_adjustment: procfs::read_text(host, "oom_score_adj")?.trim().parse().unwrap_or(0),
+        coredump_filter: small("coredump_filter", 16)?,
+        dumpable: 0,
+        thp_disable: false,
+        membarrier: 0,
+        personality: small("personality", 16)?,
+        stopped: None,
+        threads: Vec::new(),
+    })
+}
+
+/// One timer in `/proc/PID/timers` (proc_pid_timers(5)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct TimerLine {
+    id: i32,
+    signal: i32,
+    value: u64,
+    notify: i32,
+    thread: i32,
+    clock: i32,
+}
+
+fn timer_lines(text: &str) -> Vec<TimerLine> {
+    let mut timers: Vec<TimerLine> = Vec::new();
+    for line in text.lines() {
+        let Some((key, value)) = line.split_once(": ") else { continue };
+        if key == "ID" {
+            timers.push(TimerLine { id: value.parse().unwrap_or(0), ..TimerLine::default() });
+        }
+        let Some(timer) = timers.last_mut() else { continue };
+        match key {
+            "signal" => {
+                let (signal, pointer) = value.split_once('/').unwrap_or((value, "0"));
+                timer.signal = signal.parse().unwrap_or(0);
+                timer.value = u64::from_str_radix(pointer, 16).unwrap_or(0);
+            }
+            "notify" => {
+                let (how, whom) = value.split_once('/').unwrap_or((value, ""));
+                timer.notify = match how {
+                    "none" => libc::SIGEV_NONE,
+                    "thread" => libc::SIGEV_THREAD,
+                    _ => libc::SIGEV_SIGNAL,
+                };
+                if let Some(thread) = whom.strip_prefix("tid.") {
+                    timer.notify |= libc::SIGEV_THREAD_ID;
+                    timer.thread = thread.parse().unwrap_or(0);
+                }
+            }
+            "ClockID" => timer.clock = value.parse().unwrap_or(0),
+            _ => {}
+        }
+    }
+    timers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timers_are_read_with_their_thread() {
+        let text = "ID: 0\nsignal: 60/00007fff86e452a8\nnotify: signal/tid.2634\nClockID: 1\n\
+                    ID: 7\nsignal: 14/0000000000000001\nnotify: none/pid.2634\nClockID: -6\n";
+        let timers = timer_lines(text);
+        assert_eq!(timers.len(), 2);
+        assert_eq!((timers[0].signal, timers[0].thread, timers[0].clock), (60, 2634, 1));
+        assert_eq!(timers[0].value, 0x7fff_86e4_52a8);
+        assert_eq!((timers[1].id, timers[1].notify, timers[1].clock), (7, libc::SIGEV_NONE, -6));
+    }
+}

@@ -1,0 +1,175 @@
+//! The state of one thread.
+
+use ckpt_format::process::{Credentials, Rseq, Scheduling, SignalInfo, Thread};
+
+use super::{CaptureError, IdMap};
+use crate::{
+    inject::{Batch, Done, InjectError, Stopped, restart_interrupted},
+    procfs::{self, ProcError, Status},
+    sys::{
+        ptrace::{self, Registers, RseqConfiguration},
+        task, vm,
+    },
+};
+
+/// Where the answers of a thread will be.
+pub(super) struct Questions {
+    alternate_stack: u64,
+    tid_address: u64,
+    death_signal: u64,
+    secure_bits: usize,
+    timer_slack: usize,
+}
+
+/// Adds to `batch` what only the thread itself can say.
+pub(super) fn questions(batch: &mut Batch) -> Questions {
+    let alternate_stack = batch.room(24);
+    batch.call("sigaltstack", libc::SYS_sigaltstack, &[0, alternate_stack]);
+    let tid_address = batch.room(8);
+    let death_signal = batch.room(8);
+    let prctl = libc::SYS_prctl;
+    batch.call("prctl", prctl, &[libc::PR_GET_TID_ADDRESS as u64, tid_address]);
+    batch.call("prctl", prctl, &[libc::PR_GET_PDEATHSIG as u64, death_signal]);
+    Questions {
+        alternate_stack,
+        tid_address,
+        death_signal,
+        secure_bits: batch.call("prctl", prctl, &[libc::PR_GET_SECUREBITS as u64]),
+        timer_slack: batch.call("prctl", prctl, &[libc::PR_GET_TIMERSLACK as u64]),
+    }
+}
+
+/// What is to be had without asking the thread.
+///
+/// Also moves a thread out of an rseq(2) critical section, as the kernel would have done on its
+/// way back from our stop: its registers say so afterwards on both ends.
+pub(super) fn from_outside(
+    host: i32,
+    stopped: &mut Stopped,
+    ids: IdMap,
+) -> Result<Thread, CaptureError> {
+    let tid = stopped.tid;
+    let control = |source| InjectError::Control { tid, source };
+    let status = Status::of_thread(host, tid)?;
+    let rseq = ptrace::rseq(tid).map_err(control)?;
+    abort_critical_section(host, &mut stopped.registers, rseq);
+    let mut registers = stopped.registers;
+    restart_interrupted(&mut registers);
+    restart_timed(&mut registers);
+    let pending = ptrace::pending_signals(tid, false).map_err(control)?;
+    let scheduling = task::scheduling(tid).map_err(control)?;
+    Ok(Thread {
+        tid: status.innermost("NSpid")?,
+        name: name(host, tid)?,
+        registers: ptrace::registers_to_bytes(&registers),
+        extended: ptrace::extended_state(tid).map_err(control)?,
+        signal_mask: stopped.mask,
+        pending: pending.into_iter().map(|info| SignalInfo(info.to_vec())).collect(),
+        alternate_stack: (0, 0, 0),
+        tid_address: 0,
+        robust_list: task::robust_list(tid).map_err(control)?,
+        rseq: (rseq.pointer != 0).then_some(Rseq {
+            pointer: rseq.pointer,
+            size: rseq.size,
+            signature: rseq.signature,
+        }),
+        credentials: credentials(&status, ids)?,
+        scheduling: Scheduling {
+            policy: scheduling.policy,
+            nice: scheduling.nice,
+            priority: scheduling.priority,
+            flags: scheduling.flags,
+            io_priority: task::io_priority(tid).map_err(control)?,
+        },
+        parent_death_signal: 0,
+        timer_slack_ns: 0,
+    })
+}
+
+/// Adds the answers.
+pub(super) fn complete(
+    thread: Thread,
+    questions: &Questions,
+    done: &Done,
+) -> Result<Thread, InjectError> {
+    let stack = questions.alternate_stack;
+    Ok(Thread {
+        alternate_stack: (done.number(stack), done.word(stack + 8), done.number(stack + 16)),
+        tid_address: done.number(questions.tid_address),
+        parent_death_signal: done.word(questions.death_signal) as i32,
+        timer_slack_ns: done.result(questions.timer_slack).unwrap_or(50_000),
+        credentials: Credentials {
+            secure_bits: done.value(questions.secure_bits)? as u32,
+            ..thread.credentials
+        },
+        ..thread
+    })
+}
+
+fn name(host: i32, tid: i32) -> Result<Vec<u8>, ProcError> {
+    let mut name = procfs::read(host, &format!("task/{tid}/comm"))?;
+    name.pop();
+    Ok(name)
+}
+
+fn credentials(status: &Status, ids: IdMap) -> Result<Credentials, ProcError> {
+    let four = |key| -> Result<[u32; 4], ProcError> {
+        let numbers = status.numbers(key, 10)?;
+        let mut four = [65534; 4];
+        for (slot, number) in four.iter_mut().zip(numbers) {
+            *slot = ids.inside(number);
+        }
+        Ok(four)
+    };
+    let supplementary = status.numbers("Groups", 10)?;
+    let capability = |key| status.number(key, 16);
+    Ok(Credentials {
+        users: four("Uid")?,
+        groups: four("Gid")?,
+        supplementary: supplementary.into_iter().map(|id| ids.inside(id)).collect(),
+        capabilities: [
+            capability("CapInh")?,
+            capability("CapPrm")?,
+            capability("CapEff")?,
+            capability("CapBnd")?,
+            capability("CapAmb")?,
+        ],
+        secure_bits: 0,
+        no_new_privileges: status.number("NoNewPrivs", 10)? != 0,
+    })
+}
+
+const ERESTART_RESTARTBLOCK: i64 = -516;
+const ERESTARTNOHAND: i64 = -514;
+
+/// A call that the kernel would continue with the time that is left cannot be continued in
+/// another process, whose kernel knows nothing of it: it is made again from the start, which is
+/// exact for absolute times and repeats the whole interval for relative ones.
+fn restart_timed(registers: &mut Registers) {
+    if registers.orig_rax as i64 >= 0 && registers.rax as i64 == ERESTART_RESTARTBLOCK {
+        registers.rax = ERESTARTNOHAND as u64;
+    }
+}
+
+/// `struct rseq` has `rseq_cs` at 8; `struct rseq_cs` is version and flags, then start, length
+/// and abort address (include/uapi/linux/rseq.h).
+fn abort_critical_section(host: i32, registers: &mut Registers, rseq: RseqConfiguration) {
+    let word = |address: u64| {
+        let mut bytes = [0u8; 8];
+        match vm::read_process(host, &mut bytes, &[(address, 8)]) {
+            Ok(8) => u64::from_le_bytes(bytes),
+            _ => 0,
+        }
+    };
+    if rseq.pointer == 0 {
+        return;
+    }
+    let section = word(rseq.pointer + 8);
+    if section == 0 {
+        return;
+    }
+    let (start, len, abort) = (word(section + 8), word(section + 16), word(section + 24));
+    if registers.rip.wrapping_sub(start) < len {
+        registers.rip = abort;
+    }
+}

@@ -1,0 +1,252 @@
+//! Containers: the namespaces, mounts and names around a VE's processes.
+//!
+//! A [`Container`] is made by a *seed*: the caller's own program run again, single-threaded,
+//! with nothing but a socket, which enters [`seed_main`]. It unshares what must be its own, makes
+//! the container's pid 1 as a sibling of itself (so a child of the daemon) and goes away. pid 1
+//! attaches the mounts and then waits on its channel: a fresh container gets its init there
+//! ([`Container::exec_init`]); for a restored one the engine attaches to it with ptrace instead,
+//! and never sends anything. A pid 1 whose daemon dies before either ends by itself.
+//!
+//! While it waits, pid 1 has all signals at their defaults but SIGCHLD, which it ignores, and no
+//! descriptor but the channel as number 3. It never depends on the daemon afterwards.
+
+mod capture;
+mod enter;
+mod error;
+mod limits;
+mod mountinfo;
+mod mounts;
+mod order;
+mod overlay;
+mod seed;
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    process::{Child, Command},
+};
+
+use ckpt_format::container::{Clocks, Container as Plan};
+use nix::sys::{
+    socket::{AddressFamily, SockFlag, SockType, socketpair},
+    wait::{Id, WaitPidFlag, WaitStatus, waitid},
+};
+
+pub use self::{
+    capture::{Captured, capture, foreign_namespaces, host_clocks},
+    enter::{Entered, Entry, Program, enter, open_terminal},
+    error::ContainerError,
+    overlay::Layers,
+    seed::seed_main,
+};
+use self::{
+    error::step,
+    order::{Order, Reply, Socket},
+};
+
+/// The number of ids that a container has for its users and groups.
+pub const ID_COUNT: u32 = 65_536;
+
+/// What to make.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Names, clocks, file systems and mounts.
+    pub plan: Plan,
+    /// Symbolic links to make where they are missing once all is mounted: name, target.
+    pub links: Vec<(String, String)>,
+    /// The host id that root inside stands for.
+    pub id_base: u32,
+    /// How far the clocks inside are ahead of the host's; `None` is not at all.
+    pub clock_offsets: Option<Clocks>,
+    /// The files of the root.
+    pub layers: Layers,
+    /// The cgroup directories that pid 1 starts in. What the one in the cgroup v2 hierarchy
+    /// is becomes the root of the cgroup tree that the container sees.
+    pub cgroups: Vec<PathBuf>,
+}
+
+/// A file system of a container as a detached mount, from its own top: nothing mounted inside
+/// the container hides any of it.
+#[derive(Debug)]
+pub struct Tree {
+    /// Its place in [`Plan::filesystems`].
+    pub filesystem: usize,
+    /// The mount.
+    pub mount: OwnedFd,
+}
+
+/// A container whose pid 1 waits for what it is to become.
+///
+/// Dropping it kills everything inside.
+#[derive(Debug)]
+pub struct Container {
+    /// pid 1, as the daemon numbers it.
+    pub init: i32,
+    /// A descriptor for pid 1.
+    pub pidfd: OwnedFd,
+    /// The daemon's end of pid 1's descriptor 3.
+    pub channel: OwnedFd,
+    /// The root and the tmpfs file systems.
+    pub trees: Vec<Tree>,
+    armed: bool,
+}
+
+impl Container {
+    /// Makes a container. `seed` is the program that calls [`seed_main`].
+    pub fn create(spec: &Spec, seed: Command) -> Result<Self, ContainerError> {
+        let (socket, child) = spawn_seed(seed)?;
+        let mut child = Reaped(child);
+        place(child.0.id().cast_signed(), &spec.cgroups)?;
+        let (channel, inner) = pair(SockType::SeqPacket).map_err(step("make a channel"))?;
+        let order = Order::Create {
+            plan: spec.plan.clone(),
+            links: spec.links.clone(),
+            clock_offsets: spec.clock_offsets,
+        };
+        socket.send(&order, &[inner.as_fd()])?;
+        drop(inner);
+        match socket.receive::<Reply>()?.0 {
+            Reply::Unshared => (),
+            other => return Err(other.into_error("unshared")),
+        }
+        let seed_pid = child.0.id();
+        map_ids(seed_pid, spec.id_base)?;
+        let users = File::open(format!("/proc/{seed_pid}/ns/user"))
+            .map_err(step("open the user namespace"))?;
+        let root = spec.layers.mount(users.as_fd(), spec.id_base)?;
+        let view = crate::sys::mount::clone_tree(root.as_fd(), std::path::Path::new(""))
+            .map_err(step("clone the root"))?;
+        socket.send(&Order::Mapped, &[root.as_fd()])?;
+        drop(root);
+        let mut this = match socket.receive::<Reply>()? {
+            (Reply::Born { pid }, mut descriptors) => {
+                let pidfd = descriptors.pop().ok_or(ContainerError::Foreign)?;
+                Self { init: pid, pidfd, channel, trees: Vec::new(), armed: true }
+            }
+            (other, _) => return Err(other.into_error("born")),
+        };
+        child.0.wait().map_err(step("wait for the seed"))?;
+        match socket.receive::<Reply>()? {
+            (Reply::Ready { filesystems }, descriptors) => {
+                let trees = filesystems.into_iter().zip(descriptors);
+                this.trees = trees.map(|(filesystem, mount)| Tree { filesystem, mount }).collect();
+                let root = spec.plan.root_filesystem().unwrap_or(0);
+                this.trees.insert(0, Tree { filesystem: root, mount: view });
+                Ok(this)
+            }
+            (other, _) => Err(other.into_error("ready")),
+        }
+    }
+
+    /// Runs a program as the container's init. It starts with an empty environment but `env`,
+    /// its own session, and a console that takes everything and says nothing.
+    pub fn exec_init(
+        mut self,
+        arguments: &[String],
+        environment: &[(String, String)],
+    ) -> Result<Init, ContainerError> {
+        let channel = self.channel.try_clone().map_err(step("copy the channel"))?;
+        let channel = Socket::new(channel);
+        let order = Order::Init { arguments: arguments.into(), environment: environment.into() };
+        channel.send(&order, &[])?;
+        match channel.receive::<Reply>() {
+            // The channel is closed by the exec itself.
+            Err(ContainerError::Gone) => (),
+            Err(other) => return Err(other),
+            Ok((other, _)) => return Err(other.into_error("exec")),
+        }
+        let pidfd = self.pidfd.try_clone().map_err(step("copy the pidfd"))?;
+        if ended(pidfd.as_fd()) {
+            return Err(ContainerError::Gone);
+        }
+        self.armed = false;
+        Ok(Init { pid: self.init, pidfd })
+    }
+
+    /// Gives the container up to its own life: dropping it no longer kills it.
+    pub fn release(mut self) -> Result<Init, ContainerError> {
+        let pidfd = self.pidfd.try_clone().map_err(step("copy the pidfd"))?;
+        self.armed = false;
+        Ok(Init { pid: self.init, pidfd })
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        if self.armed {
+            // All other processes of a pid namespace die with its pid 1.
+            let _ = crate::sys::clone::signal_process(self.pidfd.as_fd(), libc::SIGKILL);
+            let _ = waitid(Id::PIDFd(self.pidfd.as_fd()), WaitPidFlag::WEXITED);
+        }
+    }
+}
+
+/// pid 1 of a container that lives its own life.
+#[derive(Debug)]
+pub struct Init {
+    /// Its number as the daemon sees it.
+    pub pid: i32,
+    /// A descriptor for it.
+    pub pidfd: OwnedFd,
+}
+
+/// True once the process behind a pidfd has ended.
+pub fn ended(pidfd: std::os::fd::BorrowedFd<'_>) -> bool {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let mut set = [PollFd::new(pidfd, PollFlags::POLLIN)];
+    matches!(poll(&mut set, PollTimeout::ZERO), Ok(1))
+}
+
+/// Collects the exit status of an ended child of ours; `None` for somebody else's child.
+pub fn reap(pidfd: std::os::fd::BorrowedFd<'_>) -> Option<WaitStatus> {
+    waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED).ok()
+}
+
+/// A seed that is always waited for, and killed if it still runs.
+struct Reaped(Child);
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        // It has ended when all went well; then this does nothing.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn pair(kind: SockType) -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC)?)
+}
+
+/// Starts the seed with its end of a socket as standard input.
+fn spawn_seed(mut seed: Command) -> Result<(Socket, Child), ContainerError> {
+    let (ours, theirs) = pair(SockType::SeqPacket).map_err(step("make a socket"))?;
+    // The daemon's environment is no business of the container.
+    let child = seed.env_clear().stdin(theirs).spawn().map_err(step("start the seed"))?;
+    Ok((Socket::new(ours), child))
+}
+
+/// Moves a process into cgroups.
+fn place(pid: i32, cgroups: &[PathBuf]) -> Result<(), ContainerError> {
+    for cgroup in cgroups {
+        std::fs::write(cgroup.join("cgroup.procs"), pid.to_string())
+            .map_err(|source| ContainerError::Cgroup { path: cgroup.clone(), source })?;
+    }
+    Ok(())
+}
+
+fn map_ids(pid: u32, base: u32) -> Result<(), ContainerError> {
+    for map in ["uid_map", "gid_map"] {
+        std::fs::write(format!("/proc/{pid}/{map}"), format!("0 {base} {ID_COUNT}"))
+            .map_err(step("map the ids"))?;
+    }
+    Ok(())
+}
+
+/// Reads a small file of `/proc` as text.
+fn read_proc(path: &str) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.read_to_string(&mut text)?;
+    Ok(text)
+}

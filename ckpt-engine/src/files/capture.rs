@@ -1,0 +1,282 @@
+//! The whole capture: which kind each description is, in which order they are read, and what has
+//! to be put back afterwards.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fs, io,
+};
+
+use ckpt_format::{
+    blocker::Blocker,
+    files::{File, Files, Kind, SignalOwner},
+    process::Descriptor,
+};
+
+use super::{
+    Source, deleted, epoll, event,
+    find::{Found, Object, Refusal},
+    memfd, path, pipe, socket, tcp, timer,
+};
+use crate::sys::descriptor::{self, Query};
+
+/// What [`capture`] has read.
+#[derive(Debug)]
+pub struct Captured {
+    /// The files.
+    pub files: Files,
+    /// The descriptor table of each process by its number inside the VE.
+    pub tables: BTreeMap<i32, Vec<Descriptor>>,
+    /// Puts the originals back as they were, if they are to run on.
+    pub undo: Undo,
+}
+
+/// Puts back what the capture had to change in sockets of the VE.
+///
+/// Dropping it puts everything back, so that no error path leaves a connection stuck.
+/// [`Undo::seal`] is for the one case in which the originals must die in silence.
+#[derive(Debug, Default)]
+pub struct Undo {
+    pub(super) connections: Vec<tcp::Repaired>,
+}
+
+impl Undo {
+    /// The originals will not run again: connections stay in repair mode, so that closing them
+    /// tells their peers nothing. The last descriptors that we hold are closed.
+    pub fn seal(mut self) {
+        self.connections.drain(..).for_each(tcp::Repaired::seal);
+    }
+}
+
+/// Ends what a daemon left behind that died between [`capture`] and the end of its [`Undo`].
+/// Returns how many connections had to be mended.
+pub fn mend(source: &Source<'_>) -> Result<usize, Vec<Blocker>> {
+    let found = Found::of(source)?;
+    let sockets = found.objects.iter().filter(|object| socket::is_tcp(object));
+    Ok(sockets.filter(|object| tcp::mend(object).unwrap_or(false)).count())
+}
+
+/// The kinds of descriptions, as far as they can be told without reading them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    ByPath,
+    Deleted,
+    Memfd,
+    Pipe,
+    Event,
+    Timer,
+    Signal,
+    Epoll,
+    Socket(socket::Protocol),
+}
+
+/// A capture at work.
+#[derive(Debug)]
+pub(super) struct Capture<'a> {
+    pub(super) source: &'a Source<'a>,
+    pub(super) found: Found,
+    pub(super) files: Files,
+    /// Places in [`Files::deleted`] and [`Files::pipes`] by inode.
+    pub(super) deleted: HashMap<(u64, u64), u32>,
+    pub(super) pipes: HashMap<(u64, u64), u32>,
+    /// The mounts that init can see.
+    mounts: HashSet<u64>,
+    network: socket::Network,
+    pub(super) undo: Undo,
+}
+
+/// Reads all open files of frozen processes.
+///
+/// The caller has stopped the network of the VE before, so that connections are quiet.
+pub fn capture(source: &Source<'_>) -> Result<Captured, Vec<Blocker>> {
+    let mut capture = Capture::new(source)?;
+    let mut blockers = Vec::new();
+    // The list grows while it is read: sockets hold files in flight.
+    let mut place = 0;
+    while place < capture.found.objects.len() {
+        match capture.read(place) {
+            Ok(file) => capture.files.files.push(file),
+            Err(why) => {
+                blockers.extend(capture.found.blockers(source, place, &why));
+                capture.files.files.push(unreadable());
+            }
+        }
+        place += 1;
+    }
+    // What watches others comes when all others are known.
+    for place in 0..capture.found.objects.len() {
+        if !matches!(capture.files.files[place].kind, Kind::Epoll { .. }) {
+            continue;
+        }
+        match epoll::capture(&capture, place) {
+            Ok(kind) => capture.files.files[place].kind = kind,
+            Err(why) => blockers.extend(capture.found.blockers(source, place, &why)),
+        }
+    }
+    if blockers.is_empty() {
+        let Capture { files, found, undo, .. } = capture;
+        // All our descriptors but those in `undo` are closed here: while we hold an end of a
+        // pipe or socket nobody can see that the VE has closed it.
+        Ok(Captured { files, tables: found.tables, undo })
+    } else {
+        Err(blockers)
+    }
+}
+
+/// Names every object that [`capture`] would refuse, without changing anything in a running VE.
+pub fn check(source: &Source<'_>) -> Vec<Blocker> {
+    let capture = match Capture::new(source) {
+        Ok(capture) => capture,
+        Err(blockers) => return blockers,
+    };
+    let objects = capture.found.objects.iter().enumerate();
+    let refused = objects.filter_map(|(place, object)| {
+        let why = capture.class(object).err()?;
+        Some(capture.found.blockers(source, place, &why))
+    });
+    refused.flatten().collect()
+}
+
+/// Keeps the place of a description that is refused, so that the others keep their numbers.
+fn unreadable() -> File {
+    let kind = Kind::Signal { mask: 0 };
+    File { flags: 0, owner: None, signal: 0, locks: Vec::new(), kind }
+}
+
+impl<'a> Capture<'a> {
+    fn new(source: &'a Source<'a>) -> Result<Self, Vec<Blocker>> {
+        let unreadable = |what: &str, error: io::Error| {
+            vec![Blocker {
+                pid: 1,
+                command: "init".to_owned(),
+                fd: None,
+                object: format!("{what} that could not be read: {error}"),
+                hint: "try again".to_owned(),
+            }]
+        };
+        let mounts = mounts(source.init).map_err(|error| unreadable("a mount table", error))?;
+        Ok(Self {
+            source,
+            found: Found::of(source)?,
+            files: Files::default(),
+            deleted: HashMap::new(),
+            pipes: HashMap::new(),
+            mounts,
+            network: socket::Network::of(source.init)
+                .map_err(|error| unreadable("the network namespace", error))?,
+            undo: Undo::default(),
+        })
+    }
+
+    fn class(&self, object: &Object) -> Result<Class, Refusal> {
+        if let Some(name) = object.anonymous() {
+            return anonymous(name);
+        }
+        if object.is_path_only() {
+            return self.inside_the_mounts(object).map(|()| Class::ByPath);
+        }
+        match object.file_type() {
+            libc::S_IFREG if memfd::is_memfd(object) => Ok(Class::Memfd),
+            libc::S_IFREG if deleted::is_deleted(object) => {
+                self.inside_the_mounts(object)?;
+                deleted::check(object).map(|()| Class::Deleted)
+            }
+            libc::S_IFREG | libc::S_IFDIR => {
+                if !object.link.starts_with(b"/") || deleted::is_deleted(object) {
+                    return Err(unknown(object));
+                }
+                self.inside_the_mounts(object).map(|()| Class::ByPath)
+            }
+            libc::S_IFCHR => {
+                path::check_device(object)?;
+                self.inside_the_mounts(object).map(|()| Class::ByPath)
+            }
+            libc::S_IFIFO => pipe::check(&self.found, object).map(|()| Class::Pipe),
+            libc::S_IFSOCK => self.network.protocol(object).map(Class::Socket),
+            _ => Err(unknown(object)),
+        }
+    }
+
+    fn inside_the_mounts(&self, object: &Object) -> Result<(), Refusal> {
+        if self.mounts.contains(&object.status.mount) {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            format!("{}, opened through a mount that init does not see", name(object)),
+            "close it, or end the command that was started from the host with it",
+        ))
+    }
+
+    fn read(&mut self, place: usize) -> Result<File, Refusal> {
+        let class = self.class(&self.found.objects[place])?;
+        let kind = match class {
+            Class::ByPath => path::capture(self, place)?,
+            Class::Deleted => deleted::capture(self, place)?,
+            Class::Memfd => memfd::capture(self, place)?,
+            Class::Pipe => pipe::capture(self, place)?,
+            Class::Event => event::capture_event(&self.found.objects[place])?,
+            Class::Signal => event::capture_signal(&self.found.objects[place])?,
+            Class::Timer => timer::capture(&self.found.objects[place])?,
+            Class::Epoll => Kind::Epoll { entries: Vec::new() },
+            Class::Socket(protocol) => socket::capture(self, place, protocol)?,
+        };
+        let object = &self.found.objects[place];
+        let flags = object.flags.cast_unsigned();
+        if object.is_path_only() {
+            return Ok(File { flags, owner: None, signal: 0, locks: Vec::new(), kind });
+        }
+        let owner = match descriptor::signal_owner(object.fd())? {
+            (_, 0) => None,
+            // An owner that is gone gets no signal, which is the same as none.
+            (kind, pid) => self.source.pid_inside(pid).map(|pid| SignalOwner { kind, pid }),
+        };
+        let signal = descriptor::query(object.fd(), Query::GetSignal)?;
+        Ok(File { flags, owner, signal, locks: Vec::new(), kind })
+    }
+}
+
+fn anonymous(name: &[u8]) -> Result<Class, Refusal> {
+    Ok(match name {
+        b"[eventfd]" => Class::Event,
+        b"[timerfd]" => Class::Timer,
+        b"[signalfd]" => Class::Signal,
+        b"[eventpoll]" => Class::Epoll,
+        other => return Err(known_anonymous(other)),
+    })
+}
+
+fn known_anonymous(name: &[u8]) -> Refusal {
+    let (what, hint): (&str, &str) = match name {
+        b"[io_uring]" => ("an io_uring ring", "stop the program, or start it without io_uring"),
+        b"[userfaultfd]" => ("a userfaultfd", "stop the program"),
+        b"[fanotify]" => ("a fanotify group", "stop the program"),
+        b"[perf_event]" => ("a performance counter", "stop the profiler"),
+        b"bpf-prog" | b"bpf-map" | b"bpf_link" | b"btf" => ("a BPF object", "stop the program"),
+        b"seccomp notify" => ("a seccomp supervisor", "stop the program"),
+        b"[fscontext]" | b"[mount]" => ("an unfinished mount", "try again"),
+        other if other.starts_with(b"kvm-") => {
+            ("a virtual machine (/dev/kvm)", "stop the virtual machine")
+        }
+        other => {
+            let name = String::from_utf8_lossy(other);
+            return Refusal::new(format!("an object of the kind {name}"), "end the program");
+        }
+    };
+    Refusal::new(what, hint)
+}
+
+fn name(object: &Object) -> String {
+    String::from_utf8_lossy(&object.link).into_owned()
+}
+
+fn unknown(object: &Object) -> Refusal {
+    Refusal::new(
+        format!("{}, which cannot be opened again by its name", name(object)),
+        "close it, or end the program",
+    )
+}
+
+/// The ids of the mounts that a process can see.
+fn mounts(host_pid: i32) -> io::Result<HashSet<u64>> {
+    let table = fs::read_to_string(format!("/proc/{host_pid}/mountinfo"))?;
+    Ok(table.lines().filter_map(|line| line.split(' ').next()?.parse().ok()).collect())
+}

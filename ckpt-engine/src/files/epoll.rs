@@ -1,0 +1,144 @@
+//! epoll_create(2).
+//!
+//! An entry is a file *and* the number under which it was added. The number may have been closed
+//! since, or name another file, so the number alone does not tell the file: what it names is the
+//! first guess, which the inode and kcmp(2) confirm.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    thread,
+};
+
+use ckpt_format::files::{EpollEntry, FileId, Kind};
+
+use super::{
+    capture::Capture,
+    find::{Object, Refusal},
+    info::{Info, parse},
+    rebuild::{Rebuild, RebuildError},
+};
+use crate::sys::{
+    self,
+    descriptor::{ScratchTable, is_epoll_target},
+};
+
+/// One `tfd:` line of fdinfo.
+struct Line {
+    fd: i32,
+    events: u32,
+    data: u64,
+    inode: u64,
+}
+
+fn read_line(text: &str) -> io::Result<Line> {
+    // "5 events: 19 data: 5  pos:0 ino:40c sdev:10", where a name may touch its value.
+    let spaced = text.replace(':', ": ");
+    let words: Vec<&str> = spaced.split_whitespace().collect();
+    let value = |name: &str, radix| {
+        let place = words.iter().position(|word| *word == name);
+        parse(place.and_then(|place| words.get(place + 1)).copied().unwrap_or(""), radix)
+    };
+    Ok(Line {
+        fd: i32::try_from(parse(words.first().copied().unwrap_or(""), 10)?)
+            .map_err(io::Error::other)?,
+        events: u32::try_from(value("events:", 16)?).map_err(io::Error::other)?,
+        data: value("data:", 16)?,
+        inode: value("ino:", 16)?,
+    })
+}
+
+/// Captured after all other files, because anything may be watched.
+pub(super) fn capture(capture: &Capture<'_>, id: usize) -> Result<Kind, Refusal> {
+    let object = &capture.found.objects[id];
+    let info = Info::of(object.fd())?;
+    let mut seen: HashMap<i32, u32> = HashMap::new();
+    let mut entries = Vec::new();
+    for text in info.all("tfd") {
+        let line = read_line(text)?;
+        let nth = seen.entry(line.fd).or_default();
+        let file = target(capture, object, &line, *nth)?;
+        *nth += 1;
+        entries.push(EpollEntry { fd: line.fd, file, events: line.events, data: line.data });
+    }
+    // The kernel lists them in the order of its tree, which is by the addresses of the files.
+    entries.sort_by_key(|entry| entry.fd);
+    Ok(Kind::Epoll { entries })
+}
+
+fn target(capture: &Capture<'_>, epoll: &Object, line: &Line, nth: u32) -> Result<FileId, Refusal> {
+    let objects = &capture.found.objects;
+    let fits = |file: FileId| objects[file.0 as usize].status.inode == line.inode;
+    let guesses = epoll.holders.iter().filter_map(|&(place, _)| {
+        capture.found.in_table(capture.source.processes[place].pid, line.fd)
+    });
+    let guesses: Vec<FileId> = guesses.filter(|&file| fits(file)).collect();
+    // An inode of its own tells the file, when it is open only once and added only once.
+    if let Some(&guess) = guesses.first() {
+        let inode = objects[guess.0 as usize].inode();
+        if capture.found.of_inode(inode).len() == 1 {
+            return Ok(guess);
+        }
+    }
+    let all = (0..objects.len()).map(|place| FileId(u32::try_from(place).unwrap_or(u32::MAX)));
+    for candidate in guesses.into_iter().chain(all.filter(|&file| fits(file))) {
+        let file = objects[candidate.0 as usize].fd();
+        // Entries of one number are told apart by the kernel in an order of its own.
+        for place in [nth, 0, 1, 2, 3] {
+            match is_epoll_target(file, epoll.fd(), line.fd, place) {
+                Ok(true) => return Ok(candidate),
+                Ok(false) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Err(Refusal::new(
+        format!("an epoll set that watches a file outside the VE (as number {})", line.fd),
+        "end the program",
+    ))
+}
+
+pub(super) fn make() -> Result<OwnedFd, RebuildError> {
+    sys::event::epoll().map_err(|source| RebuildError::Kernel { object: "epoll", source })
+}
+
+/// Fills all sets, once all files are there.
+pub(super) fn fill(rebuild: &Rebuild<'_>) -> Result<(), RebuildError> {
+    let failed = |source: io::Error| RebuildError::Kernel { object: "epoll", source };
+    let raw = |file: FileId| -> Result<RawFd, RebuildError> {
+        Ok(rebuild.made(file).ok_or(RebuildError::Damaged)?.as_raw_fd())
+    };
+    let mut sets = Vec::new();
+    let mut highest = 0;
+    for (place, file) in rebuild.files.files.iter().enumerate() {
+        let Kind::Epoll { entries } = &file.kind else { continue };
+        let id = FileId(u32::try_from(place).map_err(|_| RebuildError::Damaged)?);
+        let mut additions = Vec::new();
+        for entry in entries {
+            highest = highest.max(entry.fd);
+            additions.push((raw(entry.file)?, *entry));
+        }
+        sets.push((raw(id)?, additions));
+    }
+    if sets.iter().all(|(_, additions)| additions.is_empty()) {
+        return Ok(());
+    }
+    let me =
+        sys::descriptor::open_process(std::process::id().cast_signed(), false).map_err(failed)?;
+    // A thread with a table of its own, because an entry remembers the number it was added under.
+    let work = || -> io::Result<()> {
+        let table = ScratchTable::leave_shared_table(me.as_fd(), highest)?;
+        for (epoll, additions) in &sets {
+            table.select(*epoll)?;
+            for (file, entry) in additions {
+                table.add(*file, entry.fd, entry.events, entry.data)?;
+            }
+        }
+        Ok(())
+    };
+    thread::scope(|scope| scope.spawn(work).join())
+        .unwrap_or_else(|_| Err(io::Error::other("the thread that fills epoll sets panicked")))
+        .map_err(failed)
+}

@@ -1,0 +1,228 @@
+//! Which descriptors there are, and which of them are one open file description.
+//!
+//! Every descriptor is fetched; descriptions are told apart by their inode first and by kcmp(2)
+//! where inodes are shared (all eventfds have one, and so has a file that is open twice).
+
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, HashMap},
+    fs, io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use ckpt_format::{blocker::Blocker, files::FileId, process::Descriptor};
+use nix::errno::Errno;
+
+use super::{Holder, Source, info::Info};
+use crate::sys::descriptor::{self, Query, Status};
+
+/// One open file description of the VE.
+#[derive(Debug)]
+pub(super) struct Object {
+    /// Our own descriptor for it.
+    pub(super) fd: OwnedFd,
+    /// Its inode.
+    pub(super) status: Status,
+    /// `F_GETFL`.
+    pub(super) flags: i32,
+    /// What `/proc/PID/fd` shows.
+    pub(super) link: Vec<u8>,
+    /// Who holds it: the place in [`Source::processes`] and the number there. Empty for one that
+    /// is only in flight in a socket's queue.
+    pub(super) holders: Vec<(usize, i32)>,
+}
+
+impl Object {
+    /// The descriptor, borrowed.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// `S_IFMT` of the mode.
+    pub(super) fn file_type(&self) -> u32 {
+        self.status.mode & libc::S_IFMT
+    }
+
+    /// Which object the inode is, whatever number of descriptions it has.
+    pub(super) fn inode(&self) -> (u64, u64) {
+        (self.status.device, self.status.inode)
+    }
+
+    /// What stands in the link after `anon_inode:`.
+    pub(super) fn anonymous(&self) -> Option<&[u8]> {
+        self.link.strip_prefix(b"anon_inode:")
+    }
+
+    /// Opened with `O_PATH`, so nothing can be done with it but naming it.
+    pub(super) fn is_path_only(&self) -> bool {
+        self.flags & libc::O_PATH != 0
+    }
+}
+
+/// Why one object cannot be moved.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    /// What it is.
+    pub(super) object: String,
+    /// What the operator can do.
+    pub(super) hint: String,
+}
+
+impl Refusal {
+    /// A refusal in plain words.
+    pub(super) fn new(object: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { object: object.into(), hint: hint.into() }
+    }
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Self::new(format!("an object that could not be read: {error}"), "try again, or close it")
+    }
+}
+
+impl From<Errno> for Refusal {
+    fn from(error: Errno) -> Self {
+        io::Error::from(error).into()
+    }
+}
+
+/// All descriptions, and the tables that refer to them.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// The place is the [`FileId`].
+    pub(super) objects: Vec<Object>,
+    /// By process number inside the VE.
+    pub(super) tables: BTreeMap<i32, Vec<Descriptor>>,
+    /// Descriptions of one inode in the order of kcmp(2).
+    by_inode: HashMap<(u64, u64), Vec<u32>>,
+}
+
+impl Found {
+    /// Looks at every process.
+    pub(super) fn of(source: &Source<'_>) -> Result<Self, Vec<Blocker>> {
+        let mut found = Self::default();
+        let mut blockers = Vec::new();
+        for (place, holder) in source.processes.iter().enumerate() {
+            if let Err(error) = found.add_process(place, holder) {
+                blockers.push(Blocker {
+                    pid: holder.pid,
+                    command: holder.command.clone(),
+                    fd: None,
+                    object: format!("a descriptor table that could not be read: {error}"),
+                    hint: "try again".to_owned(),
+                });
+            }
+        }
+        if blockers.is_empty() { Ok(found) } else { Err(blockers) }
+    }
+
+    fn add_process(&mut self, place: usize, holder: &Holder<'_>) -> io::Result<()> {
+        let numbers = match numbers(holder.host_pid) {
+            // A process that has ended meanwhile, or is a zombie, holds nothing.
+            Err(error) if has_ended(&error) => Vec::new(),
+            other => other?,
+        };
+        let mut table = Vec::with_capacity(numbers.len());
+        for fd in numbers {
+            // In a running VE a descriptor can be closed at any moment.
+            let fetched = match descriptor::fetch(holder.pidfd, fd) {
+                Err(error) if error.raw_os_error() == Some(libc::EBADF) => continue,
+                Err(error) if has_ended(&error) => break,
+                other => other?,
+            };
+            let info = match Info::of_process(holder.host_pid, fd) {
+                Err(error) if has_ended(&error) => continue,
+                other => other?,
+            };
+            let close_on_exec =
+                info.number("flags", 8)? & u64::from(libc::O_CLOEXEC.cast_unsigned()) != 0;
+            let file = self.add(fetched)?;
+            self.objects[file.0 as usize].holders.push((place, fd));
+            table.push(Descriptor { fd, file, close_on_exec });
+        }
+        self.tables.insert(holder.pid, table);
+        Ok(())
+    }
+
+    /// Adds a descriptor of ours, or finds the description that it is one more of.
+    pub(super) fn add(&mut self, fd: OwnedFd) -> io::Result<FileId> {
+        let status = descriptor::status(fd.as_fd())?;
+        let bucket = self.by_inode.entry((status.device, status.inode)).or_default();
+        let objects = &self.objects;
+        let mut failure = None;
+        let place = bucket.binary_search_by(|&id| {
+            let other = objects[id as usize].fd.as_fd();
+            descriptor::compare(other, fd.as_fd()).unwrap_or_else(|error| {
+                failure = Some(error);
+                Ordering::Equal
+            })
+        });
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        match place {
+            Ok(place) => Ok(FileId(bucket[place])),
+            Err(place) => {
+                let id = u32::try_from(objects.len()).map_err(io::Error::other)?;
+                let flags = descriptor::query(fd.as_fd(), Query::GetFlags)?;
+                let link = own_link(fd.as_fd())?;
+                bucket.insert(place, id);
+                self.objects.push(Object { fd, status, flags, link, holders: Vec::new() });
+                Ok(FileId(id))
+            }
+        }
+    }
+
+    /// The descriptions of one inode.
+    pub(super) fn of_inode(&self, inode: (u64, u64)) -> &[u32] {
+        self.by_inode.get(&inode).map_or(&[], Vec::as_slice)
+    }
+
+    /// The description that a process has under a number.
+    pub(super) fn in_table(&self, pid: i32, fd: i32) -> Option<FileId> {
+        let table = self.tables.get(&pid)?;
+        let place = table.binary_search_by_key(&fd, |descriptor| descriptor.fd).ok()?;
+        Some(table[place].file)
+    }
+
+    /// Turns a refusal into a blocker for each process that holds the object.
+    pub(super) fn blockers(&self, source: &Source<'_>, id: usize, why: &Refusal) -> Vec<Blocker> {
+        let blocker = |pid, command: &str, fd| Blocker {
+            pid,
+            command: command.to_owned(),
+            fd,
+            object: why.object.clone(),
+            hint: why.hint.clone(),
+        };
+        let holders = &self.objects[id].holders;
+        if holders.is_empty() {
+            // In flight: nobody holds it, and init is as good an address as any.
+            return vec![blocker(1, "in a socket's queue", None)];
+        }
+        let holder = |&(place, fd): &(usize, i32)| {
+            let process = &source.processes[place];
+            blocker(process.pid, &process.command, Some(fd))
+        };
+        holders.iter().map(holder).collect()
+    }
+}
+
+fn numbers(host_pid: i32) -> io::Result<Vec<i32>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{host_pid}/fd"))? {
+        numbers.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+fn has_ended(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}
+
+fn own_link(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    use std::os::unix::ffi::OsStringExt;
+    let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    Ok(link.into_os_string().into_vec())
+}

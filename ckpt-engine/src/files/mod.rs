@@ -1,0 +1,92 @@
+//! Open files: found, captured and rebuilt from outside the processes that hold them.
+//!
+//! Capture works on *frozen* processes, on descriptors fetched from them: a fetched descriptor
+//! is the same open file description, so what is read is read from the original, and nothing in
+//! it is changed except what [`Undo`] puts back. Rebuilding makes descriptors in the daemon; the
+//! caller installs them in the new processes and then lets [`Rebuilt::finish`] do what only a
+//! task of the VE can do. [`Rebuilt::release`] lets the network connections go on.
+//!
+//! One file per kernel object. What is not known here is a [`Blocker`], found by [`check`]
+//! without touching the running VE.
+//!
+//! | object | kept | lost |
+//! |---|---|---|
+//! | regular file, directory, device | path, offset, flags, locks | |
+//! | deleted file | contents, one file stays one | other hard links |
+//! | pipe, FIFO | data, packets, size | |
+//! | eventfd, signalfd, timerfd | all | |
+//! | epoll | all, closed and reused numbers too | order of the ready list |
+//! | memfd | all | |
+//! | pidfd | of living processes | |
+//! | inotify | watches with their numbers | queued events |
+//! | unix socket | data, descriptors and credentials in flight, names, waiting clients | |
+//! | TCP | unread, unacknowledged and unsent data, options | connections not yet accepted |
+//! | UDP | addresses, queue | |
+//! | netlink | groups, port | queue |
+//! | pseudo terminal | settings, data in both directions, session | |
+
+use std::os::fd::BorrowedFd;
+
+#[cfg(doc)]
+use ckpt_format::blocker::Blocker;
+
+mod address;
+mod capture;
+mod deleted;
+mod epoll;
+mod event;
+mod find;
+mod info;
+mod memfd;
+mod options;
+mod path;
+mod pipe;
+mod rebuild;
+mod remote;
+mod socket;
+mod tcp;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod timer;
+
+pub use capture::{Captured, Undo, capture, check, mend};
+pub use rebuild::{RebuildError, Rebuilt, Target, rebuild};
+pub use remote::{Argument, Remote};
+
+/// The processes whose files are looked at.
+#[derive(Debug)]
+pub struct Source<'a> {
+    /// All processes of the VE; zombies may be left out.
+    pub processes: Vec<Holder<'a>>,
+    /// The VE's init, as the host numbers processes: whose namespaces are the VE's.
+    pub init: i32,
+    /// The host's number of the VE's user and group 0.
+    pub id_base: u32,
+}
+
+/// One process that may hold files.
+#[derive(Clone, Debug)]
+pub struct Holder<'a> {
+    /// Its number on the host.
+    pub host_pid: i32,
+    /// Its number inside the VE.
+    pub pid: i32,
+    /// Its command name, for messages.
+    pub command: String,
+    /// A pidfd of it.
+    pub pidfd: BorrowedFd<'a>,
+}
+
+impl Source<'_> {
+    /// The number inside the VE of a user or group; 65534 (nobody) for one that is outside it.
+    fn inside(&self, id: u32) -> u32 {
+        id.checked_sub(self.id_base).unwrap_or(65534)
+    }
+
+    /// The number inside the VE of a process, by its number on the host.
+    fn pid_inside(&self, host_pid: i32) -> Option<i32> {
+        self.processes.iter().find(|holder| holder.host_pid == host_pid).map(|holder| holder.pid)
+    }
+}

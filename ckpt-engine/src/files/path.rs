@@ -1,0 +1,107 @@
+//! What is opened by its name: regular files, directories, devices, and anything with `O_PATH`.
+
+use std::{
+    io::{self, Seek, SeekFrom},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+};
+
+use ckpt_format::files::{Kind, PathFile};
+use nix::{fcntl::OFlag, sys::stat::Mode};
+
+use super::{
+    capture::Capture,
+    find::{Object, Refusal},
+    info::Info,
+    rebuild::{RebuildError, lossy},
+};
+use crate::sys::descriptor;
+
+/// The character devices that are the same on every host, by major and minor number.
+const DEVICES: &[(u32, u32)] = &[
+    (1, 3),  // null
+    (1, 5),  // zero
+    (1, 7),  // full
+    (1, 8),  // random
+    (1, 9),  // urandom
+    (1, 11), // kmsg
+];
+
+/// Devices worth a name of their own in a message.
+const KNOWN: &[(u32, u32, &str, &str)] = &[
+    (10, 200, "/dev/net/tun, a network device", "stop the VPN or virtual machine"),
+    (10, 229, "/dev/fuse, a file system in user space", "unmount it"),
+    (10, 232, "/dev/kvm, a virtual machine", "stop the virtual machine"),
+    (10, 126, "/dev/userfaultfd", "stop the program"),
+    (10, 237, "/dev/loop-control", "close it"),
+];
+
+/// Refuses devices that are bound to the host.
+pub(super) fn check_device(object: &Object) -> Result<(), Refusal> {
+    let number = (libc::major(object.status.special), libc::minor(object.status.special));
+    if DEVICES.contains(&number) {
+        return Ok(());
+    }
+    let name = lossy(&object.link);
+    Err(match KNOWN.iter().find(|known| (known.0, known.1) == number) {
+        Some((_, _, what, hint)) => Refusal::new(*what, *hint),
+        None => Refusal::new(
+            format!("the device {name} ({}:{})", number.0, number.1),
+            "close it: only devices that every host has can be moved",
+        ),
+    })
+}
+
+/// The flags with which a file is opened again: those that open(2) takes and that last.
+fn reopen_flags(flags: u32) -> OFlag {
+    let lasting = OFlag::O_ACCMODE
+        | OFlag::O_APPEND
+        | OFlag::O_NONBLOCK
+        | OFlag::O_DIRECT
+        | OFlag::O_SYNC
+        | OFlag::O_DSYNC
+        | OFlag::O_NOATIME
+        | OFlag::O_PATH
+        | OFlag::O_DIRECTORY;
+    // The path has no symbolic link left in it, so one found now was put there since.
+    (OFlag::from_bits_truncate(flags.cast_signed()) & lasting)
+        | OFlag::O_NOFOLLOW
+        | OFlag::O_NOCTTY
+        | OFlag::O_CLOEXEC
+}
+
+pub(super) fn capture(capture: &Capture<'_>, id: usize) -> Result<Kind, Refusal> {
+    let object = &capture.found.objects[id];
+    let offset =
+        if object.is_path_only() { 0 } else { Info::of(object.fd())?.number("pos", 10)? };
+    Ok(Kind::Path(PathFile {
+        path: object.link.clone(),
+        offset,
+        file_type: object.file_type(),
+        device: object.status.special,
+    }))
+}
+
+pub(super) fn rebuild(file: &PathFile, flags: u32) -> Result<OwnedFd, RebuildError> {
+    let path = std::ffi::OsStr::from_bytes(&file.path);
+    let failed = |source: io::Error| RebuildError::Open { path: lossy(&file.path), source };
+    let fd = nix::fcntl::open(path, reopen_flags(flags), Mode::empty())
+        .map_err(|errno| failed(errno.into()))?;
+    let status = descriptor::status(fd.as_fd()).map_err(failed)?;
+    if status.mode & libc::S_IFMT != file.file_type || status.special != file.device {
+        return Err(RebuildError::Changed { path: lossy(&file.path) });
+    }
+    seek(fd, file.offset).map_err(failed)
+}
+
+/// Sets the offset of a description.
+pub(super) fn seek(fd: OwnedFd, offset: u64) -> io::Result<OwnedFd> {
+    if offset == 0 {
+        return Ok(fd);
+    }
+    let mut file = std::fs::File::from(fd);
+    file.seek(SeekFrom::Start(offset))?;
+    Ok(file.into())
+}

@@ -1,0 +1,256 @@
+//! The whole rebuild: in which order descriptions are made, and what follows when the new
+//! processes have them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use ckpt_format::{
+    files::{File, FileId, Files, Kind},
+    process::Descriptor,
+};
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open, openat},
+    sys::stat::Mode,
+};
+
+use super::{Argument, Remote, deleted, epoll, event, memfd, path, pipe, socket, tcp, timer};
+use crate::sys::descriptor::{self, Change};
+
+/// Where files are rebuilt.
+#[derive(Debug)]
+pub struct Target {
+    /// The host's number of the VE's user and group 0.
+    pub id_base: u32,
+    /// The new processes: number inside the VE, number on the host.
+    pub processes: HashMap<i32, i32>,
+    /// The memfds by [`ckpt_format::memory::SharedObject::id`], with their contents, open for
+    /// reading and writing.
+    pub shared: HashMap<u64, OwnedFd>,
+    /// Our own `/proc/self/fd`, which the VE's mounts do not show.
+    descriptors: OwnedFd,
+}
+
+impl Target {
+    /// To be made *before* the thread enters the namespaces of the VE.
+    pub fn new(id_base: u32) -> io::Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let descriptors = open("/proc/self/fd", flags, Mode::empty())?;
+        Ok(Self { id_base, processes: HashMap::new(), shared: HashMap::new(), descriptors })
+    }
+
+    /// Another description of the same file, with the access and status flags of `flags`.
+    pub(super) fn reopen(&self, fd: BorrowedFd<'_>, flags: u32) -> io::Result<OwnedFd> {
+        let lasting = OFlag::O_ACCMODE
+            | OFlag::O_APPEND
+            | OFlag::O_NONBLOCK
+            | OFlag::O_DIRECT
+            | OFlag::O_SYNC
+            | OFlag::O_DSYNC
+            | OFlag::O_NOATIME
+            | OFlag::O_PATH;
+        let flags = OFlag::from_bits_truncate(flags.cast_signed()) & lasting;
+        let name = fd.as_raw_fd().to_string();
+        let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+        Ok(openat(&self.descriptors, name.as_str(), flags, Mode::empty())?)
+    }
+}
+
+/// Why files could not be rebuilt.
+#[derive(Debug, thiserror::Error)]
+pub enum RebuildError {
+    /// A name cannot be opened.
+    #[error("cannot open {path}")]
+    Open {
+        /// The path inside the VE.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A name shows something of another type than on the source.
+    #[error("{path} is not what it was on the source")]
+    Changed {
+        /// The path inside the VE.
+        path: String,
+    },
+    /// The kernel does not make or set an object.
+    #[error("cannot rebuild a {object}")]
+    Kernel {
+        /// The kind of object.
+        object: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// A task of the VE could not do its part.
+    #[error("process {pid} cannot set up its {object}")]
+    Remote {
+        /// The process inside the VE.
+        pid: i32,
+        /// The kind of object.
+        object: &'static str,
+        /// Why.
+        source: Errno,
+    },
+    /// The captured state refers to something that is not in it.
+    #[error("the captured files contradict themselves")]
+    Damaged,
+}
+
+/// A path for messages.
+pub(super) fn lossy(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
+}
+
+/// A rebuild at work.
+#[derive(Debug)]
+pub(super) struct Rebuild<'a> {
+    pub(super) files: &'a Files,
+    pub(super) target: &'a Target,
+    pub(super) deleted: HashMap<u32, OwnedFd>,
+    pub(super) pipes: pipe::Pipes,
+    pub(super) made: Vec<Option<OwnedFd>>,
+    pub(super) connections: Vec<tcp::Connection>,
+}
+
+/// The rebuilt descriptions, before the VE runs.
+#[derive(Debug)]
+pub struct Rebuilt {
+    made: Vec<Option<OwnedFd>>,
+    connections: Vec<tcp::Connection>,
+}
+
+/// Makes all files of `files`.
+///
+/// Runs on a thread of its own that has entered the mount, network, UTS and IPC namespaces of
+/// the rebuilt VE, in which the processes exist already. Nothing leaves the VE's network before
+/// [`Rebuilt::release`].
+pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> {
+    let mut rebuild = Rebuild {
+        files,
+        target,
+        deleted: HashMap::new(),
+        pipes: HashMap::new(),
+        made: files.files.iter().map(|_| None).collect(),
+        connections: Vec::new(),
+    };
+    socket::rebuild(&mut rebuild)?;
+    for (place, file) in files.files.iter().enumerate() {
+        if rebuild.made[place].is_none() {
+            rebuild.made[place] = Some(rebuild.make(file)?);
+        }
+    }
+    epoll::fill(&rebuild)?;
+    let Rebuild { made, connections, .. } = rebuild;
+    Ok(Rebuilt { made, connections })
+}
+
+impl Rebuild<'_> {
+    /// The description that was made for this id.
+    pub(super) fn made(&self, file: FileId) -> Option<BorrowedFd<'_>> {
+        Some(self.made.get(file.0 as usize)?.as_ref()?.as_fd())
+    }
+
+    fn make(&mut self, file: &File) -> Result<OwnedFd, RebuildError> {
+        let fd = match &file.kind {
+            Kind::Path(named) => return path::rebuild(named, file.flags),
+            Kind::Deleted { file: place, offset } => {
+                return deleted::rebuild(self, *place, *offset, file.flags);
+            }
+            Kind::Memfd { object, offset } => {
+                return memfd::rebuild(self, *object, *offset, file.flags);
+            }
+            Kind::Pipe { pipe } => return pipe::rebuild(self, *pipe, file.flags),
+            Kind::Event(event) => event::rebuild_event(*event)?,
+            Kind::Signal { mask } => event::rebuild_signal(*mask)?,
+            Kind::Timer(timer) => timer::rebuild(timer)?,
+            Kind::Epoll { .. } => epoll::make()?,
+            // Sockets are made before, because they refer to each other.
+            _ => return Err(RebuildError::Damaged),
+        };
+        set_status(fd.as_fd(), file.flags)
+            .map_err(|source| RebuildError::Kernel { object: "file", source })?;
+        Ok(fd)
+    }
+}
+
+/// The flags of objects that are not opened by a name.
+pub(super) fn set_status(fd: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
+    let status = flags.cast_signed() & libc::O_NONBLOCK;
+    if status != 0 { descriptor::change(fd, Change::SetFlags, status) } else { Ok(()) }
+}
+
+impl Rebuilt {
+    /// The description for this id, to be installed in descriptor tables.
+    pub fn descriptor(&self, file: FileId) -> Option<BorrowedFd<'_>> {
+        Some(self.made.get(file.0 as usize)?.as_ref()?.as_fd())
+    }
+
+    /// Does what only tasks of the VE can do. The descriptors are installed; the processes stand
+    /// still and have their credentials, sessions and groups.
+    pub fn finish(
+        &mut self,
+        files: &Files,
+        tables: &BTreeMap<i32, Vec<Descriptor>>,
+        remote: &mut dyn Remote,
+    ) -> Result<(), RebuildError> {
+        for (place, file) in files.files.iter().enumerate() {
+            let Some(owner) = file.owner else { continue };
+            let id = FileId(u32::try_from(place).map_err(|_| RebuildError::Damaged)?);
+            // One that is only in flight has nobody who could do it.
+            let Some((pid, fd)) = holder(tables, id) else { continue };
+            set_signal_owner(pid, fd, file, owner, remote)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the network connections go on. The VE runs here from now on.
+    ///
+    /// A connection that cannot go on is reported and left to its peer; the others go on.
+    pub fn release(self) {
+        for connection in &self.connections {
+            if let Err(error) = connection.release() {
+                tracing::error!(%error, "a TCP connection could not go on");
+            }
+        }
+    }
+}
+
+/// A process that holds a description, and the number there.
+pub(super) fn holder(tables: &BTreeMap<i32, Vec<Descriptor>>, file: FileId) -> Option<(i32, i32)> {
+    tables.iter().find_map(|(&pid, table)| {
+        let descriptor = table.iter().find(|descriptor| descriptor.file == file)?;
+        Some((pid, descriptor.fd))
+    })
+}
+
+/// One fcntl(2) made by a task of the VE.
+fn set_signal_owner(
+    pid: i32,
+    fd: i32,
+    file: &File,
+    owner: ckpt_format::files::SignalOwner,
+    remote: &mut dyn Remote,
+) -> Result<(), RebuildError> {
+    const F_SETSIG: u64 = 10;
+    const F_SETOWN_EX: u64 = 15;
+    let failed = |source| RebuildError::Remote { pid, object: "signal-driven I/O", source };
+    let none = || Argument::Value(0);
+    let number = || Argument::Value(u64::from(fd.cast_unsigned()));
+    let mut fcntl = |command: u64, argument: Argument<'_>| {
+        let arguments = [number(), Argument::Value(command), argument, none(), none(), none()];
+        remote.call(pid, libc::SYS_fcntl, arguments).map(drop).map_err(failed)
+    };
+    let mut bytes = owner.kind.to_ne_bytes().to_vec();
+    bytes.extend(owner.pid.to_ne_bytes());
+    fcntl(F_SETOWN_EX, Argument::In(&bytes))?;
+    if file.signal != 0 {
+        fcntl(F_SETSIG, Argument::Value(u64::from(file.signal.cast_unsigned())))?;
+    }
+    if file.flags.cast_signed() & libc::O_ASYNC != 0 {
+        fcntl(libc::F_SETFL as u64, Argument::Value(u64::from(file.flags)))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,567 @@
+//! System calls made by a stopped thread of another process.
+//!
+//! Two ways. [`Stopped::call`] makes one call through the `syscall` instruction of the vdso and
+//! changes nothing in the process's memory. A [`Gate`], a small private mapping in the process,
+//! holds a loop that makes a whole table of calls in one stop; see [`Batch`].
+
+use std::{
+    io,
+    os::unix::fs::FileExt,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    procfs,
+    sys::{
+        ptrace::{self, Registers, Stop},
+        vm,
+    },
+};
+
+/// A thread could not be stopped, or did not do what was asked of it.
+#[derive(Debug, thiserror::Error)]
+pub enum InjectError {
+    /// The thread ended meanwhile.
+    #[error("thread {tid} has ended")]
+    Ended {
+        /// The thread, as numbered on the host.
+        tid: i32,
+    },
+    /// The thread did not come to a stop in time: it is in an uninterruptible call.
+    #[error("thread {tid} is in an uninterruptible call")]
+    Busy {
+        /// The thread, as numbered on the host.
+        tid: i32,
+    },
+    /// A debugger, or another engine, holds it.
+    #[error("thread {tid} cannot be traced")]
+    Attach {
+        /// The thread, as numbered on the host.
+        tid: i32,
+        /// Why.
+        source: io::Error,
+    },
+    /// A request of ptrace(2) failed.
+    #[error("cannot control thread {tid}")]
+    Control {
+        /// The thread, as numbered on the host.
+        tid: i32,
+        /// Why.
+        source: io::Error,
+    },
+    /// The thread stopped for another reason than the end of our code.
+    #[error("thread {tid} stopped unexpectedly with signal {signal}, event {event}")]
+    Unexpected {
+        /// The thread, as numbered on the host.
+        tid: i32,
+        /// The signal of the stop.
+        signal: i32,
+        /// The ptrace event of the stop.
+        event: i32,
+    },
+    /// The kernel offers no vdso with a `syscall` instruction.
+    #[error("no vdso to make system calls through")]
+    NoVdso,
+    /// A call made in the thread failed.
+    #[error("{call} failed in process {tid}")]
+    Call {
+        /// The name of the system call.
+        call: &'static str,
+        /// The thread, as numbered on the host.
+        tid: i32,
+        /// The error it got.
+        source: io::Error,
+    },
+}
+
+impl InjectError {
+    fn control(tid: i32) -> impl FnOnce(io::Error) -> Self {
+        move |source| match source.raw_os_error() {
+            Some(libc::ESRCH) => Self::Ended { tid },
+            _ => Self::Control { tid, source },
+        }
+    }
+}
+
+/// All signals blocked except SIGTRAP, whose forced delivery would otherwise reset its handler.
+const ALL_BUT_TRAP: u64 = !(1 << (libc::SIGTRAP - 1));
+
+/// A thread in a ptrace stop, with the state that it must get back.
+#[derive(Debug)]
+pub struct Stopped {
+    /// The thread, as numbered on the host.
+    pub tid: i32,
+    /// The registers before we changed anything.
+    pub registers: Registers,
+    /// The signal mask before we changed anything.
+    pub mask: u64,
+    /// The signal that had stopped the process before we came (job control).
+    pub stopped_by: Option<i32>,
+}
+
+impl Stopped {
+    /// Stops all of these threads; those that have ended meanwhile are left out.
+    ///
+    /// All are interrupted first and waited for afterwards, so that they stop side by side.
+    pub fn attach(tids: &[i32], options: i32) -> Result<Vec<Self>, InjectError> {
+        let_go_late_stops();
+        let mut seized = Vec::with_capacity(tids.len());
+        for &tid in tids {
+            match ptrace::seize(tid, options).and_then(|()| ptrace::interrupt(tid)) {
+                Ok(()) => seized.push(tid),
+                Err(source) if source.raw_os_error() == Some(libc::ESRCH) => {}
+                Err(source) => {
+                    release(&seized);
+                    return Err(InjectError::Attach { tid, source });
+                }
+            }
+        }
+        let mut stopped = Vec::with_capacity(seized.len());
+        for (index, &tid) in seized.iter().enumerate() {
+            match Self::wait_for_stop(tid) {
+                Ok(thread) => stopped.push(thread),
+                Err(InjectError::Ended { .. }) => {}
+                Err(error) => {
+                    release(&seized[index..]);
+                    for thread in stopped {
+                        drop(thread.detach());
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(stopped)
+    }
+
+    /// Takes over a thread that was attached at its birth and is about to stop for us.
+    pub fn at_birth(tid: i32) -> Result<Self, InjectError> {
+        Self::wait_for_stop(tid)
+    }
+
+    fn wait_for_stop(tid: i32) -> Result<Self, InjectError> {
+        let control = || InjectError::control(tid);
+        let stopped_by = loop {
+            match wait_bounded(tid)? {
+                Stop::Ended(_) => return Err(InjectError::Ended { tid }),
+                Stop::Stopped { signal, event } => {
+                    if (Stop::Stopped { signal, event }).is_event_stop() {
+                        break (signal != libc::SIGTRAP).then_some(signal);
+                    }
+                    // A signal arrived first. Put it back; the interrupt is still to come.
+                    ptrace::resume(tid, signal).map_err(control())?;
+                }
+            }
+        };
+        let registers = ptrace::registers(tid).map_err(control())?;
+        let mask = ptrace::signal_mask(tid).map_err(control())?;
+        ptrace::set_signal_mask(tid, ALL_BUT_TRAP).map_err(control())?;
+        Ok(Self { tid, registers, mask, stopped_by })
+    }
+
+    /// Makes one system call through the vdso, which starts at `vdso` in this process.
+    pub fn call(&self, vdso: u64, number: i64, arguments: &[u64]) -> Result<u64, InjectError> {
+        let tid = self.tid;
+        let mut registers = self.registers;
+        registers.rip = vdso + syscall_offset().ok_or(InjectError::NoVdso)?;
+        registers.rax = number as u64;
+        let slots = [
+            &mut registers.rdi,
+            &mut registers.rsi,
+            &mut registers.rdx,
+            &mut registers.r10,
+            &mut registers.r8,
+            &mut registers.r9,
+        ];
+        for (slot, argument) in slots.into_iter().zip(arguments.iter().chain([0; 6].iter())) {
+            *slot = *argument;
+        }
+        // No interrupted call: the kernel must not restart anything with our registers.
+        registers.orig_rax = u64::MAX;
+        ptrace::set_registers(tid, &registers).map_err(InjectError::control(tid))?;
+        loop {
+            ptrace::single_step(tid).map_err(InjectError::control(tid))?;
+            match ptrace::wait(tid).map_err(InjectError::control(tid))? {
+                Stop::Ended(_) => return Err(InjectError::Ended { tid }),
+                Stop::Stopped { signal: libc::SIGTRAP, event: 0 } => break,
+                stop if stop.is_event_stop() => {}
+                Stop::Stopped { signal, event } => {
+                    return Err(InjectError::Unexpected { tid, signal, event });
+                }
+            }
+        }
+        Ok(ptrace::registers(tid).map_err(InjectError::control(tid))?.rax)
+    }
+
+    /// As [`Self::call`], with an error number turned into an error.
+    pub fn checked_call(
+        &self,
+        vdso: u64,
+        name: &'static str,
+        number: i64,
+        arguments: &[u64],
+    ) -> Result<u64, InjectError> {
+        let value = self.call(vdso, number, arguments)?;
+        check_return(value as i64).map_err(|source| InjectError::Call {
+            call: name,
+            tid: self.tid,
+            source,
+        })
+    }
+
+    /// Puts registers and mask back, so that the thread goes on where it was once it is resumed.
+    pub fn put_back(&self) -> Result<(), InjectError> {
+        let mut registers = self.registers;
+        restart_interrupted(&mut registers);
+        ptrace::set_registers(self.tid, &registers).map_err(InjectError::control(self.tid))?;
+        ptrace::set_signal_mask(self.tid, self.mask).map_err(InjectError::control(self.tid))
+    }
+
+    /// [`Self::put_back`] and let go.
+    pub fn detach(self) -> Result<(), InjectError> {
+        self.put_back()?;
+        ptrace::detach(self.tid, 0).map_err(InjectError::control(self.tid))
+    }
+}
+
+/// How long a thread may take to come to a stop.
+const STOP_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Waits for a stop, but not for ever: a thread whose vfork(2) child still runs, or that waits
+/// for a dead disk, does not stop.
+fn wait_bounded(tid: i32) -> Result<Stop, InjectError> {
+    let start = Instant::now();
+    let mut tries = 0;
+    loop {
+        if let Some(stop) = ptrace::try_wait(tid).map_err(InjectError::control(tid))? {
+            return Ok(stop);
+        }
+        tries += 1;
+        if tries < 100 {
+            std::thread::yield_now();
+        } else if start.elapsed() < STOP_TIMEOUT {
+            std::thread::sleep(Duration::from_micros(100));
+        } else {
+            LATE.with_borrow_mut(|late| late.push(tid));
+            return Err(InjectError::Busy { tid });
+        }
+    }
+}
+
+thread_local! {
+    /// Threads that this tracer has seized but that did not stop in time. They stop later, and
+    /// must be let go then.
+    static LATE: std::cell::RefCell<Vec<i32>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// Lets threads go that came to their stop after we had given up on them. A thread's end does
+/// the same for all that are left.
+pub fn let_go_late_stops() {
+    LATE.with_borrow_mut(|late| {
+        late.retain(|&tid| match ptrace::try_wait(tid) {
+            Ok(None) => true,
+            Ok(Some(Stop::Stopped { .. })) => ptrace::detach(tid, 0).is_err(),
+            Ok(Some(Stop::Ended(_))) | Err(_) => false,
+        });
+    });
+}
+
+fn release(tids: &[i32]) {
+    for &tid in tids {
+        // A thread detaches only from a stop, and one that has ended needs nothing.
+        if matches!(wait_bounded(tid), Ok(Stop::Stopped { .. })) {
+            drop(ptrace::detach(tid, 0));
+        }
+    }
+}
+
+/// A system call's return value as the kernel leaves it in the register.
+pub fn check_return(value: i64) -> io::Result<u64> {
+    match value {
+        -4095..=-1 => Err(io::Error::from_raw_os_error(-value as i32)),
+        value => Ok(value as u64),
+    }
+}
+
+const EINTR: i64 = -4;
+const ERESTARTNOHAND: i64 = -514;
+
+/// Calls that the kernel ends with EINTR when the thread is stopped, although no signal came.
+const NOT_RESTARTED: [i64; 14] = [
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_semtimedop,
+    libc::SYS_io_getevents,
+    libc::SYS_connect,
+];
+
+/// Makes sure that a call which our stop has interrupted is made again instead of telling the
+/// program EINTR. A handler that is about to run still gets its EINTR.
+pub fn restart_interrupted(registers: &mut Registers) {
+    let number = registers.orig_rax as i64;
+    if number >= 0 && registers.rax as i64 == EINTR && NOT_RESTARTED.contains(&number) {
+        registers.rax = ERESTARTNOHAND as u64;
+    }
+}
+
+/// Where in the vdso a `syscall` instruction stands: the same in every process.
+pub fn syscall_offset() -> Option<u64> {
+    static OFFSET: OnceLock<Option<u64>> = OnceLock::new();
+    *OFFSET.get_or_init(|| {
+        vdso_image()?.windows(2).position(|pair| pair == [0x0f, 0x05]).map(|at| at as u64)
+    })
+}
+
+/// The code of this kernel's vdso, which both ends of a move must share.
+pub fn vdso_image() -> Option<Vec<u8>> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let vdso = procfs::parse_maps(&maps).into_iter().find(|map| map.name == "[vdso]")?;
+    let mut image = vec![0u8; (vdso.end - vdso.start) as usize];
+    let len = image.len();
+    vm::read_process(std::process::id() as i32, &mut image, &[(vdso.start, len)]).ok()?;
+    Some(image)
+}
+
+/// `test rbp,rbp; jz end; load number and arguments from the table at rbx; syscall; store the
+/// result; next entry; end: int3`.
+const LOOP: [u8; 50] = [
+    0x48, 0x85, 0xed, // 0: test rbp, rbp
+    0x74, 0x2c, // 3: jz 49
+    0x48, 0x8b, 0x03, // 5: mov rax, [rbx]
+    0x48, 0x8b, 0x7b, 0x08, // 8: mov rdi, [rbx+8]
+    0x48, 0x8b, 0x73, 0x10, // 12: mov rsi, [rbx+16]
+    0x48, 0x8b, 0x53, 0x18, // 16: mov rdx, [rbx+24]
+    0x4c, 0x8b, 0x53, 0x20, // 20: mov r10, [rbx+32]
+    0x4c, 0x8b, 0x43, 0x28, // 24: mov r8, [rbx+40]
+    0x4c, 0x8b, 0x4b, 0x30, // 28: mov r9, [rbx+48]
+    0x0f, 0x05, // 32: syscall
+    0x48, 0x89, 0x43, 0x38, // 34: mov [rbx+56], rax
+    0x48, 0x83, 0xc3, 0x40, // 38: add rbx, 64
+    0x48, 0xff, 0xcd, // 42: dec rbp
+    0x75, 0xd6, // 45: jnz 5
+    0x90, 0x90, // 47: nop; nop
+    0xcc, // 49: int3
+];
+
+const TABLE: u64 = 4096;
+const ENTRY: usize = 64;
+const CALLS_MAX: usize = 2048;
+const DATA: u64 = TABLE + (CALLS_MAX * ENTRY) as u64;
+
+/// The mapping in a process that holds the loop, its table of calls and their data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gate {
+    /// Where it is in the process.
+    pub base: u64,
+}
+
+impl Gate {
+    /// Its size in bytes.
+    pub const SIZE: u64 = 512 << 10;
+
+    /// Maps a gate into the process of a stopped thread: at `base`, or where the kernel likes.
+    pub fn open(thread: &Stopped, vdso: u64, base: Option<u64>) -> Result<Self, InjectError> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+        let mut flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        if base.is_some() {
+            flags |= libc::MAP_FIXED_NOREPLACE;
+        }
+        let arguments =
+            [base.unwrap_or(0), Self::SIZE, protection as u64, flags as u64, u64::MAX, 0];
+        let base = thread.checked_call(vdso, "mmap", libc::SYS_mmap, &arguments)?;
+        let gate = Self { base };
+        gate.write(thread.tid, base, &LOOP)?;
+        Ok(gate)
+    }
+
+    /// Removes the gate through the vdso: the last call of all.
+    pub fn close(self, thread: &Stopped, vdso: u64) -> Result<(), InjectError> {
+        let arguments = [self.base, Self::SIZE];
+        thread.checked_call(vdso, "munmap", libc::SYS_munmap, &arguments).map(drop)
+    }
+
+    /// An empty table of calls for this gate.
+    pub fn batch(self) -> Batch {
+        Batch { gate: self, table: Vec::new(), names: Vec::new(), data: Vec::new() }
+    }
+
+    fn write(self, tid: i32, address: u64, bytes: &[u8]) -> Result<(), InjectError> {
+        memory(tid)
+            .and_then(|file| file.write_all_at(bytes, address))
+            .map_err(InjectError::control(tid))
+    }
+}
+
+/// `/proc/TID/mem`, which writes through the protection of private mappings.
+pub fn memory(tid: i32) -> io::Result<std::fs::File> {
+    std::fs::OpenOptions::new().read(true).write(true).open(procfs::path(tid, "mem"))
+}
+
+/// A table of system calls to be made by one thread in one stop.
+#[derive(Debug)]
+pub struct Batch {
+    gate: Gate,
+    table: Vec<u8>,
+    names: Vec<&'static str>,
+    data: Vec<u8>,
+}
+
+impl Batch {
+    /// Adds a call and returns its index.
+    pub fn call(&mut self, name: &'static str, number: i64, arguments: &[u64]) -> usize {
+        self.names.push(name);
+        self.table.extend_from_slice(&(number as u64).to_le_bytes());
+        for index in 0..6 {
+            let argument = arguments.get(index).copied().unwrap_or(0);
+            self.table.extend_from_slice(&argument.to_le_bytes());
+        }
+        self.table.extend_from_slice(&[0; 8]);
+        self.names.len() - 1
+    }
+
+    /// Adds bytes for calls to use; returns their address in the process.
+    pub fn bytes(&mut self, bytes: &[u8]) -> u64 {
+        self.data.resize(self.data.len().next_multiple_of(16), 0);
+        let address = self.gate.base + DATA + self.data.len() as u64;
+        self.data.extend_from_slice(bytes);
+        address
+    }
+
+    /// Adds a text with its terminating zero.
+    pub fn text(&mut self, text: &str) -> u64 {
+        let mut bytes = text.as_bytes().to_vec();
+        bytes.push(0);
+        self.bytes(&bytes)
+    }
+
+    /// Adds room for a result of `len` bytes.
+    pub fn room(&mut self, len: usize) -> u64 {
+        self.bytes(&vec![0; len])
+    }
+
+    /// True without any call.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// True when the next few calls, with up to 16 KiB of data, may not fit any more.
+    pub fn is_nearly_full(&self) -> bool {
+        self.names.len() + 16 > CALLS_MAX || DATA + self.data.len() as u64 + (16 << 10) > Gate::SIZE
+    }
+
+    /// Makes the calls in that thread, all of them whatever each returns.
+    pub fn run(self, thread: &Stopped) -> Result<Done, InjectError> {
+        let tid = thread.tid;
+        let base = self.gate.base;
+        let count = self.names.len();
+        self.gate.write(tid, base + TABLE, &self.table)?;
+        if !self.data.is_empty() {
+            self.gate.write(tid, base + DATA, &self.data)?;
+        }
+        let mut registers = thread.registers;
+        registers.rip = base;
+        registers.rbx = base + TABLE;
+        registers.rbp = count as u64;
+        registers.orig_rax = u64::MAX;
+        ptrace::set_registers(tid, &registers).map_err(InjectError::control(tid))?;
+        let births = resume_until_trap(tid)?;
+        let mut table = vec![0; self.table.len()];
+        let mut data = vec![0; self.data.len()];
+        read_back(tid, base + TABLE, &mut table)?;
+        read_back(tid, base + DATA, &mut data)?;
+        let returns = table
+            .chunks_exact(ENTRY)
+            .map(|entry| i64::from_le_bytes(entry[56..].try_into().expect("eight bytes")))
+            .collect();
+        Ok(Done { tid, names: self.names, returns, births, data, data_start: base + DATA })
+    }
+}
+
+fn read_back(tid: i32, address: u64, bytes: &mut [u8]) -> Result<(), InjectError> {
+    let len = bytes.len();
+    match vm::read_process(tid, bytes, &[(address, len)]).map_err(InjectError::control(tid))? {
+        count if count == len => Ok(()),
+        _ => Err(InjectError::Control { tid, source: io::ErrorKind::UnexpectedEof.into() }),
+    }
+}
+
+/// Lets the thread run to the int3 at the end; collects the threads and processes born.
+fn resume_until_trap(tid: i32) -> Result<Vec<i32>, InjectError> {
+    let mut births = Vec::new();
+    loop {
+        ptrace::resume(tid, 0).map_err(InjectError::control(tid))?;
+        match ptrace::wait(tid).map_err(InjectError::control(tid))? {
+            Stop::Ended(_) => return Err(InjectError::Ended { tid }),
+            Stop::Stopped { signal: libc::SIGTRAP, event: 0 } => return Ok(births),
+            Stop::Stopped {
+                event: libc::PTRACE_EVENT_CLONE | libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK,
+                ..
+            } => {
+                let born = ptrace::event_message(tid).map_err(InjectError::control(tid))?;
+                births.push(born as i32);
+            }
+            stop if stop.is_event_stop() => {}
+            Stop::Stopped { signal, event } => {
+                return Err(InjectError::Unexpected { tid, signal, event });
+            }
+        }
+    }
+}
+
+/// What a [`Batch`] gave.
+#[derive(Debug)]
+pub struct Done {
+    tid: i32,
+    names: Vec<&'static str>,
+    returns: Vec<i64>,
+    /// The tasks born by clone calls, in order, as numbered on the host; stopped, or about to.
+    pub births: Vec<i32>,
+    data: Vec<u8>,
+    data_start: u64,
+}
+
+impl Done {
+    /// The result of one call.
+    pub fn result(&self, index: usize) -> io::Result<u64> {
+        check_return(self.returns[index])
+    }
+
+    /// The result of one call, or an error that names the call.
+    pub fn value(&self, index: usize) -> Result<u64, InjectError> {
+        self.result(index).map_err(|source| InjectError::Call {
+            call: self.names[index],
+            tid: self.tid,
+            source,
+        })
+    }
+
+    /// The first failure, if any call failed.
+    pub fn all(&self) -> Result<(), InjectError> {
+        (0..self.returns.len()).try_for_each(|index| self.value(index).map(drop))
+    }
+
+    /// The bytes that stand now where [`Batch::bytes`] or [`Batch::room`] put data.
+    pub fn data(&self, address: u64, len: usize) -> &[u8] {
+        let start = (address - self.data_start) as usize;
+        &self.data[start..start + len]
+    }
+
+    /// A 64-bit number in the data.
+    pub fn number(&self, address: u64) -> u64 {
+        u64::from_le_bytes(self.data(address, 8).try_into().expect("eight bytes"))
+    }
+
+    /// A 32-bit number in the data.
+    pub fn word(&self, address: u64) -> u32 {
+        u32::from_le_bytes(self.data(address, 4).try_into().expect("four bytes"))
+    }
+}

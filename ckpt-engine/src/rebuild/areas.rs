@@ -1,0 +1,294 @@
+//! Gives a process the areas of a layout.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, RawFd};
+
+use ckpt_format::memory::{Advice, Area, Backing};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+
+use super::{Bone, GATE, Inconsistency, RebuildError, Skeleton, TASK_SIZE};
+use crate::{
+    areas::{AddressSpace, kept},
+    inject::{Batch, Done, Gate},
+    procfs::{self, ProcError},
+    ranges::Ranges,
+};
+
+const ARCH_MAP_VDSO_64: u64 = 0x2003;
+const PR_SET_VMA: u64 = 0x5356_4d41;
+const PR_SET_VMA_ANON_NAME: u64 = 0;
+
+/// Reads the areas of one of our own processes.
+pub(super) fn read_space(host: i32) -> Result<AddressSpace, ProcError> {
+    AddressSpace::read(host, &procfs::read_text(host, "maps")?, None)
+}
+
+/// How long the vdso with its data pages is: the same in every process of this kernel.
+pub(super) fn vdso_len(space: &AddressSpace) -> u64 {
+    let own = |area: &&Area| matches!(area.backing, Backing::Vdso | Backing::Vvar);
+    space.areas.iter().filter(own).map(Area::len).sum()
+}
+
+impl Skeleton {
+    /// Unmaps, maps and protects until the process has exactly these areas.
+    pub(super) fn reshape(
+        &mut self,
+        pid: i32,
+        life: u64,
+        areas: Vec<Area>,
+    ) -> Result<(), RebuildError> {
+        check_places(pid, &areas, self.vdso_len)?;
+        let bone = self.bone(pid)?;
+        let good = match bone.life == life {
+            true => kept(&bone.areas, &areas),
+            false => Ranges::default(),
+        };
+        let mut work = Work { skeleton: self, bone, batch: self.gate.batch(), opened: Vec::new() };
+        let old: Ranges = bone.areas.iter().filter(is_mapped).map(bounds).collect();
+        for (start, end) in old.without(&good).iter() {
+            work.batch.call("munmap", libc::SYS_munmap, &[start, end - start]);
+            work.flush_when_full()?;
+        }
+        work.vdso(&areas, &good);
+        for area in areas.iter().filter(is_mapped) {
+            let fresh = Ranges::from_iter([bounds(area)]).without(&good);
+            for (start, end) in fresh.iter() {
+                work.map(area, start, end)?;
+                work.advise(area.advice, Advice::default(), start, end);
+                work.flush_when_full()?;
+            }
+        }
+        work.adjust(&areas, &good)?;
+        work.flush()?;
+        if let Some(bone) = self.processes.get_mut(&pid) {
+            bone.areas = areas;
+            bone.life = life;
+        }
+        Ok(())
+    }
+}
+
+/// Areas that are made by mmap(2).
+fn is_mapped(area: &&Area) -> bool {
+    area.backing != Backing::Vsyscall
+}
+
+fn is_own(area: &Area) -> bool {
+    matches!(area.backing, Backing::Vdso | Backing::Vvar)
+}
+
+fn bounds(area: &Area) -> (u64, u64) {
+    (area.start, area.end)
+}
+
+/// Refuses areas that overlap, leave the address space, or lie where the gate is.
+fn check_places(pid: i32, areas: &[Area], vdso_len: u64) -> Result<(), RebuildError> {
+    let mut last = 0;
+    for area in areas.iter().filter(is_mapped) {
+        let beside_gate = area.end <= GATE || area.start >= GATE + Gate::SIZE;
+        if area.start < last || area.end <= area.start || area.end > TASK_SIZE || !beside_gate {
+            return Err(RebuildError::Stream(Inconsistency::AreaOutside(pid)));
+        }
+        last = area.end;
+    }
+    let vdso: u64 = areas.iter().filter(|area| is_own(area)).map(Area::len).sum();
+    match vdso == 0 || vdso == vdso_len {
+        true => Ok(()),
+        false => Err(RebuildError::Stream(Inconsistency::AreaOutside(pid))),
+    }
+}
+
+/// A batch of calls for one process, with the paths that it opens.
+struct Work<'a> {
+    skeleton: &'a Skeleton,
+    bone: &'a Bone,
+    batch: Batch,
+    opened: Vec<(usize, String)>,
+}
+
+impl Work<'_> {
+    fn flush_when_full(&mut self) -> Result<(), RebuildError> {
+        if self.batch.is_nearly_full() { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<(), RebuildError> {
+        let batch = std::mem::replace(&mut self.batch, self.skeleton.gate.batch());
+        let opened = std::mem::take(&mut self.opened);
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let done = batch.run(&self.bone.thread)?;
+        self.check(&done, opened)
+    }
+
+    fn check(&self, done: &Done, opened: Vec<(usize, String)>) -> Result<(), RebuildError> {
+        for (index, path) in opened {
+            done.value(index).map_err(|source| RebuildError::Open {
+                pid: self.bone.pid,
+                path,
+                source,
+            })?;
+        }
+        done.all().map_err(self.bone.failed("lay out its memory"))
+    }
+
+    /// The kernel maps the vdso with all its data pages in one go at the wanted place.
+    fn vdso(&mut self, areas: &[Area], good: &Ranges) {
+        let Some(first) = areas.iter().find(|area| is_own(area)) else { return };
+        if good.iter().any(|(start, end)| start <= first.start && first.start < end) {
+            return;
+        }
+        self.batch.call("arch_prctl", libc::SYS_arch_prctl, &[ARCH_MAP_VDSO_64, first.start]);
+    }
+
+    fn map(&mut self, area: &Area, start: u64, end: u64) -> Result<(), RebuildError> {
+        let mut flags = libc::MAP_FIXED_NOREPLACE;
+        flags |= if area.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+        if area.grows_down {
+            flags |= libc::MAP_GROWSDOWN;
+        }
+        if area.advice.no_reserve {
+            flags |= libc::MAP_NORESERVE;
+        }
+        let mut fd = u64::MAX;
+        match &area.backing {
+            Backing::Vdso | Backing::Vvar | Backing::Vsyscall => return Ok(()),
+            Backing::Anonymous { .. } => flags |= libc::MAP_ANONYMOUS,
+            Backing::File { path } => {
+                self.open(path, area.shared && area.may_write);
+                fd = 0;
+            }
+            Backing::Shared { object } => {
+                self.receive_shared(*object)?;
+                fd = 0;
+            }
+        }
+        let protection = u64::from(area.protection);
+        let offset = if fd == 0 { area.offset + (start - area.start) } else { 0 };
+        let arguments = [start, end - start, protection, flags as u64, fd, offset];
+        self.batch.call("mmap", libc::SYS_mmap, &arguments);
+        if fd == 0 {
+            self.batch.call("close", libc::SYS_close, &[0]);
+        }
+        if let Backing::Anonymous { name: Some(name) } = &area.backing {
+            let name = self.batch.text(name);
+            let arguments = [PR_SET_VMA, PR_SET_VMA_ANON_NAME, start, end - start, name];
+            self.batch.call("prctl", libc::SYS_prctl, &arguments);
+        }
+        Ok(())
+    }
+
+    /// Opens a file of the VE: always as descriptor 0, the lowest and free.
+    fn open(&mut self, path: &str, write: bool) {
+        let access = if write { libc::O_RDWR } else { libc::O_RDONLY };
+        let flags = (access | libc::O_CLOEXEC) as u64;
+        let address = self.batch.text(path);
+        let index =
+            self.batch.call("openat", libc::SYS_openat, &[libc::AT_FDCWD as u64, address, flags]);
+        self.opened.push((index, path.to_owned()));
+    }
+
+    /// Passes a shared object to the process: as descriptor 0 as well.
+    fn receive_shared(&mut self, object: u64) -> Result<(), RebuildError> {
+        let shared = self
+            .skeleton
+            .shared
+            .get(&object)
+            .ok_or(RebuildError::Stream(Inconsistency::UnknownObject(object)))?;
+        // The channel is a queue: what is sent now is received by the calls of this batch.
+        send_descriptors(&self.skeleton.channel, &[shared.file.as_raw_fd()])
+            .map_err(|source| RebuildError::Shared { object, source })?;
+        let message = Message::add(&mut self.batch, 1);
+        message.receive(&mut self.batch, super::CHANNEL);
+        self.flush_when_full()
+    }
+
+    /// Protection and advice of what stays but has changed.
+    fn adjust(&mut self, areas: &[Area], good: &Ranges) -> Result<(), RebuildError> {
+        let old_areas = &self.bone.areas;
+        for area in areas.iter().filter(|area| is_mapped(area) && !is_own(area)) {
+            for old in old_areas {
+                let (start, end) = (old.start.max(area.start), old.end.min(area.end));
+                if start >= end || !good.iter().any(|(low, high)| low <= start && end <= high) {
+                    continue;
+                }
+                if old.protection != area.protection {
+                    let arguments = [start, end - start, u64::from(area.protection)];
+                    self.batch.call("mprotect", libc::SYS_mprotect, &arguments);
+                }
+                self.advise(area.advice, old.advice, start, end);
+                self.flush_when_full()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn advise(&mut self, new: Advice, old: Advice, start: u64, end: u64) {
+        let pairs = [
+            (new.dont_fork, old.dont_fork, libc::MADV_DONTFORK, libc::MADV_DOFORK),
+            (new.dont_dump, old.dont_dump, libc::MADV_DONTDUMP, libc::MADV_DODUMP),
+            (new.wipe_on_fork, old.wipe_on_fork, libc::MADV_WIPEONFORK, libc::MADV_KEEPONFORK),
+            (new.huge, old.huge, libc::MADV_HUGEPAGE, libc::MADV_NOHUGEPAGE),
+            (new.no_huge, old.no_huge, libc::MADV_NOHUGEPAGE, libc::MADV_HUGEPAGE),
+            (new.mergeable, old.mergeable, libc::MADV_MERGEABLE, libc::MADV_UNMERGEABLE),
+            (new.sequential, old.sequential, libc::MADV_SEQUENTIAL, libc::MADV_NORMAL),
+            (new.random, old.random, libc::MADV_RANDOM, libc::MADV_NORMAL),
+        ];
+        for (new, old, on, off) in pairs {
+            if new != old {
+                let advice = if new { on } else { off };
+                let arguments = [start, end - start, advice as u64];
+                self.batch.call("madvise", libc::SYS_madvise, &arguments);
+            }
+        }
+        if new.locked != old.locked {
+            let (name, number) = match new.locked {
+                true => ("mlock2", libc::SYS_mlock2),
+                false => ("munlock", libc::SYS_munlock),
+            };
+            // MLOCK_ONFAULT: the pages come later, and must not be made here.
+            let flags = u64::from(new.locked);
+            self.batch.call(name, number, &[start, end - start, flags]);
+        }
+    }
+}
+
+/// The structures that recvmsg(2) needs for descriptors, in the data of a batch.
+pub(super) struct Message {
+    header: u64,
+    /// Where the received descriptor numbers will stand.
+    pub(super) numbers: u64,
+}
+
+impl Message {
+    pub(super) fn add(batch: &mut Batch, count: usize) -> Self {
+        let byte = batch.room(8);
+        let iov = batch.bytes(&words(&[byte, 1]));
+        let space = (16 + 4 * count).next_multiple_of(8);
+        let control = batch.room(space);
+        let header = batch.bytes(&words(&[0, 0, iov, 1, control, space as u64, 0]));
+        Self { header, numbers: control + 16 }
+    }
+
+    pub(super) fn receive(&self, batch: &mut Batch, channel: u64) {
+        batch.call("recvmsg", libc::SYS_recvmsg, &[channel, self.header, 0]);
+    }
+}
+
+fn words(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+/// Sends descriptors to whichever process receives next.
+pub(super) fn send_descriptors(channel: &impl AsRawFd, fds: &[RawFd]) -> io::Result<()> {
+    let data = [IoSlice::new(&[0])];
+    let control = [ControlMessage::ScmRights(fds)];
+    sendmsg::<()>(channel.as_raw_fd(), &data, &control, MsgFlags::MSG_DONTWAIT, None)?;
+    Ok(())
+}
+
+impl From<Inconsistency> for RebuildError {
+    fn from(inconsistency: Inconsistency) -> Self {
+        Self::Stream(inconsistency)
+    }
+}

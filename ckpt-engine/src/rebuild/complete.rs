@@ -1,0 +1,322 @@
+//! The last of what a process is, up to the registers of its threads.
+
+use std::{fs, io};
+
+use ckpt_format::{
+    memory::Backing,
+    process::{Process, Processes, Shape, SignalInfo, Thread},
+};
+
+use super::{Bone, Inconsistency, Ready, RebuildError, Skeleton, credentials, timers, tree};
+use crate::{
+    inject::{Batch, InjectError},
+    procfs,
+    sys::{
+        ptrace,
+        task::{self, SchedulingAttributes},
+    },
+};
+
+/// Where in the gate's loop its `syscall` instruction stands.
+const GATE_SYSCALL: u64 = 32;
+const PR_SET_TIMERSLACK: u64 = 29;
+const PR_SET_THP_DISABLE: u64 = 41;
+const SS_ONSTACK: u64 = 1;
+const SS_DISABLE: u64 = 2;
+const ALL_CPUS: [u64; 16] = [u64::MAX; 16];
+
+impl Skeleton {
+    /// Signals, timers, credentials and registers. Afterwards every process stands where the
+    /// source's stood, and only [`Ready::release`] is left to do.
+    pub fn complete(mut self, processes: &Processes) -> Result<Ready, RebuildError> {
+        self.seal_shared()?;
+        self.set_last_pid(processes.last_pid)?;
+        for process in &processes.processes {
+            self.complete_process(process)?;
+        }
+        self.make_zombies()?;
+        let mut ready = Vec::new();
+        for process in &processes.processes {
+            let bone = self
+                .processes
+                .remove(&process.pid)
+                .ok_or(RebuildError::Stream(Inconsistency::UnknownProcess(process.pid)))?;
+            ready.push(self.set_registers(bone, process)?);
+        }
+        match self.processes.keys().next() {
+            Some(&pid) => Err(Inconsistency::UnknownProcess(pid).into()),
+            None => Ok(Ready::new(ready)),
+        }
+    }
+
+    fn complete_process(&self, process: &Process) -> Result<(), RebuildError> {
+        let bone = self.bone(process.pid)?;
+        set_from_outside(bone.thread.tid, process);
+        let mut batch = self.gate.batch();
+        whole_process(&mut batch, process);
+        batch.run(&bone.thread)?.all().map_err(bone.failed("set its signals and timers"))?;
+        let stopped = std::iter::once(&bone.thread).chain(&bone.others);
+        for (stopped, thread) in stopped.zip(&process.threads) {
+            let mut batch = self.gate.batch();
+            one_thread(&mut batch, process, thread, self.bounding);
+            let done = batch.run(stopped)?;
+            done.all().map_err(bone.failed("set a thread's credentials and signals"))?;
+            set_thread_from_outside(stopped.tid, thread)
+                .map_err(|source| outside(process.pid, "set its scheduling", source))?;
+        }
+        Ok(())
+    }
+
+    /// The next new process of the VE gets the number after this one.
+    fn set_last_pid(&self, last_pid: i32) -> Result<(), RebuildError> {
+        if last_pid <= 0 {
+            return Ok(());
+        }
+        let init = self.bone(1)?;
+        let mut batch = self.gate.batch();
+        let path = batch.text("/proc/sys/kernel/ns_last_pid");
+        let text = last_pid.to_string();
+        let flags = (libc::O_WRONLY | libc::O_CLOEXEC) as u64;
+        let open = batch.call("open", libc::SYS_open, &[path, flags]);
+        let fd = match batch.run(&init.thread)?.result(open) {
+            Ok(fd) => fd,
+            Err(error) => {
+                tracing::debug!(%error, "cannot set the last process number of the VE");
+                return Ok(());
+            }
+        };
+        let mut batch = self.gate.batch();
+        let bytes = batch.bytes(text.as_bytes());
+        batch.call("write", libc::SYS_write, &[fd, bytes, text.len() as u64]);
+        batch.call("close", libc::SYS_close, &[fd]);
+        batch.run(&init.thread)?.all().map_err(init.failed("set its last process number"))
+    }
+
+    /// Makes the processes that have ended but are not yet waited for.
+    fn make_zombies(&mut self) -> Result<(), RebuildError> {
+        let mut leaders = Vec::new();
+        for shape in std::mem::take(&mut self.zombies) {
+            self.bear(&shape, &mut leaders)?;
+            self.join_zombie_group(&shape)?;
+            if let Some(bone) = self.processes.remove(&shape.pid) {
+                let status = shape.zombie.unwrap_or(0);
+                end_with(&bone, self.gate.base, status)?;
+            }
+        }
+        for leader in leaders {
+            tree::end(&leader)?;
+        }
+        Ok(())
+    }
+
+    fn join_zombie_group(&self, shape: &Shape) -> Result<(), RebuildError> {
+        let bone = self.bone(shape.pid)?;
+        if bone.group == shape.group {
+            return Ok(());
+        }
+        let arguments = [0, shape.group as u64];
+        self.call(&bone.thread, shape.pid, "setpgid", libc::SYS_setpgid, &arguments).map(drop)
+    }
+
+    /// Removes the gate and sets the registers; nothing of ours is left in the process.
+    fn set_registers(&self, bone: Bone, process: &Process) -> Result<Vec<Rebuilt>, RebuildError> {
+        let vdso = bone
+            .areas
+            .iter()
+            .find(|area| area.backing == Backing::Vdso)
+            .map(|area| area.start)
+            .ok_or(InjectError::NoVdso)?;
+        self.gate.close(&bone.thread, vdso).map_err(bone.failed("remove our own code"))?;
+        let mut rebuilt = Vec::with_capacity(process.threads.len());
+        let stopped = std::iter::once(&bone.thread).chain(&bone.others);
+        for (index, (stopped, thread)) in stopped.zip(&process.threads).enumerate() {
+            let tid = stopped.tid;
+            let control = |source| InjectError::Control { tid, source };
+            let registers = ptrace::registers_from_bytes(&thread.registers)
+                .ok_or(Inconsistency::Registers(process.pid))?;
+            ptrace::set_extended_state(tid, &thread.extended).map_err(control)?;
+            ptrace::set_registers(tid, &registers).map_err(control)?;
+            ptrace::set_signal_mask(tid, thread.signal_mask).map_err(control)?;
+            let stop_signal = if index == 0 { process.stopped.unwrap_or(0) } else { 0 };
+            rebuilt.push(Rebuilt { tid, stop_signal });
+        }
+        Ok(rebuilt)
+    }
+}
+
+/// A thread that only has to be let go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rebuilt {
+    pub(super) tid: i32,
+    /// The signal that keeps its process stopped, 0 for a running one.
+    pub(super) stop_signal: i32,
+}
+
+fn outside(pid: i32, what: &'static str, source: io::Error) -> RebuildError {
+    RebuildError::Outside { pid, what, source }
+}
+
+/// What the host sets. Where the host itself may not do it (raising a hard limit without
+/// CAP_SYS_RESOURCE), the VE goes on with what it has, and the log says so.
+fn set_from_outside(host: i32, process: &Process) {
+    let pid = process.pid;
+    for (resource, &(soft, hard)) in process.limits.iter().enumerate() {
+        let resource = resource as u32;
+        if let Err(error) = task::set_limit(host, resource, soft, hard) {
+            tracing::warn!(pid, resource, soft, hard, %error, "cannot set a resource limit");
+        }
+    }
+    let files = [
+        ("oom_score_adj", process.oom_score_adjustment.to_string()),
+        ("coredump_filter", format!("{:#x}", process.coredump_filter)),
+    ];
+    for (name, value) in files {
+        let path = procfs::path(host, name);
+        let same = fs::read_to_string(&path).is_ok_and(|now| now.trim() == value);
+        if !same && let Err(error) = fs::write(&path, &value) {
+            tracing::warn!(pid, name, value, %error, "cannot set a property of a process");
+        }
+    }
+}
+
+fn set_thread_from_outside(tid: i32, thread: &Thread) -> io::Result<()> {
+    task::set_affinity(tid, &ALL_CPUS)?;
+    let wanted = &thread.scheduling;
+    let now = task::scheduling(tid)?;
+    if (now.policy, now.nice, now.priority, now.flags)
+        != (wanted.policy, wanted.nice, wanted.priority, wanted.flags)
+    {
+        let attributes = SchedulingAttributes {
+            policy: wanted.policy,
+            flags: wanted.flags,
+            nice: wanted.nice,
+            priority: wanted.priority,
+            runtime: 0,
+            ..now
+        };
+        task::set_scheduling(tid, &attributes)?;
+    }
+    if task::io_priority(tid)? != wanted.io_priority {
+        task::set_io_priority(tid, wanted.io_priority)?;
+    }
+    Ok(())
+}
+
+/// What all threads share; runs in the leader.
+fn whole_process(batch: &mut Batch, process: &Process) {
+    let prctl = libc::SYS_prctl;
+    for (index, action) in process.actions.iter().enumerate() {
+        let signal = index as u64 + 1;
+        if signal == libc::SIGKILL as u64 || signal == libc::SIGSTOP as u64 {
+            continue;
+        }
+        let fields = [action.handler, action.flags, action.restorer, action.mask];
+        let bytes: Vec<u8> = fields.iter().flat_map(|field| field.to_le_bytes()).collect();
+        let address = batch.bytes(&bytes);
+        batch.call("rt_sigaction", libc::SYS_rt_sigaction, &[signal, address, 0, 8]);
+    }
+    timers::posix_timers(batch, &process.posix_timers);
+    timers::interval_timers(batch, &process.interval_timers);
+    for signal in &process.pending {
+        queue(batch, process.pid, None, signal);
+    }
+    batch.call("umask", libc::SYS_umask, &[u64::from(process.umask)]);
+    if process.personality != 0 {
+        batch.call("personality", libc::SYS_personality, &[u64::from(process.personality)]);
+    }
+    if process.child_subreaper {
+        batch.call("prctl", prctl, &[libc::PR_SET_CHILD_SUBREAPER as u64, 1]);
+    }
+    if process.thp_disable {
+        batch.call("prctl", prctl, &[PR_SET_THP_DISABLE, 1, 0, 0, 0]);
+    }
+    for bit in [1 << 2, 1 << 4, 1 << 6, 1 << 8] {
+        if process.membarrier & bit != 0 {
+            batch.call("membarrier", libc::SYS_membarrier, &[u64::from(bit), 0, 0]);
+        }
+    }
+}
+
+fn one_thread(batch: &mut Batch, process: &Process, thread: &Thread, bounding: u64) {
+    let prctl = libc::SYS_prctl;
+    let name = batch.bytes(&[&thread.name[..], &[0]].concat());
+    batch.call("prctl", prctl, &[libc::PR_SET_NAME as u64, name]);
+    batch.call("set_tid_address", libc::SYS_set_tid_address, &[thread.tid_address]);
+    let (head, len) = thread.robust_list;
+    if len != 0 {
+        batch.call("set_robust_list", libc::SYS_set_robust_list, &[head, len]);
+    }
+    let (stack, flags, size) = thread.alternate_stack;
+    if u64::from(flags) & SS_DISABLE == 0 {
+        let fields = [stack, u64::from(flags) & !SS_ONSTACK, size];
+        let bytes: Vec<u8> = fields.iter().flat_map(|field| field.to_le_bytes()).collect();
+        let address = batch.bytes(&bytes);
+        batch.call("sigaltstack", libc::SYS_sigaltstack, &[address, 0]);
+    }
+    batch.call("prctl", prctl, &[PR_SET_TIMERSLACK, thread.timer_slack_ns]);
+    credentials::set(batch, &thread.credentials, bounding);
+    if thread.parent_death_signal != 0 {
+        let signal = thread.parent_death_signal as u64;
+        batch.call("prctl", prctl, &[libc::PR_SET_PDEATHSIG as u64, signal]);
+    }
+    // A change of user has cleared it; 2 is what the kernel alone can set.
+    if process.dumpable < 2 {
+        let dumpable = u64::from(process.dumpable);
+        batch.call("prctl", prctl, &[libc::PR_SET_DUMPABLE as u64, dumpable]);
+    }
+    for signal in &thread.pending {
+        queue(batch, process.pid, Some(thread.tid), signal);
+    }
+    if let Some(rseq) = thread.rseq {
+        let arguments = [rseq.pointer, u64::from(rseq.size), 0, u64::from(rseq.signature)];
+        batch.call("rseq", libc::SYS_rseq, &arguments);
+    }
+}
+
+/// Queues a signal with all it carries: only the process itself may forge the sender.
+fn queue(batch: &mut Batch, pid: i32, tid: Option<i32>, signal: &SignalInfo) {
+    let number = signal.0.first_chunk().map_or(0, |bytes| i32::from_le_bytes(*bytes)) as u64;
+    let info = batch.bytes(&signal.0);
+    let pid = pid as u64;
+    match tid {
+        None => batch.call("rt_sigqueueinfo", libc::SYS_rt_sigqueueinfo, &[pid, number, info]),
+        Some(tid) => batch.call(
+            "rt_tgsigqueueinfo",
+            libc::SYS_rt_tgsigqueueinfo,
+            &[pid, tid as u64, number, info],
+        ),
+    };
+}
+
+/// Lets the process end with this wait status, so that its parent finds it as a zombie.
+fn end_with(bone: &Bone, gate: u64, status: i32) -> Result<(), RebuildError> {
+    let tid = bone.thread.tid;
+    let control = |source| InjectError::Control { tid, source };
+    let signal = status & 0x7f;
+    if signal != 0 {
+        // No core file: it was written, if at all, when the process died.
+        task::set_limit(tid, libc::RLIMIT_CORE, 0, 0)
+            .map_err(|source| outside(bone.pid, "end it as a zombie", source))?;
+    }
+    let mut registers = bone.thread.registers;
+    registers.rip = gate + GATE_SYSCALL;
+    registers.rax = libc::SYS_exit_group as u64;
+    registers.rdi = (status >> 8 & 0xff) as u64;
+    registers.orig_rax = u64::MAX;
+    if signal == 0 {
+        ptrace::set_registers(tid, &registers).map_err(control)?;
+        ptrace::detach(tid, 0).map_err(control)?;
+        return Ok(());
+    }
+    // A signal is delivered only from a signal stop: make one, then let it die of the right one.
+    ptrace::set_signal_mask(tid, 0).map_err(control)?;
+    registers.rip = gate + GATE_SYSCALL + 17;
+    ptrace::set_registers(tid, &registers).map_err(control)?;
+    ptrace::resume(tid, 0).map_err(control)?;
+    ptrace::wait(tid).map_err(control)?;
+    ptrace::detach(tid, signal).map_err(control)?;
+    Ok(())
+}
+
+/// The threads of one rebuilt process.
+pub(super) type ProcessThreads = Vec<Rebuilt>;

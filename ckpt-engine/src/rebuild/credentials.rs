@@ -1,0 +1,64 @@
+//! Users, groups and capabilities of one thread, in the one order that works.
+//!
+//! Every thread starts as root of the VE with all its capabilities. Whatever needs a capability
+//! comes before it is given away: groups, then users with the capabilities kept, then the
+//! bounding set, the secure bits, the sets themselves, and the ambient set last.
+
+use ckpt_format::process::Credentials;
+
+use crate::inject::Batch;
+
+/// `SECBIT_KEEP_CAPS | SECBIT_NO_SETUID_FIXUP`: a change of user keeps the capabilities.
+const KEEP: u64 = 0x14;
+/// `_LINUX_CAPABILITY_VERSION_3`.
+const VERSION: u32 = 0x2008_0522;
+
+/// Adds the calls. `bounding` is the bounding set that the thread has now.
+pub(super) fn set(batch: &mut Batch, credentials: &Credentials, bounding: u64) {
+    let groups: Vec<u8> =
+        credentials.supplementary.iter().flat_map(|group| group.to_le_bytes()).collect();
+    let address = batch.bytes(&groups);
+    let count = credentials.supplementary.len() as u64;
+    batch.call("setgroups", libc::SYS_setgroups, &[count, address]);
+    let [real, effective, saved, file_system] = credentials.groups.map(u64::from);
+    batch.call("setresgid", libc::SYS_setresgid, &[real, effective, saved]);
+    if file_system != effective {
+        batch.call("setfsgid", libc::SYS_setfsgid, &[file_system]);
+    }
+    let prctl = libc::SYS_prctl;
+    batch.call("prctl", prctl, &[libc::PR_SET_SECUREBITS as u64, KEEP]);
+    let [real, effective, saved, file_system] = credentials.users.map(u64::from);
+    batch.call("setresuid", libc::SYS_setresuid, &[real, effective, saved]);
+    if file_system != effective {
+        batch.call("setfsuid", libc::SYS_setfsuid, &[file_system]);
+    }
+    let [inheritable, permitted, effective, wanted_bounding, ambient] = credentials.capabilities;
+    for capability in bits(bounding & !wanted_bounding) {
+        batch.call("prctl", prctl, &[libc::PR_CAPBSET_DROP as u64, capability]);
+    }
+    let bits_wanted = u64::from(credentials.secure_bits);
+    batch.call("prctl", prctl, &[libc::PR_SET_SECUREBITS as u64, bits_wanted]);
+    capset(batch, effective, permitted, inheritable);
+    for capability in bits(ambient) {
+        let raise = libc::PR_CAP_AMBIENT_RAISE as u64;
+        batch.call("prctl", prctl, &[libc::PR_CAP_AMBIENT as u64, raise, capability, 0, 0]);
+    }
+    if credentials.no_new_privileges {
+        batch.call("prctl", prctl, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0]);
+    }
+}
+
+fn capset(batch: &mut Batch, effective: u64, permitted: u64, inheritable: u64) {
+    let mut header = VERSION.to_le_bytes().to_vec();
+    header.extend_from_slice(&0u32.to_le_bytes());
+    let header = batch.bytes(&header);
+    let halves = |shift: u32| [effective, permitted, inheritable].map(|set| (set >> shift) as u32);
+    let data: Vec<u8> =
+        halves(0).iter().chain(&halves(32)).flat_map(|half| half.to_le_bytes()).collect();
+    let data = batch.bytes(&data);
+    batch.call("capset", libc::SYS_capset, &[header, data]);
+}
+
+fn bits(set: u64) -> impl Iterator<Item = u64> {
+    (0..64).filter(move |bit| set >> bit & 1 != 0)
+}

@@ -1,0 +1,223 @@
+//! Threads, descriptors, program and directories of the processes.
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsRawFd, OwnedFd, RawFd},
+};
+
+use ckpt_format::{
+    files::FileId,
+    memory::MemoryMap,
+    process::{Descriptor, Process, Processes},
+};
+
+use super::{
+    Bone, CHANNEL, Inconsistency, RebuildError, Skeleton,
+    areas::{Message, send_descriptors},
+};
+use crate::inject::Stopped;
+
+/// The most descriptors in one message (`SCM_MAX_FD`).
+const BATCH: usize = 253;
+const PR_SET_MM: u64 = 35;
+const PR_SET_MM_MAP: u64 = 14;
+const CLONE_THREAD_FLAGS: u64 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM) as u64;
+
+impl Skeleton {
+    /// Gives every process its program, threads, directories and descriptors.
+    ///
+    /// Descriptor 0 and up stay free until the table comes, which the opening of files needs.
+    pub fn install(
+        &mut self,
+        processes: &Processes,
+        tables: &HashMap<i32, Vec<Descriptor>>,
+        files: &HashMap<FileId, OwnedFd>,
+    ) -> Result<(), RebuildError> {
+        for process in &processes.processes {
+            let pid = process.pid;
+            if process.threads.is_empty() {
+                return Err(Inconsistency::NoThreads(pid).into());
+            }
+            self.set_program(process)?;
+            self.make_threads(process)?;
+            let table = tables.get(&pid).map(Vec::as_slice).unwrap_or_default();
+            self.install_descriptors(pid, table, files)?;
+        }
+        Ok(())
+    }
+
+    fn set_program(&self, process: &Process) -> Result<(), RebuildError> {
+        let bone = self.bone(process.pid)?;
+        let mut batch = self.gate.batch();
+        let path = batch.text(&process.exe);
+        let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
+        let at = libc::AT_FDCWD as u64;
+        let open = batch.call("openat", libc::SYS_openat, &[at, path, flags]);
+        let auxv = batch.bytes(&process.memory.auxv);
+        let map = batch.bytes(&memory_map(&process.memory, auxv, 0));
+        let size = MEMORY_MAP_SIZE as u64;
+        batch.call("prctl", libc::SYS_prctl, &[PR_SET_MM, PR_SET_MM_MAP, map, size, 0]);
+        batch.call("close", libc::SYS_close, &[0]);
+        if process.root != "/" {
+            let root = batch.text(&process.root);
+            batch.call("chroot", libc::SYS_chroot, &[root]);
+        }
+        let cwd = batch.text(strip_root(&process.cwd, &process.root));
+        batch.call("chdir", libc::SYS_chdir, &[cwd]);
+        let done = batch.run(&bone.thread)?;
+        done.value(open).map_err(|source| RebuildError::Open {
+            pid: process.pid,
+            path: process.exe.clone(),
+            source,
+        })?;
+        done.all().map_err(bone.failed("set its program and directories"))
+    }
+
+    fn make_threads(&mut self, process: &Process) -> Result<(), RebuildError> {
+        let pid = process.pid;
+        let bone = self.bone(pid)?;
+        let mut others: Vec<Stopped> = Vec::with_capacity(process.threads.len() - 1);
+        for thread in &process.threads[1..] {
+            others.push(self.clone_in(&bone.thread, thread.tid, CLONE_THREAD_FLAGS, 0)?);
+        }
+        if let Some(bone) = self.processes.get_mut(&pid) {
+            bone.others = others;
+        }
+        Ok(())
+    }
+
+    /// Passes the open files through the channel and puts each where it belongs.
+    ///
+    /// Received descriptors take the lowest free numbers 0, 1, 2 …, never above where they
+    /// belong; moving them in descending order therefore never hits one that still waits.
+    fn install_descriptors(
+        &self,
+        pid: i32,
+        table: &[Descriptor],
+        files: &HashMap<FileId, OwnedFd>,
+    ) -> Result<(), RebuildError> {
+        let bone = self.bone(pid)?;
+        let failed = bone.failed("install its descriptors");
+        let highest = table.last().map_or(0, |last| last.fd as u64);
+        let channel = highest.max(table.len() as u64).max(CHANNEL) + 1;
+        let mut batch = self.gate.batch();
+        batch.call("dup2", libc::SYS_dup2, &[CHANNEL, channel]);
+        batch.call("close", libc::SYS_close, &[CHANNEL]);
+        batch.run(&bone.thread)?.all().map_err(&failed)?;
+        for (index, part) in table.chunks(BATCH).enumerate() {
+            self.pass(bone, channel, index * BATCH, part, files)?;
+        }
+        let mut batch = self.gate.batch();
+        for (index, descriptor) in table.iter().enumerate().rev() {
+            move_descriptor(&mut batch, index as u64, *descriptor);
+            if batch.is_nearly_full() {
+                let full = std::mem::replace(&mut batch, self.gate.batch());
+                full.run(&bone.thread)?.all().map_err(&failed)?;
+            }
+        }
+        batch.call("close", libc::SYS_close, &[channel]);
+        batch.run(&bone.thread)?.all().map_err(&failed)
+    }
+
+    fn pass(
+        &self,
+        bone: &Bone,
+        channel: u64,
+        first: usize,
+        part: &[Descriptor],
+        files: &HashMap<FileId, OwnedFd>,
+    ) -> Result<(), RebuildError> {
+        let pid = bone.pid;
+        let what = "pass its descriptors";
+        let fds = part
+            .iter()
+            .map(|descriptor| {
+                let id = descriptor.file;
+                files.get(&id).map(AsRawFd::as_raw_fd).ok_or(Inconsistency::UnknownFile(id.0))
+            })
+            .collect::<Result<Vec<RawFd>, _>>()?;
+        send_descriptors(&self.channel, &fds).map_err(|source| RebuildError::Outside {
+            pid,
+            what,
+            source,
+        })?;
+        let mut batch = self.gate.batch();
+        let message = Message::add(&mut batch, fds.len());
+        message.receive(&mut batch, channel);
+        let done = batch.run(&bone.thread)?;
+        done.all().map_err(bone.failed(what))?;
+        for index in 0..fds.len() {
+            if done.word(message.numbers + 4 * index as u64) as usize != first + index {
+                let source = std::io::ErrorKind::InvalidData.into();
+                return Err(RebuildError::Outside { pid, what, source });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn move_descriptor(batch: &mut crate::inject::Batch, from: u64, descriptor: Descriptor) {
+    let to = descriptor.fd as u64;
+    if from != to {
+        let flags = if descriptor.close_on_exec { libc::O_CLOEXEC as u64 } else { 0 };
+        batch.call("dup3", libc::SYS_dup3, &[from, to, flags]);
+        batch.call("close", libc::SYS_close, &[from]);
+    } else if descriptor.close_on_exec {
+        let arguments = [to, libc::F_SETFD as u64, libc::FD_CLOEXEC as u64];
+        batch.call("fcntl", libc::SYS_fcntl, &arguments);
+    }
+}
+
+const MEMORY_MAP_SIZE: usize = 104;
+
+/// `struct prctl_mm_map` (include/uapi/linux/prctl.h).
+fn memory_map(memory: &MemoryMap, auxv: u64, exe: u32) -> Vec<u8> {
+    let fields = [
+        memory.start_code,
+        memory.end_code,
+        memory.start_data,
+        memory.end_data,
+        memory.start_brk,
+        memory.brk,
+        memory.start_stack,
+        memory.arg_start,
+        memory.arg_end,
+        memory.env_start,
+        memory.env_end,
+        auxv,
+        memory.auxv.len() as u64 | u64::from(exe) << 32,
+    ];
+    fields.iter().flat_map(|field| field.to_le_bytes()).collect()
+}
+
+/// A path as seen after chroot(2) to `root`.
+fn strip_root<'a>(path: &'a str, root: &str) -> &'a str {
+    match path.strip_prefix(root) {
+        Some(rest) if root != "/" && rest.starts_with('/') => rest,
+        Some("") => "/",
+        _ => path,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_working_directory_is_told_as_seen_from_its_root() {
+        assert_eq!(strip_root("/srv/jail/tmp", "/srv/jail"), "/tmp");
+        assert_eq!(strip_root("/srv/jail", "/srv/jail"), "/");
+        assert_eq!(strip_root("/tmp", "/"), "/tmp");
+        assert_eq!(strip_root("/srv/jailed", "/srv/jail"), "/srv/jailed");
+    }
+
+    #[test]
+    fn the_memory_map_has_the_size_that_the_kernel_knows() {
+        assert_eq!(memory_map(&MemoryMap::default(), 0, 0).len(), MEMORY_MAP_SIZE);
+    }
+}

@@ -1,0 +1,291 @@
+//! Rebuilds the processes of a VE from outside, while it still runs elsewhere.
+//!
+//! A [`Skeleton`] starts as the paused pid 1 of a new container. Records of the memory stream
+//! give it processes, areas and pages ([`Skeleton::apply`]), as often as they change; the
+//! processes never run a program meanwhile. Once the VE is frozen on the source the rest follows
+//! in three steps, with the file descriptors' own steps between them:
+//!
+//! 1. [`Skeleton::install`]: threads, descriptors, program, working directory;
+//! 2. [`Skeleton::complete`]: signals, timers, credentials, registers; consumes the skeleton;
+//! 3. [`Ready::release`]: everything goes on at once.
+//!
+//! Until the release every process dies with the thread that built it (`PTRACE_O_EXITKILL`), so
+//! that a daemon that is killed leaves nothing half built.
+
+mod areas;
+mod complete;
+mod credentials;
+mod install;
+mod pages;
+mod release;
+mod remote;
+mod timers;
+mod tree;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io,
+    os::fd::OwnedFd,
+};
+
+use ckpt_format::{memory::Area, process::Shape};
+
+pub use self::release::Ready;
+use crate::{
+    inject::{Gate, InjectError, Stopped},
+    procfs::{self, ProcError},
+    sys::{ptrace, task},
+};
+
+/// Why a VE could not be rebuilt here.
+#[derive(Debug, thiserror::Error)]
+pub enum RebuildError {
+    /// A process could not be made to do something.
+    #[error(transparent)]
+    Inject(#[from] InjectError),
+    /// A file of `/proc` was not usable.
+    #[error(transparent)]
+    Proc(#[from] ProcError),
+    /// A system call made in a process of the VE failed.
+    #[error("cannot rebuild process {pid}: {what}")]
+    Process {
+        /// The process, as numbered in the VE.
+        pid: i32,
+        /// What was being done.
+        what: &'static str,
+        /// Why it failed.
+        source: InjectError,
+    },
+    /// Something done from outside failed.
+    #[error("cannot rebuild process {pid}: {what}")]
+    Outside {
+        /// The process, as numbered in the VE.
+        pid: i32,
+        /// What was being done.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A file that a process maps or executes could not be opened.
+    #[error("cannot rebuild process {pid}: cannot open {path}")]
+    Open {
+        /// The process, as numbered in the VE.
+        pid: i32,
+        /// The path inside the VE.
+        path: String,
+        /// Why it failed.
+        source: InjectError,
+    },
+    /// The stream speaks of something that it did not announce.
+    #[error("the stream is inconsistent: {0}")]
+    Stream(Inconsistency),
+    /// The parent, session or group of a process cannot be made.
+    #[error("process {pid} has a session or parent that cannot be rebuilt")]
+    Family {
+        /// The process, as numbered in the VE.
+        pid: i32,
+    },
+    /// The finished processes could not be held together for their start.
+    #[error("cannot hold the processes for their start")]
+    Freeze {
+        /// Why.
+        source: crate::freeze::FreezeError,
+    },
+    /// A shared object could not be filled.
+    #[error("cannot write shared memory object {object}")]
+    Shared {
+        /// The object.
+        object: u64,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What does not fit together in what the source sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "Display says what each means")]
+pub enum Inconsistency {
+    NoInit,
+    UnknownProcess(i32),
+    UnknownObject(u64),
+    UnknownFile(u32),
+    AreaOutside(i32),
+    PageCount,
+    Registers(i32),
+    NoThreads(i32),
+}
+
+impl std::fmt::Display for Inconsistency {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NoInit => write!(f, "the first process is not init"),
+            Self::UnknownProcess(pid) => write!(f, "process {pid} was not announced"),
+            Self::UnknownObject(id) => write!(f, "shared memory object {id} was not announced"),
+            Self::UnknownFile(id) => write!(f, "open file {id} was not announced"),
+            Self::AreaOutside(pid) => write!(f, "an area of process {pid} is out of place"),
+            Self::PageCount => write!(f, "page data and page list differ in size"),
+            Self::Registers(pid) => write!(f, "bad registers for a thread of process {pid}"),
+            Self::NoThreads(pid) => write!(f, "process {pid} has no threads"),
+        }
+    }
+}
+
+/// Where the gate is in every process of a skeleton: below where programs are ever loaded.
+const GATE: u64 = 0x1_0000;
+/// The end of the address space of a process.
+const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+/// The descriptor of the channel in every process, until its table is installed.
+const CHANNEL: u64 = 3;
+
+/// A VE in the making.
+#[derive(Debug)]
+pub struct Skeleton {
+    processes: BTreeMap<i32, Bone>,
+    shared: HashMap<u64, pages::SharedTarget>,
+    /// Our end of the socket pair whose other end every process has as [`CHANNEL`].
+    channel: OwnedFd,
+    gate: Gate,
+    /// The host's id of the VE's id 0.
+    id_base: u32,
+    /// The capabilities that init, and so every process, can have at most.
+    bounding: u64,
+    /// Zombies to be made at the end, as in the last layout.
+    zombies: Vec<Shape>,
+    vdso_len: u64,
+}
+
+/// One process in the making.
+#[derive(Debug)]
+struct Bone {
+    pid: i32,
+    thread: Stopped,
+    /// Threads beside the leader, once installed.
+    others: Vec<Stopped>,
+    memory: File,
+    life: u64,
+    parent: i32,
+    session: i32,
+    group: i32,
+    exit_signal: i32,
+    areas: Vec<Area>,
+}
+
+impl Skeleton {
+    /// Takes over the paused pid 1 of a new container, numbered `init` on the host, which holds
+    /// the other end of `channel` as descriptor 3.
+    ///
+    /// The calling thread becomes the tracer: all further calls must come from it.
+    pub fn adopt(init: i32, channel: OwnedFd, id_base: u32) -> Result<Self, RebuildError> {
+        let space = areas::read_space(init)?;
+        let vdso = space.vdso().ok_or(InjectError::NoVdso)?;
+        let options = ptrace::EXIT_KILL | ptrace::TRACE_BIRTHS | ptrace::SUSPEND_SECCOMP;
+        let thread =
+            Stopped::attach(&[init], options)?.pop().ok_or(InjectError::Ended { tid: init })?;
+        share_a_cpu(init);
+        let gate = Gate::open(&thread, vdso, Some(GATE))?;
+        wipe(&thread, gate)?;
+        let status = procfs::Status::read(init)?;
+        let bounding = status.number("CapBnd", 16)?;
+        let mut bone = Bone::new(1, thread, None)?;
+        bone.session = status.innermost("NSsid")?;
+        bone.group = status.innermost("NSpgid")?;
+        raise_descriptor_limit(init);
+        Ok(Self {
+            processes: BTreeMap::from([(1, bone)]),
+            shared: HashMap::new(),
+            channel,
+            gate,
+            id_base,
+            bounding,
+            zombies: Vec::new(),
+            vdso_len: areas::vdso_len(&space),
+        })
+    }
+
+    fn bone(&self, pid: i32) -> Result<&Bone, RebuildError> {
+        self.processes.get(&pid).ok_or(RebuildError::Stream(Inconsistency::UnknownProcess(pid)))
+    }
+}
+
+impl Bone {
+    fn new(pid: i32, thread: Stopped, parent: Option<&Self>) -> Result<Self, RebuildError> {
+        let memory = crate::inject::memory(thread.tid).map_err(|source| RebuildError::Outside {
+            pid,
+            what: "open its memory",
+            source,
+        })?;
+        let (parent_pid, session, group) =
+            parent.map_or((0, 0, 0), |parent| (parent.pid, parent.session, parent.group));
+        Ok(Self {
+            pid,
+            thread,
+            others: Vec::new(),
+            memory,
+            life: 0,
+            parent: parent_pid,
+            session,
+            group,
+            exit_signal: libc::SIGCHLD,
+            areas: Vec::new(),
+        })
+    }
+
+    /// For the errors of calls made in this process.
+    fn failed(&self, what: &'static str) -> impl Fn(InjectError) -> RebuildError + use<> {
+        let pid = self.pid;
+        move |source| RebuildError::Process { pid, what, source }
+    }
+}
+
+/// Empties the process but for its gate, and takes from it what the kernel would still use.
+fn wipe(thread: &Stopped, gate: Gate) -> Result<(), RebuildError> {
+    const RSEQ_FLAG_UNREGISTER: u64 = 1;
+    let tid = thread.tid;
+    let rseq = ptrace::rseq(tid).map_err(|source| InjectError::Control { tid, source })?;
+    let mut batch = gate.batch();
+    if rseq.pointer != 0 {
+        let signature = u64::from(rseq.signature);
+        let arguments = [rseq.pointer, u64::from(rseq.size), RSEQ_FLAG_UNREGISTER, signature];
+        batch.call("rseq", libc::SYS_rseq, &arguments);
+    }
+    batch.call("set_robust_list", libc::SYS_set_robust_list, &[0, 24]);
+    batch.call("set_tid_address", libc::SYS_set_tid_address, &[0]);
+    batch.call("close_range", libc::SYS_close_range, &[0, CHANNEL - 1, 0]);
+    batch.call("close_range", libc::SYS_close_range, &[CHANNEL + 1, u64::from(u32::MAX), 0]);
+    let ignore = batch.bytes(&ignore_action());
+    batch.call("rt_sigaction", libc::SYS_rt_sigaction, &[libc::SIGCHLD as u64, ignore, 0, 8]);
+    let behind = gate.base + Gate::SIZE;
+    batch.call("munmap", libc::SYS_munmap, &[0, gate.base]);
+    batch.call("munmap", libc::SYS_munmap, &[behind, TASK_SIZE - behind]);
+    Ok(batch.run(thread)?.all()?)
+}
+
+/// `struct kernel_sigaction` with SIG_IGN: a skeleton that ends leaves nothing behind.
+fn ignore_action() -> [u8; 32] {
+    let mut action = [0u8; 32];
+    action[0] = libc::SIG_IGN as u8;
+    action
+}
+
+/// Tracer and tracee on one CPU: a stop needs no wake-up across CPUs then, which costs five
+/// times as much. Children inherit it; [`Skeleton::complete`] gives every thread all CPUs.
+fn share_a_cpu(init: i32) {
+    let cpu = nix::sched::sched_getcpu().unwrap_or(0);
+    let mut mask = [0u64; 16];
+    mask[cpu / 64 % 16] = 1 << (cpu % 64);
+    for tid in [0, init] {
+        if let Err(error) = task::set_affinity(tid, &mask) {
+            tracing::debug!(%error, "cannot bind tracer and tracee to one CPU");
+        }
+    }
+}
+
+/// The descriptors of the VE are installed before its limits are.
+fn raise_descriptor_limit(init: i32) {
+    let raised = task::limit(init, libc::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| task::set_limit(init, libc::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::debug!(%error, "cannot raise the descriptor limit of a new VE");
+    }
+}

@@ -1,0 +1,184 @@
+//! Applies the records of the memory stream: layouts, pages, and pages that are gone.
+
+use std::{
+    fs::{File, Permissions},
+    io,
+    os::{
+        fd::AsFd,
+        unix::fs::{FileExt, PermissionsExt},
+    },
+};
+
+use ckpt_format::{
+    memory::{PAGE, Run, SharedKind, SharedObject, Space},
+    stream::Record,
+};
+use nix::{
+    fcntl::{FallocateFlags, fallocate},
+    unistd::{Gid, Uid, fchown},
+};
+
+use super::{GATE, Inconsistency, RebuildError, Skeleton};
+use crate::{
+    inject::Gate,
+    procfs,
+    sys::{task, vm::SharedMapping},
+};
+
+/// A shared object on the target.
+#[derive(Debug)]
+pub(super) struct SharedTarget {
+    pub(super) file: File,
+    pub(super) object: SharedObject,
+}
+
+impl Skeleton {
+    /// Applies one record. An error leaves a skeleton that can only be thrown away.
+    pub fn apply(&mut self, record: Record) -> Result<(), RebuildError> {
+        match record {
+            Record::Layout(layout) => {
+                self.update_shared(layout.shared)?;
+                self.update_tree(layout.processes)
+            }
+            Record::Pages { space, runs, data } => self.write(space, &runs, &data),
+            Record::Drop { space, runs } => self.discard(space, &runs),
+        }
+    }
+
+    /// The shared objects by id, for descriptors that refer to memfds.
+    pub fn shared_objects(&self) -> impl Iterator<Item = (u64, &File)> {
+        self.shared.iter().map(|(&id, shared)| (id, &shared.file))
+    }
+
+    fn update_shared(&mut self, objects: Vec<SharedObject>) -> Result<(), RebuildError> {
+        self.shared.retain(|id, _| objects.iter().any(|object| object.id == *id));
+        for object in objects {
+            let id = object.id;
+            let failed = |source| RebuildError::Shared { object: id, source };
+            match self.shared.get_mut(&id) {
+                None => {
+                    let file = make_shared(&object, self.id_base).map_err(failed)?;
+                    self.shared.insert(id, SharedTarget { file, object });
+                }
+                Some(shared) if shared.object.size != object.size => {
+                    shared.file.set_len(object.size).map_err(failed)?;
+                    shared.object = object;
+                }
+                Some(shared) => shared.object = object,
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, space: Space, runs: &[Run], data: &[u8]) -> Result<(), RebuildError> {
+        let total: u64 = runs.iter().map(|run| run.pages.saturating_mul(PAGE)).sum();
+        if total != data.len() as u64 {
+            return Err(Inconsistency::PageCount.into());
+        }
+        let mut rest = data;
+        for run in runs {
+            let (bytes, tail) = rest.split_at((run.pages * PAGE) as usize);
+            rest = tail;
+            match space {
+                Space::Process(pid) => {
+                    let bone = self.bone(pid)?;
+                    if overlaps_gate(run) {
+                        return Err(Inconsistency::AreaOutside(pid).into());
+                    }
+                    bone.memory.write_all_at(bytes, run.start).map_err(|source| {
+                        RebuildError::Outside { pid, what: "write its pages", source }
+                    })?;
+                }
+                Space::Shared(object) => {
+                    let shared = self.shared(object)?;
+                    let end = shared.object.size.saturating_sub(run.start);
+                    let bytes = &bytes[..bytes.len().min(end as usize)];
+                    shared
+                        .file
+                        .write_all_at(bytes, run.start)
+                        .map_err(|source| RebuildError::Shared { object, source })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn discard(&mut self, space: Space, runs: &[Run]) -> Result<(), RebuildError> {
+        match space {
+            Space::Shared(object) => {
+                let shared = self.shared(object)?;
+                for run in runs {
+                    let flags =
+                        FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+                    let len = (run.pages * PAGE) as i64;
+                    fallocate(shared.file.as_fd(), flags, run.start as i64, len)
+                        .map_err(|error| RebuildError::Shared { object, source: error.into() })?;
+                }
+                Ok(())
+            }
+            Space::Process(pid) => {
+                let bone = self.bone(pid)?;
+                let mut batch = self.gate.batch();
+                for run in runs {
+                    if overlaps_gate(run) {
+                        return Err(Inconsistency::AreaOutside(pid).into());
+                    }
+                    let arguments = [run.start, run.pages * PAGE, libc::MADV_DONTNEED as u64];
+                    batch.call("madvise", libc::SYS_madvise, &arguments);
+                    if batch.is_nearly_full() {
+                        let full = std::mem::replace(&mut batch, self.gate.batch());
+                        full.run(&bone.thread)?.all().map_err(bone.failed("drop its pages"))?;
+                    }
+                }
+                if batch.is_empty() {
+                    return Ok(());
+                }
+                batch.run(&bone.thread)?.all().map_err(bone.failed("drop its pages"))
+            }
+        }
+    }
+
+    fn shared(&self, object: u64) -> Result<&SharedTarget, RebuildError> {
+        self.shared.get(&object).ok_or(RebuildError::Stream(Inconsistency::UnknownObject(object)))
+    }
+
+    /// Puts the seals on the memfds: the last thing, as nobody can write them afterwards.
+    pub(super) fn seal_shared(&self) -> Result<(), RebuildError> {
+        for (&object, shared) in &self.shared {
+            if let SharedKind::Memfd { seals, .. } = shared.object.kind {
+                let seals = nix::fcntl::SealFlag::from_bits_retain(seals as i32);
+                let arguments = nix::fcntl::FcntlArg::F_ADD_SEALS(seals);
+                nix::fcntl::fcntl(&shared.file, arguments)
+                    .map_err(|error| RebuildError::Shared { object, source: error.into() })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn overlaps_gate(run: &Run) -> bool {
+    run.start < GATE + Gate::SIZE && run.start.saturating_add(run.pages * PAGE) > GATE
+}
+
+/// Makes an empty object of the right kind and size, owned by the right user of the VE.
+fn make_shared(object: &SharedObject, id_base: u32) -> io::Result<File> {
+    match &object.kind {
+        SharedKind::Anonymous => {
+            let mapping = SharedMapping::anonymous((object.size as usize).max(1))?;
+            let (start, end) = mapping.range();
+            let pid = std::process::id() as i32;
+            let end = end.next_multiple_of(PAGE);
+            let path = procfs::path(pid, &format!("map_files/{start:x}-{end:x}"));
+            File::options().read(true).write(true).open(path)
+        }
+        SharedKind::Memfd { name, mode, uid, gid, .. } => {
+            let file = File::from(task::memfd(name)?);
+            file.set_len(object.size)?;
+            file.set_permissions(Permissions::from_mode(*mode))?;
+            let uid = Uid::from_raw(id_base.wrapping_add(*uid));
+            let gid = Gid::from_raw(id_base.wrapping_add(*gid));
+            fchown(&file, Some(uid), Some(gid))?;
+            Ok(file)
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! eventfd(2), signalfd(2), timerfd_create(2) and epoll_create(2).
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    ptr,
+};
+
+use super::descriptor::own;
+
+fn check(value: libc::c_int) -> io::Result<()> {
+    if value < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// eventfd(2) with a counter of 0.
+pub fn event(semaphore: bool) -> io::Result<OwnedFd> {
+    let flags = libc::EFD_CLOEXEC | if semaphore { libc::EFD_SEMAPHORE } else { 0 };
+    // SAFETY: the call takes two integers and touches no memory of ours.
+    own(libc::c_long::from(unsafe { libc::eventfd(0, flags) }))
+}
+
+/// signalfd(2) for a mask in which bit 0 is signal 1.
+pub fn signal(mask: u64) -> io::Result<OwnedFd> {
+    let flags = libc::SFD_CLOEXEC;
+    // SAFETY: the kernel reads the eight bytes of `mask`.
+    own(unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const mask, 8usize, flags) })
+}
+
+/// epoll_create1(2).
+pub fn epoll() -> io::Result<OwnedFd> {
+    // SAFETY: the call takes one integer and touches no memory of ours.
+    own(libc::c_long::from(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }))
+}
+
+/// timerfd_create(2).
+pub fn timer(clock: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two integers and touches no memory of ours.
+    own(libc::c_long::from(unsafe { libc::timerfd_create(clock, libc::TFD_CLOEXEC) }))
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+fn timespec(ns: u64) -> libc::timespec {
+    // Both parts fit: a u64 of nanoseconds is 584 years.
+    libc::timespec { tv_sec: (ns / SECOND).cast_signed(), tv_nsec: (ns % SECOND).cast_signed() }
+}
+
+fn nanoseconds(time: libc::timespec) -> u64 {
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    seconds.saturating_mul(SECOND).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// timerfd_gettime(2): nanoseconds until the next expiry, and the period.
+/// The kernel also moves a periodic timer on to its next expiry.
+pub fn timer_remaining(timer: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    let mut value = libc::itimerspec { it_interval: timespec(0), it_value: timespec(0) };
+    // SAFETY: the kernel writes one itimerspec, which `value` is.
+    check(unsafe { libc::timerfd_gettime(timer.as_raw_fd(), &raw mut value) })?;
+    Ok((nanoseconds(value.it_value), nanoseconds(value.it_interval)))
+}
+
+/// timerfd_settime(2).
+pub fn arm_timer(
+    timer: BorrowedFd<'_>,
+    flags: i32,
+    value_ns: u64,
+    interval_ns: u64,
+) -> io::Result<()> {
+    let value =
+        libc::itimerspec { it_interval: timespec(interval_ns), it_value: timespec(value_ns) };
+    // SAFETY: the kernel reads one itimerspec, which `value` is.
+    check(unsafe {
+        libc::timerfd_settime(timer.as_raw_fd(), flags, &raw const value, ptr::null_mut())
+    })
+}
+
+/// `TFD_IOC_SET_TICKS`: expirations that were not read yet; not 0.
+pub fn set_timer_ticks(timer: BorrowedFd<'_>, ticks: u64) -> io::Result<()> {
+    const TFD_IOC_SET_TICKS: libc::c_ulong = 0x4008_5400;
+    // SAFETY: the kernel reads the eight bytes of `ticks`.
+    check(unsafe { libc::ioctl(timer.as_raw_fd(), TFD_IOC_SET_TICKS, &raw const ticks) })
+}
+
+/// clock_gettime(2) in nanoseconds.
+pub fn now(clock: i32) -> io::Result<u64> {
+    let mut time = timespec(0);
+    // SAFETY: the kernel writes one timespec, which `time` is.
+    check(unsafe { libc::clock_gettime(clock, &raw mut time) })?;
+    Ok(nanoseconds(time))
+}

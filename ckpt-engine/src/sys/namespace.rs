@@ -1,0 +1,137 @@
+//! Namespaces, and who a thread is towards the file systems.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+};
+
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+
+const PR_CAPBSET_DROP: libc::c_int = 24;
+const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
+
+/// All the namespaces that a container has of its own.
+pub const CONTAINER_NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWCGROUP
+    | CLONE_NEWTIME;
+
+/// A new time namespace, for the children of the caller.
+pub const CLONE_NEWTIME: libc::c_int = 0x80;
+
+fn done(result: libc::c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Leaves the namespaces in `kinds` (`CLONE_NEW*`) for new ones.
+pub fn unshare(kinds: libc::c_int) -> io::Result<()> {
+    // SAFETY: no pointers; the kernel refuses what a thread may not leave.
+    done(unsafe { libc::unshare(kinds) })
+}
+
+/// Joins the namespaces in `kinds` of a process.
+pub fn join(process: BorrowedFd<'_>, kinds: libc::c_int) -> io::Result<()> {
+    // SAFETY: no pointers; the descriptor is open.
+    done(unsafe { libc::setns(process.as_raw_fd(), kinds) })
+}
+
+/// Drops a capability from the bounding set of the calling thread. True while the kernel knows
+/// a capability of that number.
+pub fn drop_bounding(capability: u32) -> io::Result<bool> {
+    // SAFETY: no pointers.
+    match unsafe { libc::prctl(PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) } {
+        0 => Ok(true),
+        _ => match io::Error::last_os_error() {
+            source if source.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+            source => Err(source),
+        },
+    }
+}
+
+/// Runs `work` as the file system user and group `id`, with all capabilities kept.
+///
+/// On a thread of its own, which ends with it: nothing else ever runs with these ids. Files made
+/// in a file system whose ids are mapped need this, or the kernel cannot express their owner.
+pub fn as_user<T: Send>(id: u32, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    on_own_thread(|| {
+        become_user(id)?;
+        work()
+    })
+}
+
+/// Makes the calling thread the file system user and group `id` for the rest of its life, with
+/// all capabilities kept. For threads that serve one VE and then end.
+pub fn become_user(id: u32) -> io::Result<()> {
+    // SAFETY: no pointers. Secure bits belong to the calling thread alone.
+    done(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) })?;
+    setfsgid(Gid::from_raw(id));
+    setfsuid(Uid::from_raw(id));
+    // The calls report no errors; asking for an impossible id tells the current one.
+    let nobody = u32::MAX;
+    let now = (setfsgid(Gid::from_raw(nobody)), setfsuid(Uid::from_raw(nobody)));
+    match now == (Gid::from_raw(id), Uid::from_raw(id)) {
+        true => Ok(()),
+        false => Err(io::ErrorKind::PermissionDenied.into()),
+    }
+}
+
+/// Runs `work` in the mount namespace of a process, on a thread of its own.
+pub fn in_mounts_of<T: Send>(
+    process: impl AsFd + Sync,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    let process = process.as_fd();
+    on_own_thread(|| {
+        // A thread that shares its working directory may not change its mounts.
+        unshare(libc::CLONE_FS)?;
+        join(process, libc::CLONE_NEWNS)?;
+        work()
+    })
+}
+
+/// Runs `work` in the UTS namespace of a process, on a thread of its own.
+pub fn in_names_of<T: Send>(
+    process: BorrowedFd<'_>,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    on_own_thread(|| {
+        join(process, libc::CLONE_NEWUTS)?;
+        work()
+    })
+}
+
+fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, work)?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn files_belong_to_the_user_that_the_thread_became() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(
+            directory.path(),
+            std::os::unix::fs::PermissionsExt::from_mode(0o777),
+        )
+        .unwrap();
+        let path = directory.path().join("file");
+        as_user(123_456, || std::fs::write(&path, b"x")).unwrap();
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (123_456, 123_456));
+        // The thread that asked is still who it was.
+        let own = directory.path().join("own");
+        std::fs::write(&own, b"x").unwrap();
+        assert_eq!(std::fs::metadata(&own).unwrap().uid(), 0);
+    }
+}

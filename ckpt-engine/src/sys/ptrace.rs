@@ -1,0 +1,240 @@
+//! ptrace(2): stopping foreign threads, their registers and signals.
+//!
+//! A ptrace relation belongs to the *thread* that made it: all calls for one tracee must come
+//! from the thread that seized it.
+
+use std::io;
+
+use super::check;
+
+/// The general registers, `struct user_regs_struct`.
+pub type Registers = libc::user_regs_struct;
+
+/// The set of registers that holds the extended (FPU, SSE, AVX …) state.
+const NT_X86_XSTATE: usize = 0x202;
+const PTRACE_GETSIGMASK: u32 = 0x420a;
+const PTRACE_SETSIGMASK: u32 = 0x420b;
+const PTRACE_SECCOMP_GET_FILTER: u32 = 0x420c;
+const PTRACE_GET_RSEQ_CONFIGURATION: u32 = 0x420f;
+const PTRACE_EVENT_STOP: i32 = 128;
+
+/// Kill the tracee when the tracer dies: for processes that must not outlive us.
+pub const EXIT_KILL: i32 = libc::PTRACE_O_EXITKILL;
+/// Attach to children and threads of the tracee as they are born.
+pub const TRACE_BIRTHS: i32 =
+    libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK;
+/// Lift the tracee's seccomp filters while it is traced.
+pub const SUSPEND_SECCOMP: i32 = 1 << 21;
+
+/// `struct ptrace_rseq_configuration`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct RseqConfiguration {
+    /// The address of the thread's `struct rseq`; 0 when not registered.
+    pub pointer: u64,
+    /// Its size.
+    pub size: u32,
+    /// The signature in front of abort handlers.
+    pub signature: u32,
+    flags: u32,
+    pad: u32,
+}
+
+/// How a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The thread is in a ptrace stop; `event` is `PTRACE_EVENT_*` or 0.
+    Stopped {
+        /// The signal of the stop.
+        signal: i32,
+        /// The event, 0 for a plain signal stop.
+        event: i32,
+    },
+    /// The thread has ended with this wait status.
+    Ended(i32),
+}
+
+impl Stop {
+    /// A stop made by `PTRACE_INTERRUPT`, by a birth, or a group stop.
+    pub fn is_event_stop(self) -> bool {
+        matches!(self, Self::Stopped { event: PTRACE_EVENT_STOP, .. })
+    }
+}
+
+fn request(request: u32, tid: i32, address: usize, data: usize) -> io::Result<libc::c_long> {
+    // SAFETY: every caller passes, in `address` and `data`, what ptrace(2) wants for `request`:
+    // plain numbers, or pointers to live local variables of the documented type and size.
+    check(unsafe { libc::ptrace(request, tid, address, data) })
+}
+
+/// Attaches without stopping.
+pub fn seize(tid: i32, options: i32) -> io::Result<()> {
+    request(libc::PTRACE_SEIZE, tid, 0, options as usize).map(drop)
+}
+
+/// Changes the options given to [`seize`].
+pub fn set_options(tid: i32, options: i32) -> io::Result<()> {
+    request(libc::PTRACE_SETOPTIONS, tid, 0, options as usize).map(drop)
+}
+
+/// Asks a seized thread to stop.
+pub fn interrupt(tid: i32) -> io::Result<()> {
+    request(libc::PTRACE_INTERRUPT, tid, 0, 0).map(drop)
+}
+
+/// Lets a stopped thread go on, with `signal` delivered when it is not 0.
+pub fn resume(tid: i32, signal: i32) -> io::Result<()> {
+    request(libc::PTRACE_CONT, tid, 0, signal as usize).map(drop)
+}
+
+/// Lets a stopped thread execute one instruction.
+pub fn single_step(tid: i32) -> io::Result<()> {
+    request(libc::PTRACE_SINGLESTEP, tid, 0, 0).map(drop)
+}
+
+/// Ends the relation; the thread goes on, with `signal` delivered when it is not 0.
+pub fn detach(tid: i32, signal: i32) -> io::Result<()> {
+    request(libc::PTRACE_DETACH, tid, 0, signal as usize).map(drop)
+}
+
+/// The message of the last event: the new thread's number after a birth.
+pub fn event_message(tid: i32) -> io::Result<u64> {
+    let mut message: libc::c_ulong = 0;
+    request(libc::PTRACE_GETEVENTMSG, tid, 0, &raw mut message as usize)?;
+    Ok(message)
+}
+
+/// Reads the general registers.
+pub fn registers(tid: i32) -> io::Result<Registers> {
+    // SAFETY: `user_regs_struct` is a plain structure of integers, for which zero is valid.
+    let mut registers: Registers = unsafe { std::mem::zeroed() };
+    request(libc::PTRACE_GETREGS, tid, 0, &raw mut registers as usize)?;
+    Ok(registers)
+}
+
+/// Writes the general registers.
+pub fn set_registers(tid: i32, registers: &Registers) -> io::Result<()> {
+    request(libc::PTRACE_SETREGS, tid, 0, &raw const *registers as usize).map(drop)
+}
+
+/// The general registers as bytes, the form in which they travel.
+pub fn registers_to_bytes(registers: &Registers) -> Vec<u8> {
+    let start = (&raw const *registers).cast::<u8>();
+    // SAFETY: the structure holds only integers without padding, and outlives the slice.
+    unsafe { std::slice::from_raw_parts(start, size_of::<Registers>()) }.to_vec()
+}
+
+/// The inverse of [`registers_to_bytes`]; `None` when the size is another one.
+pub fn registers_from_bytes(bytes: &[u8]) -> Option<Registers> {
+    if bytes.len() != size_of::<Registers>() {
+        return None;
+    }
+    // SAFETY: the size was checked, and any bytes are a valid structure of integers.
+    Some(unsafe { bytes.as_ptr().cast::<Registers>().read_unaligned() })
+}
+
+/// Reads the extended state (x87, SSE, AVX, AVX-512 …) in the XSAVE layout.
+pub fn extended_state(tid: i32) -> io::Result<Vec<u8>> {
+    let mut state = vec![0u8; 16384];
+    let mut iov = libc::iovec { iov_base: state.as_mut_ptr().cast(), iov_len: state.len() };
+    request(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, &raw mut iov as usize)?;
+    state.truncate(iov.iov_len);
+    Ok(state)
+}
+
+/// Writes the extended state.
+pub fn set_extended_state(tid: i32, state: &[u8]) -> io::Result<()> {
+    let mut iov = libc::iovec { iov_base: state.as_ptr().cast_mut().cast(), iov_len: state.len() };
+    request(libc::PTRACE_SETREGSET, tid, NT_X86_XSTATE, &raw mut iov as usize).map(drop)
+}
+
+/// The thread's blocked signals; inside sigsuspend(2) and its like the mask to return to.
+pub fn signal_mask(tid: i32) -> io::Result<u64> {
+    let mut mask = 0u64;
+    request(PTRACE_GETSIGMASK, tid, 8, &raw mut mask as usize)?;
+    Ok(mask)
+}
+
+/// Sets the thread's blocked signals.
+pub fn set_signal_mask(tid: i32, mask: u64) -> io::Result<()> {
+    request(PTRACE_SETSIGMASK, tid, 8, &raw const mask as usize).map(drop)
+}
+
+/// The thread's rseq(2) registration.
+pub fn rseq(tid: i32) -> io::Result<RseqConfiguration> {
+    let mut configuration = RseqConfiguration::default();
+    request(
+        PTRACE_GET_RSEQ_CONFIGURATION,
+        tid,
+        size_of::<RseqConfiguration>(),
+        &raw mut configuration as usize,
+    )?;
+    Ok(configuration)
+}
+
+/// How many instructions the thread's newest seccomp filter has; `None` without a filter.
+pub fn seccomp_filter_len(tid: i32) -> io::Result<Option<usize>> {
+    match request(PTRACE_SECCOMP_GET_FILTER, tid, 0, 0) {
+        Ok(count) => Ok(Some(count as usize)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The signals pending for a thread, or (`shared`) for its whole process; 128 bytes each.
+pub fn pending_signals(tid: i32, shared: bool) -> io::Result<Vec<[u8; 128]>> {
+    let mut all = Vec::new();
+    loop {
+        let mut batch = [[0u8; 128]; 16];
+        let mut arguments = libc::ptrace_peeksiginfo_args {
+            off: all.len() as u64,
+            flags: u32::from(shared),
+            nr: batch.len() as i32,
+        };
+        let count = request(
+            libc::PTRACE_PEEKSIGINFO,
+            tid,
+            &raw mut arguments as usize,
+            &raw mut batch as usize,
+        )? as usize;
+        all.extend_from_slice(&batch[..count]);
+        if count < batch.len() {
+            return Ok(all);
+        }
+    }
+}
+
+/// Waits for the next stop or the end of one traced thread.
+pub fn wait(tid: i32) -> io::Result<Stop> {
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` is a live local variable for the result.
+        match check(unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL) }.into()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            Ok(_) if libc::WIFSTOPPED(status) => {
+                return Ok(Stop::Stopped {
+                    signal: libc::WSTOPSIG(status),
+                    event: (status >> 16) & 0xffff,
+                });
+            }
+            Ok(_) => return Ok(Stop::Ended(status)),
+        }
+    }
+}
+
+/// As [`wait`], but returns `None` at once when nothing has happened.
+pub fn try_wait(tid: i32) -> io::Result<Option<Stop>> {
+    let mut status = 0;
+    // SAFETY: `status` is a live local variable for the result.
+    let result = unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL | libc::WNOHANG) };
+    match check(result.into())? {
+        0 => Ok(None),
+        _ if libc::WIFSTOPPED(status) => Ok(Some(Stop::Stopped {
+            signal: libc::WSTOPSIG(status),
+            event: (status >> 16) & 0xffff,
+        })),
+        _ => Ok(Some(Stop::Ended(status))),
+    }
+}

@@ -1,0 +1,128 @@
+//! What the kernel tells about a task by system calls from outside.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+};
+
+use super::check;
+
+/// pidfd_open(2).
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers are passed.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// pidfd_getfd(2): a descriptor of our own for the open file `fd` of that process.
+pub fn pidfd_getfd(pidfd: &OwnedFd, fd: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers are passed.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })?;
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// get_robust_list(2) of another thread: head and length.
+pub fn robust_list(tid: i32) -> io::Result<(u64, u64)> {
+    let mut head = 0u64;
+    let mut len = 0u64;
+    // SAFETY: both results are live local variables.
+    let result =
+        unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut len) };
+    check(result)?;
+    Ok((head, len))
+}
+
+/// prlimit(2), reading: soft and hard limit of one resource.
+pub fn limit(pid: i32, resource: u32) -> io::Result<(u64, u64)> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: no new limit is passed, and the result is a live local variable.
+    let result = unsafe { libc::prlimit64(pid, resource as _, std::ptr::null(), &raw mut limit) };
+    check(result.into())?;
+    Ok((limit.rlim_cur, limit.rlim_max))
+}
+
+/// prlimit(2), writing.
+pub fn set_limit(pid: i32, resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: the limit is a live local variable, and no old limit is asked for.
+    let result =
+        unsafe { libc::prlimit64(pid, resource as _, &raw const limit, std::ptr::null_mut()) };
+    check(result.into()).map(drop)
+}
+
+/// `struct sched_attr` up to the deadline fields (sched_getattr(2)).
+#[derive(Clone, Copy, Debug, Default)]
+#[expect(missing_docs, reason = "the names are those of struct sched_attr")]
+#[repr(C)]
+pub struct SchedulingAttributes {
+    pub size: u32,
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+}
+
+/// sched_getattr(2).
+pub fn scheduling(tid: i32) -> io::Result<SchedulingAttributes> {
+    let mut attributes = SchedulingAttributes::default();
+    let size = size_of::<SchedulingAttributes>();
+    // SAFETY: the result is a live structure of the size that is passed with it.
+    check(unsafe { libc::syscall(libc::SYS_sched_getattr, tid, &raw mut attributes, size, 0) })?;
+    Ok(attributes)
+}
+
+/// sched_setattr(2).
+pub fn set_scheduling(tid: i32, attributes: &SchedulingAttributes) -> io::Result<()> {
+    let attributes =
+        SchedulingAttributes { size: size_of::<SchedulingAttributes>() as u32, ..*attributes };
+    // SAFETY: the attributes are a live structure that carries its size.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, tid, &raw const attributes, 0) })
+        .map(drop)
+}
+
+/// ioprio_get(2) for one thread.
+pub fn io_priority(tid: i32) -> io::Result<i32> {
+    // SAFETY: no pointers are passed.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_get, 1, tid) }).map(|value| value as i32)
+}
+
+/// ioprio_set(2) for one thread.
+pub fn set_io_priority(tid: i32, value: i32) -> io::Result<()> {
+    // SAFETY: no pointers are passed.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, 1, tid, value) }).map(drop)
+}
+
+/// Binds the calling thread to one CPU, so that stops of a tracee bound to it as well need no
+/// wake-up across CPUs. Returns the affinity to go back to.
+pub fn affinity(tid: i32) -> io::Result<[u64; 16]> {
+    let mut mask = [0u64; 16];
+    // SAFETY: the mask is a live array of the size that is passed with it.
+    check(unsafe {
+        libc::syscall(libc::SYS_sched_getaffinity, tid, size_of_val(&mask), &raw mut mask)
+    })?;
+    Ok(mask)
+}
+
+/// sched_setaffinity(2).
+pub fn set_affinity(tid: i32, mask: &[u64; 16]) -> io::Result<()> {
+    // SAFETY: the mask is a live array of the size that is passed with it.
+    check(unsafe {
+        libc::syscall(libc::SYS_sched_setaffinity, tid, size_of_val(mask), mask.as_ptr())
+    })
+    .map(drop)
+}
+
+/// memfd_create(2), close-on-exec and sealable.
+pub fn memfd(name: &str) -> io::Result<OwnedFd> {
+    let name = std::ffi::CString::new(name).map_err(io::Error::other)?;
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // SAFETY: the name is a live C string.
+    let fd = check(unsafe { libc::memfd_create(name.as_ptr(), flags) }.into())?;
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}

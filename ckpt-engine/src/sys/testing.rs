@@ -1,0 +1,60 @@
+//! Processes for tests that hold descriptors and do nothing else.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, RawFd},
+};
+
+/// Forks a process that keeps the given descriptors under their numbers, closes all others and
+/// waits to be killed; it is killed when the calling thread ends.
+pub(crate) fn fork_holder(keep: &[BorrowedFd<'_>]) -> io::Result<i32> {
+    let mut numbers: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    // SAFETY: the child makes system calls only, which is allowed after a fork of a process
+    // with several threads.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => hold(&numbers),
+        pid => Ok(pid),
+    }
+}
+
+fn hold(numbers: &[RawFd]) -> ! {
+    // SAFETY: the call takes integers only.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    let mut from = 0;
+    for &number in numbers {
+        if number > from {
+            // SAFETY: this process uses none of the descriptors that it closes.
+            unsafe { libc::syscall(libc::SYS_close_range, from, number - 1, 0) };
+        }
+        from = number + 1;
+    }
+    // SAFETY: as above.
+    unsafe { libc::syscall(libc::SYS_close_range, from, u32::MAX, 0) };
+    loop {
+        // SAFETY: the call takes no argument.
+        unsafe { libc::pause() };
+    }
+}
+
+/// Any system call, for stand-ins of remote calls.
+pub(crate) fn call(number: i64, arguments: [u64; 6]) -> io::Result<u64> {
+    let [a, b, c, d, e, f] = arguments;
+    // SAFETY: the tests pass integers and the addresses of buffers that live across the call.
+    let value = unsafe { libc::syscall(number, a, b, c, d, e, f) };
+    u64::try_from(value).map_err(|_| io::Error::last_os_error())
+}
+
+/// Brings the loopback interface of this thread's network up.
+pub(crate) fn loopback_up() -> io::Result<()> {
+    let socket = super::socket::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
+    // struct ifreq: the name, then the flags.
+    let mut request = [0u8; 40];
+    request[..2].copy_from_slice(b"lo");
+    request[16..18].copy_from_slice(&(libc::IFF_UP as u16).to_ne_bytes());
+    // SAFETY: the kernel reads one ifreq, 40 bytes, which `request` is.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, request.as_ptr()) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,94 @@
+//! Memory of other processes, and shared mappings of our own.
+
+use std::{io, os::fd::AsRawFd};
+
+use super::check;
+
+/// Copies from another process (process_vm_readv(2)): the pieces of `remote`, given as address
+/// and length, one after the other into `local`. Returns how many bytes were read; fewer than
+/// asked for when a page of the process could not be read.
+pub fn read_process(pid: i32, local: &mut [u8], remote: &[(u64, usize)]) -> io::Result<usize> {
+    let local = libc::iovec { iov_base: local.as_mut_ptr().cast(), iov_len: local.len() };
+    let remote: Vec<libc::iovec> = remote
+        .iter()
+        .map(|&(address, len)| libc::iovec { iov_base: address as *mut libc::c_void, iov_len: len })
+        .collect();
+    // SAFETY: `local` describes a live, exclusively borrowed slice; the kernel checks the remote
+    // addresses against the other process.
+    let count = unsafe {
+        libc::process_vm_readv(
+            pid,
+            &raw const local,
+            1,
+            remote.as_ptr(),
+            remote.len() as libc::c_ulong,
+            0,
+        )
+    };
+    check(count as libc::c_long).map(|count| count as usize)
+}
+
+/// A shared, writable mapping of a whole file; unmapped when dropped.
+#[derive(Debug)]
+pub struct SharedMapping {
+    start: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the mapping is plain memory owned by this value; it is not tied to a thread.
+unsafe impl Send for SharedMapping {}
+
+impl SharedMapping {
+    /// Maps the first `len` bytes of `file`.
+    pub fn new(file: &impl AsRawFd, len: usize) -> io::Result<Self> {
+        Self::map(len, libc::MAP_SHARED, file.as_raw_fd())
+    }
+
+    /// Maps new shared anonymous memory of `len` bytes.
+    pub fn anonymous(len: usize) -> io::Result<Self> {
+        Self::map(len, libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1)
+    }
+
+    fn map(len: usize, flags: i32, fd: i32) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, fd, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { start: start.cast(), len })
+    }
+
+    /// The address range, as in `/proc/self/map_files`.
+    pub fn range(&self) -> (u64, u64) {
+        (self.start as u64, self.start as u64 + self.len as u64)
+    }
+
+    /// Writes `bytes` at `offset`. Panics when they do not fit: the caller sizes its data.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset + bytes.len() <= self.len, "write beyond the mapping");
+        // SAFETY: the offset was checked to lie in the mapping.
+        let target = unsafe { self.start.add(offset) };
+        // SAFETY: source and target are valid for the length; the mapping is never borrowed as a
+        // Rust reference, so other processes may share it.
+        unsafe { target.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// Reads `len` bytes at `offset`. Panics when they lie outside.
+    pub fn read(&self, offset: usize, len: usize) -> Vec<u8> {
+        assert!(offset + len <= self.len, "read beyond the mapping");
+        let mut bytes = vec![0u8; len];
+        // SAFETY: the offset was checked to lie in the mapping.
+        let source = unsafe { self.start.add(offset) };
+        // SAFETY: both sides are valid for the length, see `write`.
+        unsafe { source.copy_to_nonoverlapping(bytes.as_mut_ptr(), len) };
+        bytes
+    }
+}
+
+impl Drop for SharedMapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is the mapping that this value made and nobody else holds.
+        unsafe { libc::munmap(self.start.cast(), self.len) };
+    }
+}

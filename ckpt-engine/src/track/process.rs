@@ -1,0 +1,288 @@
+//! One tracked process: its areas, its userfaultfd, and the pages that the target has of it.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::FileExt,
+};
+
+use ckpt_format::memory::{Area, Backing, PAGE, Run, Space};
+
+use super::{Output, Sink, TrackError};
+use crate::{
+    areas::{AddressSpace, kept},
+    inject::{InjectError, Stopped, memory},
+    procfs::{self, ProcError},
+    ranges::Ranges,
+    sys::{
+        pagemap::{self, Query, category},
+        ptrace, task,
+        userfault::{self, Tracking},
+        vm,
+    },
+};
+
+/// How much page data is read at once, in bytes.
+const BLOCK: u64 = 256 << 10;
+
+/// A process under tracking.
+#[derive(Debug)]
+pub struct Tracked {
+    host: i32,
+    inner: i32,
+    start_time: u64,
+    life: Option<Life>,
+}
+
+/// The time between two execve(2) calls: one address space.
+#[derive(Debug)]
+struct Life {
+    number: u64,
+    maps: File,
+    pagemap: File,
+    memory: File,
+    tracking: Option<Tracking>,
+    space: AddressSpace,
+    /// Pages that the target has, zeros not counted.
+    sent: Ranges,
+    /// Pages that were due but could not be read.
+    owed: Ranges,
+}
+
+impl Tracked {
+    pub(super) fn new(host: i32, inner: i32, start_time: u64) -> Self {
+        Self { host, inner, start_time, life: None }
+    }
+
+    /// The process's number on the host.
+    pub fn host(&self) -> i32 {
+        self.host
+    }
+
+    /// The process's number inside the VE.
+    pub fn inner(&self) -> i32 {
+        self.inner
+    }
+
+    /// When it started, in clock ticks since boot.
+    pub fn start_time(&self) -> u64 {
+        self.start_time
+    }
+
+    pub(super) fn life(&self) -> u64 {
+        self.life.as_ref().map_or(0, |life| life.number)
+    }
+
+    /// The areas as last read.
+    pub fn space(&self) -> &AddressSpace {
+        static NONE: std::sync::LazyLock<AddressSpace> =
+            std::sync::LazyLock::new(AddressSpace::default);
+        self.life.as_ref().map_or(&NONE, |life| &life.space)
+    }
+
+    /// Reads the areas again; notices an execve(2) by the old address space being gone; starts
+    /// the tracking where there is none yet and `arm` is set.
+    pub(super) fn refresh(&mut self, lives: &mut u64, arm: bool) -> Result<(), TrackError> {
+        let maps = match &mut self.life {
+            Some(life) => {
+                read_again(&mut life.maps).map_err(|source| gone(self.host, "maps", source))?
+            }
+            None => String::new(),
+        };
+        if maps.is_empty() {
+            *lives += 1;
+            let (life, maps) = Life::open(self.host, *lives)?;
+            self.life = Some(life);
+            return self.update(&maps, arm);
+        }
+        self.update(&maps, arm)
+    }
+
+    fn update(&mut self, maps: &str, arm: bool) -> Result<(), TrackError> {
+        let Some(life) = &mut self.life else { return Ok(()) };
+        let space = AddressSpace::read(self.host, maps, Some(&life.space))?;
+        let good = kept(&life.space.areas, &space.areas);
+        life.sent = life.sent.without(&life.sent.without(&good));
+        life.owed = life.owed.without(&life.owed.without(&good));
+        life.space = space;
+        if arm && life.tracking.is_none() {
+            let tracking = arm_process(self.host, life.space.vdso())
+                .map_err(|source| TrackError::Arm { pid: self.inner, source })?;
+            life.tracking = Some(tracking);
+        }
+        Ok(())
+    }
+
+    /// Sends the pages written since the last time. In a frozen process also tells which pages
+    /// have vanished.
+    pub(super) fn send_written<S: Sink>(
+        &mut self,
+        frozen: bool,
+        output: &mut Output<'_, S>,
+    ) -> Result<(), TrackError> {
+        let pid = self.inner;
+        let Some(life) = &mut self.life else { return Ok(()) };
+        let mut due = std::mem::take(&mut life.owed);
+        let mut present = Ranges::default();
+        for area in &life.space.areas {
+            if !has_private_pages(area) {
+                continue;
+            }
+            match life.scan(area, frozen, &mut due, &mut present) {
+                Ok(()) => {}
+                Err(_) if !frozen => {}
+                Err(source) => return Err(TrackError::Memory { pid, source }),
+            }
+        }
+        if frozen {
+            let vanished = life.sent.without(&present);
+            let runs = vanished.iter().map(|(start, end)| run(start, end)).collect();
+            output.drop_runs(Space::Process(pid), runs)?;
+            life.sent = life.sent.without(&vanished);
+        }
+        for (start, end) in blocks(&due) {
+            life.send_block(self.host, pid, (start, end), output)?;
+        }
+        match frozen && !life.owed.is_empty() {
+            true => Err(TrackError::Memory { pid, source: io::ErrorKind::InvalidData.into() }),
+            false => Ok(()),
+        }
+    }
+}
+
+fn gone(host: i32, name: &str, source: io::Error) -> ProcError {
+    ProcError::Read { path: procfs::path(host, name), source }
+}
+
+fn read_again(file: &mut File) -> io::Result<String> {
+    let mut text = String::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+impl Life {
+    fn open(host: i32, number: u64) -> Result<(Self, String), ProcError> {
+        let open =
+            |name| File::open(procfs::path(host, name)).map_err(|source| gone(host, name, source));
+        let mut maps = open("maps")?;
+        let pagemap = open("pagemap")?;
+        let memory = memory(host).map_err(|source| gone(host, "mem", source))?;
+        let text = read_again(&mut maps).map_err(|source| gone(host, "maps", source))?;
+        let life = Self {
+            number,
+            maps,
+            pagemap,
+            memory,
+            tracking: None,
+            space: AddressSpace::default(),
+            sent: Ranges::default(),
+            owed: Ranges::default(),
+        };
+        Ok((life, text))
+    }
+
+    /// Adds the written pages of one area to `due`; in a frozen process all that are there to
+    /// `present`.
+    fn scan(
+        &self,
+        area: &Area,
+        frozen: bool,
+        due: &mut Ranges,
+        present: &mut Ranges,
+    ) -> io::Result<()> {
+        let no_file = category::FILE | category::ZERO;
+        let written = Query {
+            mask: category::WRITTEN | no_file,
+            inverted: no_file,
+            any_of: category::PRESENT | category::SWAPPED,
+            protect: !frozen && self.tracking.is_some(),
+        };
+        if frozen {
+            let there = Query { mask: no_file, protect: false, ..written };
+            let found = |start, end| present.insert(start, end);
+            pagemap::scan(&self.pagemap, area.start, area.end, there, found)?;
+        }
+        let mut found = |start, end| due.insert(start, end);
+        match pagemap::scan(&self.pagemap, area.start, area.end, written, &mut found) {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                // A new or moved area. An area without protection marks counts as all written.
+                if let Some(tracking) = &self.tracking {
+                    tracking.register(area.start, area.end)?;
+                }
+                pagemap::scan(&self.pagemap, area.start, area.end, written, &mut found)
+            }
+            other => other,
+        }
+    }
+
+    /// Reads and sends one block of pages; what cannot be read now stays owed.
+    fn send_block<S: Sink>(
+        &mut self,
+        host: i32,
+        pid: i32,
+        (start, end): (u64, u64),
+        output: &mut Output<'_, S>,
+    ) -> Result<(), TrackError> {
+        let mut data = vec![0u8; (end - start) as usize];
+        let read = vm::read_process(host, &mut data, &[(start, (end - start) as usize)]);
+        let mut good = read.unwrap_or(0) as u64 / PAGE * PAGE;
+        // Areas that the program itself may not read give no data above.
+        while good < end - start {
+            let page = &mut data[good as usize..][..PAGE as usize];
+            if self.memory.read_exact_at(page, start + good).is_err() {
+                break;
+            }
+            good += PAGE;
+        }
+        if good > 0 {
+            data.truncate(good as usize);
+            output.pages(Space::Process(pid), &[run(start, start + good)], &data)?;
+            self.sent.insert(start, start + good);
+        }
+        self.owed.insert(start + good, end);
+        Ok(())
+    }
+}
+
+fn run(start: u64, end: u64) -> Run {
+    Run { start, pages: (end - start) / PAGE }
+}
+
+/// Cuts ranges into blocks of bounded size.
+fn blocks(ranges: &Ranges) -> Vec<(u64, u64)> {
+    ranges
+        .iter()
+        .flat_map(|(start, end)| {
+            (start..end).step_by(BLOCK as usize).map(move |at| (at, end.min(at + BLOCK)))
+        })
+        .collect()
+}
+
+/// Areas whose pages belong to the process alone.
+fn has_private_pages(area: &Area) -> bool {
+    !area.shared && !matches!(area.backing, Backing::Vdso | Backing::Vvar | Backing::Vsyscall)
+}
+
+/// Makes a userfaultfd in the process and fetches it.
+fn arm_process(host: i32, vdso: Option<u64>) -> Result<Tracking, InjectError> {
+    let vdso = vdso.ok_or(InjectError::NoVdso)?;
+    let mut stopped = Stopped::attach(&[host], ptrace::SUSPEND_SECCOMP)?;
+    let Some(thread) = stopped.pop() else { return Err(InjectError::Ended { tid: host }) };
+    let tracking = make_userfault(&thread, host, vdso);
+    thread.detach()?;
+    tracking
+}
+
+fn make_userfault(thread: &Stopped, host: i32, vdso: u64) -> Result<Tracking, InjectError> {
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | userfault::USER_MODE_ONLY;
+    let number = libc::SYS_userfaultfd;
+    let fd = thread.checked_call(vdso, "userfaultfd", number, &[flags as u64])?;
+    let fetched = task::pidfd_open(host).and_then(|pidfd| task::pidfd_getfd(&pidfd, fd as i32));
+    thread.checked_call(vdso, "close", libc::SYS_close, &[fd])?;
+    fetched.and_then(Tracking::new).map_err(|source| InjectError::Call {
+        call: "userfaultfd",
+        tid: host,
+        source,
+    })
+}

@@ -1,0 +1,35 @@
+//! What flows from the engine on the source to the engine on the target.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    memory::{Run, Space},
+    process::Layout,
+};
+
+/// The most page data in one record, in bytes. A larger one is refused.
+pub const PAGE_DATA_MAX: usize = 1 << 20;
+
+/// One step of building the memory of a VE. The order matters and is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Record {
+    /// The processes and their areas as they are now.
+    Layout(Layout),
+    /// Contents of pages, in the order of `runs`.
+    Pages {
+        /// Whose pages.
+        space: Space,
+        /// Which pages.
+        runs: Vec<Run>,
+        /// Their contents, as long as all runs together.
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+    },
+    /// These pages hold zeros, or what their file holds: whatever was sent for them is void.
+    Drop {
+        /// Whose pages.
+        space: Space,
+        /// Which pages.
+        runs: Vec<Run>,
+    },
+}

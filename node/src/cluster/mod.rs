@@ -1,0 +1,1 @@
+//! This node's part in the cluster: membership, and who owns which VE.

@@ -1,0 +1,60 @@
+//! The daemon: everything one node runs, started in order.
+
+use std::{path::PathBuf, sync::Arc};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+
+use crate::{
+    api::{self, ServeError},
+    config::Config,
+};
+
+/// Why the daemon cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// A directory of its own cannot be made.
+    #[error("cannot make {path}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Signals cannot be received.
+    #[error("cannot wait for signals")]
+    Signals(#[source] std::io::Error),
+    /// The API cannot be served.
+    #[error("cannot serve the API")]
+    Serve(#[from] ServeError),
+}
+
+/// The parts of a running daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    /// The settings.
+    pub config: Config,
+}
+
+/// Runs the daemon until SIGTERM or SIGINT. VEs go on without it.
+pub async fn run(config: Config) -> Result<(), DaemonError> {
+    for path in [&config.state_dir, &config.run_dir] {
+        std::fs::create_dir_all(path)
+            .map_err(|source| DaemonError::Directory { path: path.clone(), source })?;
+    }
+    let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
+    let socket = config.socket();
+    let daemon = Arc::new(Daemon { config });
+    api::serve(daemon, &socket)?;
+    info!(socket = %socket.display(), "ready");
+    if let Err(source) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        warn!(%source, "cannot tell the service manager that we are ready");
+    }
+    tokio::select! {
+        _ = terminate.recv() => info!("stopping on SIGTERM"),
+        _ = interrupt.recv() => info!("stopping on SIGINT"),
+    }
+    let _ = std::fs::remove_file(&socket);
+    Ok(())
+}

@@ -1,0 +1,1 @@
+//! Moves a running VE between two nodes: the source's half and the target's half.

@@ -1,0 +1,57 @@
+//! The network of a node and of its VEs.
+//!
+//! A node has one [`bridge`]. Each VE has a pair of interfaces, one end on the bridge and one
+//! inside ([`interface`]). During a migration what the VE's network namespace holds is read
+//! ([`capture`]) and made again ([`rebuild`]), the frames that arrive meanwhile are kept
+//! ([`hold`]), and the LAN is told where the VE is now ([`announce`]).
+//!
+//! Everything here is synchronous and works in the network namespace of the calling thread, or
+//! in one that is given.
+
+pub mod announce;
+pub mod bridge;
+pub mod hold;
+pub mod interface;
+pub mod link;
+pub mod netlink;
+
+pub use self::{
+    announce::Announcer,
+    bridge::{Bridge, BridgeConfig},
+    hold::{Drained, Hold},
+    interface::{Gate, Interface, InterfaceConfig},
+    netlink::{Netlink, NetlinkError},
+};
+
+/// Why something about a network could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// A netlink request failed.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// A namespace, a TAP or a packet socket failed.
+    #[error("cannot {what}")]
+    System {
+        /// What was to be done.
+        what: &'static str,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// An interface of that name is there but is no bridge.
+    #[error("the interface {name} is not a bridge")]
+    NotABridge {
+        /// The configured name.
+        name: String,
+    },
+    /// The configured uplink is not there.
+    #[error("the uplink {name} does not exist")]
+    NoUplink {
+        /// The configured name.
+        name: String,
+    },
+}
+
+/// Turns an `io::Error` into a [`NetworkError`] that says what was to be done.
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> NetworkError {
+    move |source| NetworkError::System { what, source }
+}

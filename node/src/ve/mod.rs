@@ -1,0 +1,1 @@
+//! Virtual Environments on this node.
