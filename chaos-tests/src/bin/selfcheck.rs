@@ -175,7 +175,14 @@ fn run_here(run: &Run) -> Result<bool, SelfcheckError> {
     let signals = blocked_signals()?;
     fs::create_dir_all(&run.place.dir)?;
     fs::write(run.place.dir.join("pid"), std::process::id().to_string())?;
+    // What an earlier run in this folder left would be taken for ours.
     let _ = fs::remove_file(run.place.dir.join("verdicts"));
+    for workload in TABLE {
+        let folder = run.place.dir.join(workload.name);
+        if folder.exists() {
+            fs::remove_dir_all(folder)?;
+        }
+    }
     let count = workloads.len();
     let plan = Plan {
         workloads,

@@ -63,9 +63,6 @@ impl Supervisor {
         let mut running = BTreeMap::new();
         for workload in &plan.workloads {
             let folder = plan.folder.join(workload.name);
-            if folder.exists() {
-                fs::remove_dir_all(&folder)?;
-            }
             fs::create_dir_all(&folder)?;
             let log = File::create(folder.join("log"))?;
             let mut command = Command::new(&program);
