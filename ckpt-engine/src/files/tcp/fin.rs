@@ -7,7 +7,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, OwnedFd},
-    rc::Rc,
+    sync::Arc,
 };
 
 use ckpt_format::files::TcpConnection;
@@ -18,7 +18,7 @@ use crate::sys::socket::{self, Along};
 /// A segment that waits to be delivered.
 #[derive(Debug)]
 pub(super) struct Fin {
-    raw: Rc<OwnedFd>,
+    raw: Arc<OwnedFd>,
     packet: Vec<u8>,
     receiver: SocketAddr,
 }
@@ -30,7 +30,7 @@ pub(super) fn raw_socket() -> io::Result<OwnedFd> {
 
 impl Fin {
     /// The segment that ends what the peer has sent.
-    pub(super) fn new(raw: Rc<OwnedFd>, local: &SocketAddr, tcp: &TcpConnection) -> Self {
+    pub(super) fn new(raw: Arc<OwnedFd>, local: &SocketAddr, tcp: &TcpConnection) -> Self {
         let scale = tcp.window_scale.map_or(0, |(sending, _)| sending);
         let window = u16::try_from(tcp.window[1] >> scale).unwrap_or(u16::MAX);
         let segment = segment(tcp.remote.port(), local.port(), tcp, window);

@@ -4,7 +4,7 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    rc::Rc,
+    sync::Arc,
 };
 
 use ckpt_format::files::{SocketOption, TcpConnection, TcpSocket, TcpState};
@@ -73,7 +73,7 @@ pub(in super::super) fn bind(tcp: &TcpSocket) -> Result<OwnedFd, RebuildError> {
 pub(in super::super) fn connect(
     fd: BorrowedFd<'_>,
     tcp: &TcpSocket,
-    raw: &mut Option<Rc<OwnedFd>>,
+    raw: &mut Option<Arc<OwnedFd>>,
 ) -> Result<Option<Connection>, RebuildError> {
     let step = match &tcp.state {
         TcpState::Closed | TcpState::Listening { .. } => return Ok(None),
@@ -179,13 +179,13 @@ fn window(fd: BorrowedFd<'_>, tcp: &TcpConnection) -> io::Result<()> {
 fn go_on(
     local: &SocketAddr,
     tcp: &TcpConnection,
-    raw: &mut Option<Rc<OwnedFd>>,
+    raw: &mut Option<Arc<OwnedFd>>,
 ) -> io::Result<Step> {
     let (_, unsent) = tcp.split().ok_or(io::ErrorKind::InvalidData)?;
     let closed_by_peer = if tcp.closed_by_peer() {
         let socket = match raw {
-            Some(socket) => Rc::clone(socket),
-            None => Rc::clone(raw.insert(Rc::new(fin::raw_socket()?))),
+            Some(socket) => Arc::clone(socket),
+            None => Arc::clone(raw.insert(Arc::new(fin::raw_socket()?))),
         };
         Some(fin::Fin::new(socket, local, tcp))
     } else {
