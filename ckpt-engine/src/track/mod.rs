@@ -15,12 +15,13 @@ mod shared;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fs::File,
     io,
     path::{Path, PathBuf},
 };
 
 use ckpt_format::{
-    memory::{PAGE, Run, Space},
+    memory::{PAGE, Run, SharedObject, Space},
     process::{Layout, Shape},
     stream::Record,
 };
@@ -126,6 +127,8 @@ pub struct Tracker {
     id_base: u32,
     processes: BTreeMap<i32, Tracked>,
     shared: HashMap<u64, TrackedObject>,
+    /// Objects that are only open, not mapped.
+    open: HashMap<u64, SharedObject>,
     lives: u64,
     frozen: bool,
 }
@@ -138,6 +141,7 @@ impl Tracker {
             id_base,
             processes: BTreeMap::new(),
             shared: HashMap::new(),
+            open: HashMap::new(),
             lives: 0,
             frozen: false,
         }
@@ -156,6 +160,12 @@ impl Tracker {
             tracked.send_written(self.frozen, &mut output)?;
         }
         Ok(round)
+    }
+
+    /// Adds a memfd that some process holds open, mapped or not; `file` is open for reading.
+    pub fn add_memfd(&mut self, object: SharedObject, file: File) {
+        self.open.insert(object.id, object.clone());
+        self.shared.entry(object.id).or_insert_with(|| TrackedObject::new(file, object));
     }
 
     /// As [`Self::round`] for a VE whose processes are frozen: nothing is armed any more, and
@@ -231,7 +241,7 @@ impl Tracker {
         objects: &HashMap<u64, (i32, (u64, u64))>,
         layout: &mut Layout,
     ) -> Result<(), TrackError> {
-        self.shared.retain(|id, _| objects.contains_key(id));
+        self.shared.retain(|id, _| objects.contains_key(id) || self.open.contains_key(id));
         for (&object, &(host, range)) in objects {
             let tracked = match self.shared.entry(object) {
                 std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
@@ -246,6 +256,11 @@ impl Tracker {
                 }
             };
             layout.shared.push(tracked.describe()?);
+        }
+        for object in self.open.keys().filter(|object| !objects.contains_key(object)) {
+            if let Some(tracked) = self.shared.get_mut(object) {
+                layout.shared.push(tracked.describe()?);
+            }
         }
         layout.shared.sort_by_key(|object| object.id);
         Ok(())
