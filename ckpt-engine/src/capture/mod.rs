@@ -113,6 +113,11 @@ fn capture_stopped(
     frozen.open_for_injection()?;
     let mut processes = Processes::default();
     for (tracked, threads) in stopped {
+        if tracked.inner() == 1
+            && let Some(init) = threads.first()
+        {
+            processes.last_pid = process::last_pid(tracked, init)?;
+        }
         processes.processes.push(process::capture(tracked, threads, ids)?);
     }
     Ok(processes)

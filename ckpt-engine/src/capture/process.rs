@@ -1,5 +1,7 @@
 //! The state that all threads of a process share.
 
+use std::collections::HashMap;
+
 use ckpt_format::{
     memory::MemoryMap,
     process::{IntervalTimer, PosixTimer, Process, SignalAction, SignalInfo},
@@ -59,10 +61,41 @@ pub(super) fn capture(
     }
     let mut process = from_outside(host, tracked.inner())?;
     process.stopped = leader.stopped_by;
+    let inner_by_host: HashMap<i32, i32> =
+        threads.iter().zip(&all).map(|(stopped, thread)| (stopped.tid, thread.tid)).collect();
     process.threads = all;
     process.pending = pending.into_iter().map(|info| SignalInfo(info.to_vec())).collect();
     fill_in(&mut process, &questions, &done)?;
+    for timer in &mut process.posix_timers {
+        timer.thread = inner_by_host.get(&timer.thread).copied().unwrap_or(0);
+    }
     Ok(process)
+}
+
+/// The number that the newest process of the VE got; only a task of the VE can say.
+pub(super) fn last_pid(tracked: &Tracked, init: &Stopped) -> Result<i32, InjectError> {
+    let vdso = tracked.space().vdso().ok_or(InjectError::NoVdso)?;
+    let gate = Gate::open(init, vdso, None)?;
+    let text = read_in(init, gate, "/proc/sys/kernel/ns_last_pid");
+    gate.close(init, vdso)?;
+    Ok(text?.trim().parse().unwrap_or(0))
+}
+
+/// Reads a small file as the process itself sees it; empty when it cannot be opened.
+fn read_in(thread: &Stopped, gate: Gate, path: &str) -> Result<String, InjectError> {
+    const ROOM: usize = 64;
+    let mut batch = gate.batch();
+    let path = batch.text(path);
+    let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
+    let open = batch.call("open", libc::SYS_open, &[path, flags]);
+    let Ok(fd) = batch.run(thread)?.result(open) else { return Ok(String::new()) };
+    let mut batch = gate.batch();
+    let room = batch.room(ROOM);
+    let read = batch.call("read", libc::SYS_read, &[fd, room, ROOM as u64]);
+    batch.call("close", libc::SYS_close, &[fd]);
+    let done = batch.run(thread)?;
+    let len = done.result(read).unwrap_or(0) as usize;
+    Ok(String::from_utf8_lossy(done.data(room, len.min(ROOM))).into_owned())
 }
 
 type Answers = (Questions, Done, Vec<(thread::Questions, Done)>);

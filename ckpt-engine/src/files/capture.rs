@@ -15,7 +15,7 @@ use ckpt_format::{
 use super::{
     Source, deleted, epoll, event,
     find::{Found, Object, Refusal},
-    memfd, path, pipe, timer,
+    memfd, path, pipe, socket, tcp, timer, unix,
 };
 use crate::sys::descriptor::{self, Query};
 
@@ -35,12 +35,24 @@ pub struct Captured {
 /// Dropping it puts everything back, so that no error path leaves a connection stuck.
 /// [`Undo::seal`] is for the one case in which the originals must die in silence.
 #[derive(Debug, Default)]
-pub struct Undo {}
+pub struct Undo {
+    pub(super) connections: Vec<tcp::Repaired>,
+}
 
 impl Undo {
     /// The originals will not run again: connections stay in repair mode, so that closing them
     /// tells their peers nothing. The last descriptors that we hold are closed.
-    pub fn seal(self) {}
+    pub fn seal(mut self) {
+        self.connections.drain(..).for_each(tcp::Repaired::seal);
+    }
+}
+
+/// Ends what a daemon left behind that died between [`capture`] and the end of its [`Undo`].
+/// Returns how many connections had to be mended.
+pub fn mend(source: &Source<'_>) -> Result<usize, Vec<Blocker>> {
+    let found = Found::of(source)?;
+    let sockets = found.objects.iter().filter(|object| socket::is_tcp(object));
+    Ok(sockets.filter(|object| tcp::mend(object).unwrap_or(false)).count())
 }
 
 /// The kinds of descriptions, as far as they can be told without reading them.
@@ -54,6 +66,7 @@ enum Class {
     Timer,
     Signal,
     Epoll,
+    Socket(socket::Protocol),
 }
 
 /// A capture at work.
@@ -67,7 +80,8 @@ pub(super) struct Capture<'a> {
     pub(super) pipes: HashMap<(u64, u64), u32>,
     /// The mounts that init can see.
     mounts: HashSet<u64>,
-    undo: Undo,
+    pub(super) network: socket::Network,
+    pub(super) undo: Undo,
 }
 
 /// Reads all open files of frozen processes.
@@ -88,18 +102,17 @@ pub fn capture(source: &Source<'_>) -> Result<Captured, Vec<Blocker>> {
         }
         place += 1;
     }
-    // What watches others comes when all others are known.
+    // What refers to others comes when all others are known.
     for place in 0..capture.found.objects.len() {
-        if !matches!(capture.files.files[place].kind, Kind::Epoll { .. }) {
-            continue;
-        }
-        match epoll::capture(&capture, place) {
-            Ok(kind) => capture.files.files[place].kind = kind,
-            Err(why) => blockers.extend(capture.found.blockers(source, place, &why)),
+        if let Err(why) = capture.refer(place) {
+            blockers.extend(capture.found.blockers(source, place, &why));
         }
     }
     if blockers.is_empty() {
-        Ok(Captured { files: capture.files, tables: capture.found.tables, undo: capture.undo })
+        let Capture { files, found, undo, .. } = capture;
+        // All our descriptors but those in `undo` are closed here: while we hold an end of a
+        // pipe or socket nobody can see that the VE has closed it.
+        Ok(Captured { files, tables: found.tables, undo })
     } else {
         Err(blockers)
     }
@@ -113,7 +126,10 @@ pub fn check(source: &Source<'_>) -> Vec<Blocker> {
     };
     let objects = capture.found.objects.iter().enumerate();
     let refused = objects.filter_map(|(place, object)| {
-        let why = capture.class(object).err()?;
+        let why = match capture.class(object) {
+            Ok(Class::Socket(protocol)) => socket::check_peer(&capture, object, protocol).err()?,
+            other => other.err()?,
+        };
         Some(capture.found.blockers(source, place, &why))
     });
     refused.flatten().collect()
@@ -144,6 +160,8 @@ impl<'a> Capture<'a> {
             deleted: HashMap::new(),
             pipes: HashMap::new(),
             mounts,
+            network: socket::Network::of(source.init)
+                .map_err(|error| unreadable("the network namespace", error))?,
             undo: Undo::default(),
         })
     }
@@ -172,18 +190,39 @@ impl<'a> Capture<'a> {
                 self.inside_the_mounts(object).map(|()| Class::ByPath)
             }
             libc::S_IFIFO => pipe::check(&self.found, object).map(|()| Class::Pipe),
+            libc::S_IFSOCK => self.network.protocol(object).map(Class::Socket),
             _ => Err(unknown(object)),
         }
     }
 
     fn inside_the_mounts(&self, object: &Object) -> Result<(), Refusal> {
-        if self.mounts.contains(&object.status.mount) {
+        self.is_inside_the_mounts(object.status.mount, &object.link)
+    }
+
+    /// Refuses what was reached through a mount that is none of the VE's.
+    pub(super) fn is_inside_the_mounts(&self, mount: u64, path: &[u8]) -> Result<(), Refusal> {
+        if self.mounts.contains(&mount) {
             return Ok(());
         }
+        let path = String::from_utf8_lossy(path);
         Err(Refusal::new(
-            format!("{}, opened through a mount that init does not see", name(object)),
+            format!("{path}, opened through a mount that init does not see"),
             "close it, or end the command that was started from the host with it",
         ))
+    }
+
+    fn refer(&mut self, place: usize) -> Result<(), Refusal> {
+        match &self.files.files[place].kind {
+            Kind::Epoll { .. } => self.files.files[place].kind = epoll::capture(self, place)?,
+            Kind::Unix(_) => {
+                let connected = unix::connect(self, place)?;
+                if let Kind::Unix(socket) = &mut self.files.files[place].kind {
+                    socket.state = connected;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     fn read(&mut self, place: usize) -> Result<File, Refusal> {
@@ -197,6 +236,7 @@ impl<'a> Capture<'a> {
             Class::Signal => event::capture_signal(&self.found.objects[place])?,
             Class::Timer => timer::capture(&self.found.objects[place])?,
             Class::Epoll => Kind::Epoll { entries: Vec::new() },
+            Class::Socket(protocol) => socket::capture(self, place, protocol)?,
         };
         let object = &self.found.objects[place];
         let flags = object.flags.cast_unsigned();

@@ -30,6 +30,7 @@ use std::os::fd::BorrowedFd;
 #[cfg(doc)]
 use ckpt_format::blocker::Blocker;
 
+mod address;
 mod capture;
 mod deleted;
 mod epoll;
@@ -37,17 +38,21 @@ mod event;
 mod find;
 mod info;
 mod memfd;
+mod options;
 mod path;
 mod pipe;
 mod rebuild;
 mod remote;
+mod socket;
+mod tcp;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
 mod timer;
+mod unix;
 
-pub use capture::{Captured, Undo, capture, check};
+pub use capture::{Captured, Undo, capture, check, mend};
 pub use rebuild::{RebuildError, Rebuilt, Target, rebuild};
 pub use remote::{Argument, Remote};
 

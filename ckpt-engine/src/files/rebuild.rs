@@ -17,8 +17,11 @@ use nix::{
     sys::stat::Mode,
 };
 
-use super::{Argument, Remote, deleted, epoll, event, memfd, path, pipe, timer};
-use crate::sys::descriptor::{self, Change};
+use super::{Argument, Remote, deleted, epoll, event, memfd, path, pipe, socket, tcp, timer, unix};
+use crate::sys::{
+    descriptor::{self, Change},
+    identity,
+};
 
 /// Where files are rebuilt.
 #[derive(Debug)]
@@ -111,13 +114,17 @@ pub(super) struct Rebuild<'a> {
     pub(super) target: &'a Target,
     pub(super) deleted: HashMap<u32, OwnedFd>,
     pub(super) pipes: pipe::Pipes,
-    made: Vec<Option<OwnedFd>>,
+    pub(super) made: Vec<Option<OwnedFd>>,
+    pub(super) connections: Vec<tcp::Connection>,
+    /// Ends of unix sockets whose peers are gone, by the end that is left.
+    pub(super) gone: HashMap<u32, OwnedFd>,
 }
 
 /// The rebuilt descriptions, before the VE runs.
 #[derive(Debug)]
 pub struct Rebuilt {
     made: Vec<Option<OwnedFd>>,
+    connections: Vec<tcp::Connection>,
 }
 
 /// Makes all files of `files`.
@@ -131,14 +138,22 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
         target,
         deleted: HashMap::new(),
         pipes: HashMap::new(),
-        made: Vec::with_capacity(files.files.len()),
+        made: files.files.iter().map(|_| None).collect(),
+        connections: Vec::new(),
+        gone: HashMap::new(),
     };
-    for file in &files.files {
-        let fd = rebuild.make(file)?;
-        rebuild.made.push(Some(fd));
+    identity::own_new_files(target.id_base, target.id_base)
+        .map_err(|source| RebuildError::Kernel { object: "file owner", source })?;
+    socket::rebuild(&mut rebuild)?;
+    for (place, file) in files.files.iter().enumerate() {
+        if rebuild.made[place].is_none() {
+            rebuild.made[place] = Some(rebuild.make(file)?);
+        }
     }
+    unix::fill(&mut rebuild)?;
     epoll::fill(&rebuild)?;
-    Ok(Rebuilt { made: rebuild.made })
+    let Rebuild { made, connections, .. } = rebuild;
+    Ok(Rebuilt { made, connections })
 }
 
 impl Rebuild<'_> {
@@ -161,6 +176,7 @@ impl Rebuild<'_> {
             Kind::Signal { mask } => event::rebuild_signal(*mask)?,
             Kind::Timer(timer) => timer::rebuild(timer)?,
             Kind::Epoll { .. } => epoll::make()?,
+            // Sockets are made before, because they refer to each other.
             _ => return Err(RebuildError::Damaged),
         };
         set_status(fd.as_fd(), file.flags)
@@ -170,7 +186,7 @@ impl Rebuild<'_> {
 }
 
 /// The flags of objects that are not opened by a name.
-fn set_status(fd: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
+pub(super) fn set_status(fd: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
     let status = flags.cast_signed() & libc::O_NONBLOCK;
     if status != 0 { descriptor::change(fd, Change::SetFlags, status) } else { Ok(()) }
 }
@@ -189,6 +205,7 @@ impl Rebuilt {
         tables: &BTreeMap<i32, Vec<Descriptor>>,
         remote: &mut dyn Remote,
     ) -> Result<(), RebuildError> {
+        unix::finish(files, tables, remote)?;
         for (place, file) in files.files.iter().enumerate() {
             let Some(owner) = file.owner else { continue };
             let id = FileId(u32::try_from(place).map_err(|_| RebuildError::Damaged)?);
@@ -200,8 +217,14 @@ impl Rebuilt {
     }
 
     /// Lets the network connections go on. The VE runs here from now on.
+    ///
+    /// A connection that cannot go on is reported and left to its peer; the others go on.
     pub fn release(self) {
-        drop(self.made);
+        for connection in &self.connections {
+            if let Err(error) = connection.release() {
+                tracing::error!(%error, "a TCP connection could not go on");
+            }
+        }
     }
 }
 

@@ -26,14 +26,16 @@ const SS_DISABLE: u64 = 2;
 const ALL_CPUS: [u64; 16] = [u64::MAX; 16];
 
 impl Skeleton {
-    /// Signals, timers, credentials and registers. Afterwards every process stands where the
-    /// source's stood, and only [`Ready::release`] is left to do.
-    pub fn complete(mut self, processes: &Processes) -> Result<Ready, RebuildError> {
-        self.seal_shared()?;
+    /// Signals, timers and credentials.
+    pub fn complete(&mut self, processes: &Processes) -> Result<(), RebuildError> {
         self.set_last_pid(processes.last_pid)?;
-        for process in &processes.processes {
-            self.complete_process(process)?;
-        }
+        processes.processes.iter().try_for_each(|process| self.complete_process(process))
+    }
+
+    /// Registers. Afterwards every process stands where the source's stood, nothing of ours is
+    /// left in it, and only [`Ready::release`] is left to do.
+    pub fn finalize(mut self, processes: &Processes) -> Result<Ready, RebuildError> {
+        self.seal_shared()?;
         self.make_zombies()?;
         let mut ready = Vec::new();
         for process in &processes.processes {

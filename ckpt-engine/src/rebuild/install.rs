@@ -1,12 +1,11 @@
 //! Threads, descriptors, program and directories of the processes.
 
 use std::{
-    collections::HashMap,
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    collections::BTreeMap,
+    os::fd::{AsRawFd, RawFd},
 };
 
 use ckpt_format::{
-    files::FileId,
     memory::MemoryMap,
     process::{Descriptor, Process, Processes},
 };
@@ -15,7 +14,7 @@ use super::{
     Bone, CHANNEL, Inconsistency, RebuildError, Skeleton,
     areas::{Message, send_descriptors},
 };
-use crate::inject::Stopped;
+use crate::{files::Rebuilt, inject::Stopped};
 
 /// The most descriptors in one message (`SCM_MAX_FD`).
 const BATCH: usize = 253;
@@ -35,8 +34,8 @@ impl Skeleton {
     pub fn install(
         &mut self,
         processes: &Processes,
-        tables: &HashMap<i32, Vec<Descriptor>>,
-        files: &HashMap<FileId, OwnedFd>,
+        tables: &BTreeMap<i32, Vec<Descriptor>>,
+        files: &Rebuilt,
     ) -> Result<(), RebuildError> {
         for process in &processes.processes {
             let pid = process.pid;
@@ -99,7 +98,7 @@ impl Skeleton {
         &self,
         pid: i32,
         table: &[Descriptor],
-        files: &HashMap<FileId, OwnedFd>,
+        files: &Rebuilt,
     ) -> Result<(), RebuildError> {
         let bone = self.bone(pid)?;
         let failed = bone.failed("install its descriptors");
@@ -130,7 +129,7 @@ impl Skeleton {
         channel: u64,
         first: usize,
         part: &[Descriptor],
-        files: &HashMap<FileId, OwnedFd>,
+        files: &Rebuilt,
     ) -> Result<(), RebuildError> {
         let pid = bone.pid;
         let what = "pass its descriptors";
@@ -138,7 +137,8 @@ impl Skeleton {
             .iter()
             .map(|descriptor| {
                 let id = descriptor.file;
-                files.get(&id).map(AsRawFd::as_raw_fd).ok_or(Inconsistency::UnknownFile(id.0))
+                let fd = files.descriptor(id).ok_or(Inconsistency::UnknownFile(id.0))?;
+                Ok::<RawFd, Inconsistency>(fd.as_raw_fd())
             })
             .collect::<Result<Vec<RawFd>, _>>()?;
         send_descriptors(&self.channel, &fds).map_err(|source| RebuildError::Outside {

@@ -3,11 +3,12 @@
 //! A [`Skeleton`] starts as the paused pid 1 of a new container. Records of the memory stream
 //! give it processes, areas and pages ([`Skeleton::apply`]), as often as they change; the
 //! processes never run a program meanwhile. Once the VE is frozen on the source the rest follows
-//! in three steps, with the file descriptors' own steps between them:
+//! in steps, with those of the open files ([`crate::files`]) between them:
 //!
 //! 1. [`Skeleton::install`]: threads, descriptors, program, working directory;
-//! 2. [`Skeleton::complete`]: signals, timers, credentials, registers; consumes the skeleton;
-//! 3. [`Ready::release`]: everything goes on at once.
+//! 2. [`Skeleton::complete`]: signals, timers, credentials;
+//! 3. [`Skeleton::finalize`]: registers; consumes the skeleton;
+//! 4. [`Ready::release`]: everything goes on at once.
 //!
 //! Until the release every process dies with the thread that built it (`PTRACE_O_EXITKILL`), so
 //! that a daemon that is killed leaves nothing half built.
@@ -16,8 +17,10 @@ mod areas;
 mod complete;
 mod credentials;
 mod install;
+mod opened;
 mod pages;
 mod release;
+mod remote;
 mod timers;
 mod tree;
 
@@ -85,6 +88,9 @@ pub enum RebuildError {
         /// The process, as numbered in the VE.
         pid: i32,
     },
+    /// An open file could not be made.
+    #[error("cannot rebuild the open files")]
+    Files(#[source] crate::files::RebuildError),
     /// The finished processes could not be held together for their start.
     #[error("cannot hold the processes for their start")]
     Freeze {

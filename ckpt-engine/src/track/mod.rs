@@ -15,12 +15,13 @@ mod shared;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fs::File,
     io,
     path::{Path, PathBuf},
 };
 
 use ckpt_format::{
-    memory::{PAGE, Run, Space},
+    memory::{PAGE, Run, SharedObject, Space},
     process::{Layout, Shape},
     stream::Record,
 };
@@ -126,6 +127,10 @@ pub struct Tracker {
     id_base: u32,
     processes: BTreeMap<i32, Tracked>,
     shared: HashMap<u64, TrackedObject>,
+    /// Objects that are only open, not mapped.
+    open: HashMap<u64, SharedObject>,
+    /// Processes that hang outside the tree of the VE's init, as numbered on the host.
+    strangers: Vec<i32>,
     lives: u64,
     frozen: bool,
 }
@@ -138,6 +143,8 @@ impl Tracker {
             id_base,
             processes: BTreeMap::new(),
             shared: HashMap::new(),
+            open: HashMap::new(),
+            strangers: Vec::new(),
             lives: 0,
             frozen: false,
         }
@@ -158,6 +165,12 @@ impl Tracker {
         Ok(round)
     }
 
+    /// Adds a memfd that some process holds open, mapped or not; `file` is open for reading.
+    pub fn add_memfd(&mut self, object: SharedObject, file: File) {
+        self.open.insert(object.id, object.clone());
+        self.shared.entry(object.id).or_insert_with(|| TrackedObject::new(file, object));
+    }
+
     /// As [`Self::round`] for a VE whose processes are frozen: nothing is armed any more, and
     /// every page that could not be read is an error.
     pub fn last_round(&mut self, sink: &mut impl Sink) -> Result<Round, TrackError> {
@@ -172,16 +185,28 @@ impl Tracker {
         self.processes.values()
     }
 
+    /// The processes of the last round that the host has put into the VE (`vzctl exec`), as
+    /// numbered on the host: they are not part of its tree, and cannot move with it.
+    pub fn strangers(&self) -> &[i32] {
+        &self.strangers
+    }
+
     /// Brings the list of processes up to date and arms the new ones.
     fn refresh(&mut self) -> Result<Layout, TrackError> {
         let seen = list(&self.cgroup)?;
+        let order = in_tree_order(&seen);
+        self.strangers = seen
+            .iter()
+            .filter(|process| order.iter().all(|known| known.host != process.host))
+            .map(|process| process.host)
+            .collect();
         self.processes.retain(|host, tracked| {
             seen.iter().any(|seen| seen.host == *host && seen.start_time == tracked.start_time())
         });
         let mut layout = Layout::default();
         let mut objects = HashMap::new();
         let frozen = self.frozen;
-        for seen in in_tree_order(&seen) {
+        for seen in order {
             let (life, areas) = match seen.zombie {
                 Some(_) => (seen.start_time, Vec::new()),
                 None => match self.refresh_process(&seen) {
@@ -231,7 +256,7 @@ impl Tracker {
         objects: &HashMap<u64, (i32, (u64, u64))>,
         layout: &mut Layout,
     ) -> Result<(), TrackError> {
-        self.shared.retain(|id, _| objects.contains_key(id));
+        self.shared.retain(|id, _| objects.contains_key(id) || self.open.contains_key(id));
         for (&object, &(host, range)) in objects {
             let tracked = match self.shared.entry(object) {
                 std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
@@ -246,6 +271,11 @@ impl Tracker {
                 }
             };
             layout.shared.push(tracked.describe()?);
+        }
+        for object in self.open.keys().filter(|object| !objects.contains_key(object)) {
+            if let Some(tracked) = self.shared.get_mut(object) {
+                layout.shared.push(tracked.describe()?);
+            }
         }
         layout.shared.sort_by_key(|object| object.id);
         Ok(())

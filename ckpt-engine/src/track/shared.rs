@@ -27,7 +27,12 @@ pub(super) struct TrackedObject {
 impl TrackedObject {
     pub(super) fn open(host: i32, range: (u64, u64), id: u64, id_base: u32) -> io::Result<Self> {
         let (file, object) = open_shared(host, range, id, id_base)?;
-        Ok(Self { file, object, hashes: HashMap::new() })
+        Ok(Self::new(file, object))
+    }
+
+    /// For an object that is open already.
+    pub(super) fn new(file: File, object: SharedObject) -> Self {
+        Self { file, object, hashes: HashMap::new() }
     }
 
     /// The object with its present size.

@@ -120,11 +120,16 @@ pub enum TcpState {
         /// listen(2).
         backlog: u32,
     },
-    /// Has, or had, a peer.
+    /// Waiting for the peer's answer to a connect(2).
+    Connecting {
+        /// Whom it connects to.
+        remote: SocketAddr,
+    },
+    /// Has a peer.
     Connected(Box<TcpConnection>),
     /// Was connected; both ways are closed and nothing is left but what can still be read.
     Finished {
-        /// The peer's address is no longer known to the kernel.
+        /// What can still be read.
         unread: serde_bytes::ByteBuf,
     },
 }
@@ -158,6 +163,36 @@ pub struct TcpConnection {
     pub timestamp: Option<u32>,
     /// `struct tcp_repair_window`: snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup.
     pub window: [u32; 5],
+}
+
+impl TcpConnection {
+    /// The peer has sent its FIN.
+    pub fn closed_by_peer(&self) -> bool {
+        matches!(self.closing, TcpClosing::ByPeer | TcpClosing::ByBoth)
+    }
+
+    /// We have sent our FIN, or will behind what is still to be sent.
+    pub fn closed_by_us(&self) -> bool {
+        matches!(self.closing, TcpClosing::ByUs | TcpClosing::ByBoth)
+    }
+
+    /// The sent and the unsent part of what is not acknowledged; `None` for contradicting data.
+    pub fn split(&self) -> Option<(&[u8], &[u8])> {
+        let sent = self.unacknowledged.len().checked_sub(self.unsent as usize)?;
+        self.unacknowledged.split_at_checked(sent)
+    }
+
+    /// The sequence number of the first byte in `unacknowledged`.
+    pub fn send_start(&self) -> u32 {
+        let length = self.unacknowledged.len() as u32 + u32::from(self.closed_by_us());
+        self.send_sequence.wrapping_sub(length)
+    }
+
+    /// The sequence number of the first byte in `unread`.
+    pub fn receive_start(&self) -> u32 {
+        let length = self.unread.len() as u32 + u32::from(self.closed_by_peer());
+        self.receive_sequence.wrapping_sub(length)
+    }
 }
 
 /// Which ways of a TCP connection are closed.

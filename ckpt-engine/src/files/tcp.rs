@@ -1,0 +1,51 @@
+//! TCP sockets.
+//!
+//! Connections are read and made in the kernel's repair mode, in which nothing that is done to
+//! a socket is told to its peer. A captured connection stays in repair mode: either
+//! [`super::Undo`] ends it and the connection goes on here, or the socket is closed in it, which
+//! the peer does not notice.
+
+mod capture;
+mod fin;
+mod rebuild;
+#[cfg(test)]
+mod tests;
+
+pub(super) use capture::{Repaired, capture, check, mend};
+pub(super) use rebuild::{Connection, bind, connect};
+
+use std::{io, os::fd::BorrowedFd};
+
+use super::options;
+
+const TCP: i32 = libc::IPPROTO_TCP;
+
+const ESTABLISHED: u8 = 1;
+const SYN_SENT: u8 = 2;
+const FIN_WAIT1: u8 = 4;
+const FIN_WAIT2: u8 = 5;
+const CLOSE: u8 = 7;
+const CLOSE_WAIT: u8 = 8;
+const LAST_ACK: u8 = 9;
+const LISTEN: u8 = 10;
+const CLOSING: u8 = 11;
+
+/// `TCP_REPAIR`: on, and off with a window probe.
+const REPAIR_ON: i32 = 1;
+const REPAIR_OFF: i32 = 0;
+
+/// `TCP_REPAIR_QUEUE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Queue {
+    None = 0,
+    Receive = 1,
+    Send = 2,
+}
+
+fn set_repair(fd: BorrowedFd<'_>, value: i32) -> io::Result<()> {
+    options::set(fd, TCP, libc::TCP_REPAIR, value)
+}
+
+fn select(fd: BorrowedFd<'_>, queue: Queue) -> io::Result<()> {
+    options::set(fd, TCP, libc::TCP_REPAIR_QUEUE, queue as i32)
+}

@@ -1,0 +1,272 @@
+//! Reading TCP sockets.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use ckpt_format::files::{Kind, TcpClosing, TcpConnection, TcpSocket, TcpState};
+
+use super::{
+    super::{
+        address,
+        find::{Object, Refusal},
+        options::{self, Family},
+    },
+    CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, LISTEN, Queue,
+    REPAIR_OFF, REPAIR_ON, SYN_SENT, TCP, select, set_repair,
+};
+use crate::sys::{
+    descriptor::{Count, count},
+    socket,
+};
+
+/// The first part of `struct tcp_info`.
+#[derive(Clone, Copy, Debug)]
+struct Info {
+    state: u8,
+    options: u8,
+    /// Of a connection: ours for sending, ours for receiving.
+    window_scale: (u8, u8),
+    /// Of a listener: how many wait to be accepted, and how many may.
+    waiting: u32,
+    backlog: u32,
+}
+
+impl Info {
+    const TIMESTAMPS: u8 = 1;
+    const SELECTIVE_ACKNOWLEDGEMENT: u8 = 2;
+    const WINDOW_SCALE: u8 = 4;
+
+    fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let mut bytes = [0u8; 32];
+        let length = socket::option(fd, TCP, libc::TCP_INFO, &mut bytes)?;
+        if length < bytes.len() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok(Self {
+            state: bytes[0],
+            options: bytes[5],
+            window_scale: (bytes[6] & 15, bytes[6] >> 4),
+            waiting: word(&bytes, 24),
+            backlog: word(&bytes, 28),
+        })
+    }
+
+    fn has(&self, option: u8) -> bool {
+        self.options & option != 0
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    let mut word = [0; 4];
+    word.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_ne_bytes(word)
+}
+
+/// Refuses what never can be moved; a state that passes by itself is refused by [`capture`] only.
+pub(in super::super) fn check(object: &Object) -> Result<(), Refusal> {
+    let mut protocol = [0u8; 16];
+    let length = socket::option(object.fd(), TCP, libc::TCP_ULP, &mut protocol).unwrap_or(0);
+    if length > 0 && protocol[0] != 0 {
+        let end = protocol.iter().position(|&byte| byte == 0).unwrap_or(length);
+        let name = String::from_utf8_lossy(&protocol[..end]).into_owned();
+        return Err(Refusal::new(
+            format!("a TCP connection that the kernel handles with {name}"),
+            "switch kernel TLS off in the program",
+        ));
+    }
+    Ok(())
+}
+
+/// A connection of the VE in repair mode, which ends when this is dropped.
+#[derive(Debug)]
+pub(in super::super) struct Repaired {
+    fd: Option<OwnedFd>,
+    /// `SO_REUSEADDR`, which the end of repair mode clears.
+    reuse: i32,
+}
+
+impl Repaired {
+    fn new(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let reuse = options::number(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
+        let owned = fd.try_clone_to_owned()?;
+        set_repair(fd, REPAIR_ON)?;
+        Ok(Self { fd: Some(owned), reuse })
+    }
+
+    /// Leaves the connection in repair mode for ever.
+    pub(in super::super) fn seal(mut self) {
+        self.fd = None;
+    }
+}
+
+impl Drop for Repaired {
+    fn drop(&mut self) {
+        let Some(fd) = self.fd.take() else { return };
+        // The window probe makes the peer send what it has withheld while we were silent.
+        if let Err(error) = end_repair(fd.as_fd(), REPAIR_OFF, self.reuse) {
+            tracing::warn!(%error, "a TCP connection is left in repair mode");
+        }
+    }
+}
+
+fn end_repair(fd: BorrowedFd<'_>, how: i32, reuse: i32) -> io::Result<()> {
+    set_repair(fd, how)?;
+    options::set(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, reuse)
+}
+
+/// Ends the repair mode that a daemon left behind which died during a capture.
+/// Whether `SO_REUSEADDR` was set is not known any more; it is, for connections of servers.
+pub(in super::super) fn mend(object: &Object) -> io::Result<bool> {
+    let fd = object.fd();
+    let repaired = options::number(fd, TCP, libc::TCP_REPAIR)? != 0;
+    if repaired {
+        select(fd, Queue::None)?;
+        end_repair(fd, REPAIR_OFF, 1)?;
+    }
+    Ok(repaired)
+}
+
+/// Reads a socket. The second value ends the repair mode of a connection.
+pub(in super::super) fn capture(
+    object: &Object,
+    init: i32,
+    v6: bool,
+) -> Result<(Kind, Option<Repaired>), Refusal> {
+    let fd = object.fd();
+    let info = Info::of(fd)?;
+    let local = address::local(fd)?;
+    let options = options::capture(fd, Family::Tcp { v6 })?;
+    let (state, repaired) = match info.state {
+        LISTEN if info.waiting > 0 => return Err(waiting(info.waiting)),
+        LISTEN => (TcpState::Listening { backlog: info.backlog }, None),
+        CLOSE if was_connected(fd)? => (TcpState::Finished { unread: finished(fd)? }, None),
+        CLOSE => (TcpState::Closed, None),
+        SYN_SENT => {
+            let remote = connecting_to(object, init, v6)?.ok_or_else(passing)?;
+            (TcpState::Connecting { remote }, None)
+        }
+        ESTABLISHED | FIN_WAIT1 | FIN_WAIT2 | CLOSE_WAIT | LAST_ACK | CLOSING => {
+            let repaired = Repaired::new(fd)?;
+            let connection = connection(fd, &info)?;
+            (TcpState::Connected(Box::new(connection)), Some(repaired))
+        }
+        _ => return Err(passing()),
+    };
+    let kind = Kind::Tcp(Box::new(TcpSocket { v6, local, state, options }));
+    Ok((kind, repaired))
+}
+
+fn passing() -> Refusal {
+    Refusal::new("a TCP connection that is just being set up", "try again")
+}
+
+fn waiting(count: u32) -> Refusal {
+    let what = format!("a TCP listener with {count} connections not yet accepted");
+    Refusal::new(what, "try again when the program has accepted them")
+}
+
+/// Whom a socket connects to that has no answer yet: getpeername(2) does not tell.
+fn connecting_to(object: &Object, init: i32, v6: bool) -> io::Result<Option<SocketAddr>> {
+    let table =
+        std::fs::read_to_string(format!("/proc/{init}/net/tcp{}", if v6 { "6" } else { "" }))?;
+    let inode = object.status.inode.to_string();
+    let line = table.lines().find(|line| line.split_whitespace().nth(9) == Some(inode.as_str()));
+    Ok(line.and_then(|line| table_address(line.split_whitespace().nth(2)?)))
+}
+
+/// "0100007F:0CEA": words of the address in the order of the machine, then the port.
+fn table_address(text: &str) -> Option<SocketAddr> {
+    let (address, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let mut bytes = Vec::new();
+    for at in (0..address.len()).step_by(8) {
+        let word = u32::from_str_radix(address.get(at..at + 8)?, 16).ok()?;
+        bytes.extend(word.to_ne_bytes());
+    }
+    if let Ok(v4) = <[u8; 4]>::try_from(bytes.as_slice()) {
+        return Some((v4, port).into());
+    }
+    Some((<[u8; 16]>::try_from(bytes.as_slice()).ok()?, port).into())
+}
+
+/// A closed socket that has had a peer says end of file, a fresh one that it is not connected.
+fn was_connected(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut byte = [0];
+    match socket::receive(fd, &mut byte, libc::MSG_PEEK | libc::MSG_DONTWAIT) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(false),
+        // A pending error, such as a reset by the peer. It stays lost to the program, which
+        // sees end of file instead.
+        Err(_) => Ok(true),
+    }
+}
+
+fn finished(fd: BorrowedFd<'_>) -> io::Result<serde_bytes::ByteBuf> {
+    let length = count(fd, Count::Readable).unwrap_or(0);
+    Ok(serde_bytes::ByteBuf::from(peek(fd, length as usize)?))
+}
+
+fn connection(fd: BorrowedFd<'_>, info: &Info) -> Result<TcpConnection, Refusal> {
+    let remote = address::remote(fd)?.ok_or_else(passing)?;
+    let closing = match info.state {
+        FIN_WAIT1 | FIN_WAIT2 => TcpClosing::ByUs,
+        CLOSE_WAIT => TcpClosing::ByPeer,
+        LAST_ACK | CLOSING => TcpClosing::ByBoth,
+        _ => TcpClosing::Open,
+    };
+    let mut window = [0u8; 20];
+    socket::option(fd, TCP, libc::TCP_REPAIR_WINDOW, &mut window)?;
+    let [a, b, c, d, e] = [0, 4, 8, 12, 16].map(|at| word(&window, at));
+    let timestamp =
+        if info.has(Info::TIMESTAMPS) { Some(number(fd, libc::TCP_TIMESTAMP)?) } else { None };
+    let outstanding = count(fd, Count::Outstanding)? as usize;
+    let unsent_sequence = count(fd, Count::Unsent)?;
+    let readable = count(fd, Count::Readable)? as usize;
+    let (receive_sequence, unread) = queue(fd, Queue::Receive, readable)?;
+    let (send_sequence, unacknowledged) = queue(fd, Queue::Send, outstanding)?;
+    select(fd, Queue::None)?;
+    // Our FIN has a sequence number too, which is no byte of the queue.
+    let fin = u32::from(matches!(closing, TcpClosing::ByUs | TcpClosing::ByBoth));
+    Ok(TcpConnection {
+        remote,
+        closing,
+        unread,
+        receive_sequence,
+        unsent: unsent_sequence.saturating_sub(fin),
+        unacknowledged,
+        send_sequence,
+        segment_size: number(fd, libc::TCP_MAXSEG)?,
+        window_scale: info.has(Info::WINDOW_SCALE).then_some(info.window_scale),
+        selective_acknowledgement: info.has(Info::SELECTIVE_ACKNOWLEDGEMENT),
+        timestamp,
+        window: [a, b, c, d, e],
+    })
+}
+
+fn number(fd: BorrowedFd<'_>, name: i32) -> io::Result<u32> {
+    Ok(options::number(fd, TCP, name)?.cast_unsigned())
+}
+
+fn queue(fd: BorrowedFd<'_>, queue: Queue, length: usize) -> io::Result<(u32, Vec<u8>)> {
+    select(fd, queue)?;
+    let sequence = number(fd, libc::TCP_QUEUE_SEQ)?;
+    Ok((sequence, peek(fd, length)?))
+}
+
+fn peek(fd: BorrowedFd<'_>, length: usize) -> io::Result<Vec<u8>> {
+    let mut data = vec![0; length];
+    if length == 0 {
+        return Ok(data);
+    }
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    let received = match socket::receive(fd, &mut data, flags) {
+        // A queue that holds nothing but a FIN.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+        other => other?.length,
+    };
+    data.truncate(received);
+    Ok(data)
+}

@@ -1,0 +1,262 @@
+//! Making TCP sockets.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+use ckpt_format::files::{SocketOption, TcpConnection, TcpSocket, TcpState};
+
+use super::{
+    super::{
+        address,
+        options::{self},
+        rebuild::RebuildError,
+    },
+    Queue, REPAIR_OFF, REPAIR_ON, TCP, fin, select, set_repair,
+};
+use crate::sys::{
+    descriptor::{self, Change, Query},
+    socket::{self, Along, End},
+};
+
+/// The largest piece put into a queue at once, in bytes: one buffer of the kernel holds it.
+const PIECE: usize = 48 << 10;
+
+fn failed(source: io::Error) -> RebuildError {
+    RebuildError::Kernel { object: "TCP socket", source }
+}
+
+/// A connection that is complete but for what would be heard outside.
+#[derive(Debug)]
+pub(in super::super) struct Connection {
+    fd: OwnedFd,
+    reuse: i32,
+    options: Vec<SocketOption>,
+    step: Step,
+}
+
+#[derive(Debug)]
+enum Step {
+    /// connect(2) is called again.
+    Connect(SocketAddr),
+    /// Repair mode ends, what was never sent is sent, and what was closed is closed.
+    GoOn { unsent: Vec<u8>, close: bool, closed_by_peer: Option<fin::Fin> },
+}
+
+/// Makes a socket up to its name, and listens. Listeners come before connections, which share
+/// their ports.
+pub(in super::super) fn bind(tcp: &TcpSocket) -> Result<OwnedFd, RebuildError> {
+    let domain = if tcp.v6 { libc::AF_INET6 } else { libc::AF_INET };
+    let fd = socket::socket(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP).map_err(failed)?;
+    options::rebuild(fd.as_fd(), &tcp.options).map_err(failed)?;
+    let named = match tcp.state {
+        TcpState::Closed | TcpState::Listening { .. } => {
+            options::rebuild_buffers(fd.as_fd(), &tcp.options).map_err(failed)?;
+            tcp.local
+        }
+        TcpState::Connecting { .. } => tcp.local,
+        TcpState::Connected(_) | TcpState::Finished { .. } => None,
+    };
+    if let Some(local) = named {
+        socket::bind(fd.as_fd(), &address::encode_inet(&local)).map_err(failed)?;
+    }
+    if let TcpState::Listening { backlog } = tcp.state {
+        socket::listen(fd.as_fd(), backlog).map_err(failed)?;
+    }
+    Ok(fd)
+}
+
+/// Gives a socket made by [`bind`] its connection.
+pub(in super::super) fn connect(
+    fd: BorrowedFd<'_>,
+    tcp: &TcpSocket,
+    raw: &mut Option<Arc<OwnedFd>>,
+) -> Result<Option<Connection>, RebuildError> {
+    let step = match &tcp.state {
+        TcpState::Closed | TcpState::Listening { .. } => return Ok(None),
+        TcpState::Finished { unread } => {
+            if let Err(error) = finish(fd, unread) {
+                tracing::warn!(%error, "a TCP socket that was closed by both ends is fresh again");
+            }
+            return Ok(None);
+        }
+        TcpState::Connecting { remote } => Step::Connect(*remote),
+        TcpState::Connected(connection) => {
+            let local = tcp.local.ok_or(RebuildError::Damaged)?;
+            repair(fd, &local, connection).map_err(failed)?;
+            go_on(&local, connection, raw).map_err(failed)?
+        }
+    };
+    let is_reuse = |option: &&SocketOption| {
+        (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_REUSEADDR)
+    };
+    let reuse = i32::from(tcp.options.iter().any(|option| is_reuse(&option)));
+    let fd = fd.try_clone_to_owned().map_err(failed)?;
+    Ok(Some(Connection { fd, reuse, options: tcp.options.clone(), step }))
+}
+
+fn repair(fd: BorrowedFd<'_>, local: &SocketAddr, tcp: &TcpConnection) -> io::Result<()> {
+    let (sent, unsent) = tcp.split().ok_or(io::ErrorKind::InvalidData)?;
+    let room = if tcp.unacknowledged.is_empty() { 0 } else { sent.len() + unsent.len() };
+    options::make_room(fd, room, tcp.unread.len())?;
+    set_repair(fd, REPAIR_ON)?;
+    for (queue, sequence) in
+        [(Queue::Send, tcp.send_start()), (Queue::Receive, tcp.receive_start())]
+    {
+        select(fd, queue)?;
+        options::set(fd, TCP, libc::TCP_QUEUE_SEQ, sequence.cast_signed())?;
+    }
+    socket::bind(fd, &address::encode_inet(local))?;
+    socket::connect(fd, &address::encode_inet(&tcp.remote))?;
+    negotiated(fd, tcp)?;
+    fill(fd, Queue::Receive, &tcp.unread)?;
+    fill(fd, Queue::Send, sent)?;
+    if tcp.closed_by_us() && unsent.is_empty() {
+        // In repair mode our FIN counts as sent, and nothing is sent.
+        select(fd, Queue::Send)?;
+        socket::shutdown(fd, libc::SHUT_WR)?;
+    }
+    window(fd, tcp)?;
+    select(fd, Queue::None)
+}
+
+fn negotiated(fd: BorrowedFd<'_>, tcp: &TcpConnection) -> io::Result<()> {
+    const SEGMENT_SIZE: u32 = 2;
+    const WINDOW_SCALE: u32 = 3;
+    const SELECTIVE_ACKNOWLEDGEMENT: u32 = 4;
+    const TIMESTAMP: u32 = 8;
+    let mut pairs = vec![(SEGMENT_SIZE, tcp.segment_size)];
+    if let Some((sending, receiving)) = tcp.window_scale {
+        pairs.push((WINDOW_SCALE, u32::from(sending) | u32::from(receiving) << 16));
+    }
+    if tcp.selective_acknowledgement {
+        pairs.push((SELECTIVE_ACKNOWLEDGEMENT, 0));
+    }
+    if tcp.timestamp.is_some() {
+        pairs.push((TIMESTAMP, 0));
+    }
+    let bytes: Vec<u8> = pairs
+        .into_iter()
+        .flat_map(|(option, value)| [option.to_ne_bytes(), value.to_ne_bytes()])
+        .flatten()
+        .collect();
+    socket::set_option(fd, TCP, libc::TCP_REPAIR_OPTIONS, &bytes)?;
+    if let Some(timestamp) = tcp.timestamp {
+        options::set(fd, TCP, libc::TCP_TIMESTAMP, timestamp.cast_signed())?;
+    }
+    Ok(())
+}
+
+fn fill(fd: BorrowedFd<'_>, queue: Queue, data: &[u8]) -> io::Result<()> {
+    if data.is_empty() {
+        return Ok(());
+    }
+    select(fd, queue)?;
+    let mut rest = data;
+    while !rest.is_empty() {
+        let piece = &rest[..rest.len().min(PIECE)];
+        let sent = socket::send(fd, piece, &Along::default(), libc::MSG_DONTWAIT)?;
+        rest = &rest[sent..];
+    }
+    Ok(())
+}
+
+fn window(fd: BorrowedFd<'_>, tcp: &TcpConnection) -> io::Result<()> {
+    let [mut wl1, window, largest, receive_window, mut wup] = tcp.window;
+    if tcp.closed_by_peer() {
+        // The peer's FIN is not received yet here; the kernel refuses what lies behind.
+        let received = tcp.receive_sequence.wrapping_sub(1);
+        (wl1, wup) = (received, received);
+    }
+    let fields = [wl1, window, largest, receive_window, wup];
+    let bytes: Vec<u8> = fields.iter().flat_map(|field| field.to_ne_bytes()).collect();
+    socket::set_option(fd, TCP, libc::TCP_REPAIR_WINDOW, &bytes)
+}
+
+fn go_on(
+    local: &SocketAddr,
+    tcp: &TcpConnection,
+    raw: &mut Option<Arc<OwnedFd>>,
+) -> io::Result<Step> {
+    let (_, unsent) = tcp.split().ok_or(io::ErrorKind::InvalidData)?;
+    let closed_by_peer = if tcp.closed_by_peer() {
+        let socket = match raw {
+            Some(socket) => Arc::clone(socket),
+            None => Arc::clone(raw.insert(Arc::new(fin::raw_socket()?))),
+        };
+        Some(fin::Fin::new(socket, local, tcp))
+    } else {
+        None
+    };
+    let close = tcp.closed_by_us() && !unsent.is_empty();
+    Ok(Step::GoOn { unsent: unsent.to_vec(), close, closed_by_peer })
+}
+
+impl Connection {
+    /// Lets the connection go on.
+    pub(in super::super) fn release(&self) -> io::Result<()> {
+        let fd = self.fd.as_fd();
+        match &self.step {
+            Step::Connect(remote) => self.connect_again(remote),
+            Step::GoOn { unsent, close, closed_by_peer } => {
+                set_repair(fd, REPAIR_OFF)?;
+                // The end of repair mode has cleared it.
+                options::set(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, self.reuse)?;
+                if let Some(fin) = closed_by_peer {
+                    fin.deliver()?;
+                }
+                fill_unsent(fd, unsent)?;
+                if *close {
+                    socket::shutdown(fd, libc::SHUT_WR)?;
+                }
+                options::rebuild_buffers(fd, &self.options)
+            }
+        }
+    }
+
+    fn connect_again(&self, remote: &SocketAddr) -> io::Result<()> {
+        let fd = self.fd.as_fd();
+        options::rebuild_buffers(fd, &self.options)?;
+        let flags = descriptor::query(fd, Query::GetFlags)?;
+        descriptor::change(fd, Change::SetFlags, flags | libc::O_NONBLOCK)?;
+        let connected = socket::connect(fd, &address::encode_inet(remote));
+        descriptor::change(fd, Change::SetFlags, flags)?;
+        match connected {
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+fn fill_unsent(fd: BorrowedFd<'_>, unsent: &[u8]) -> io::Result<()> {
+    let mut rest = unsent;
+    while !rest.is_empty() {
+        let sent = socket::send(fd, rest, &Along::default(), libc::MSG_DONTWAIT)?;
+        rest = &rest[sent..];
+    }
+    Ok(())
+}
+
+/// Makes a socket that has been closed by both ends: by a short life inside the VE.
+fn finish(fd: BorrowedFd<'_>, unread: &[u8]) -> io::Result<()> {
+    let listener = socket::socket(libc::AF_INET, libc::SOCK_STREAM, 0)?;
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    socket::bind(listener.as_fd(), &address::encode_inet(&anywhere))?;
+    socket::listen(listener.as_fd(), 1)?;
+    let mut name = address::decode_inet(&socket::address(listener.as_fd(), End::Local)?)?;
+    if let (SocketAddr::V4(v4), Ok(own)) = (name, socket::address(fd, End::Local))
+        && matches!(address::decode_inet(&own)?, SocketAddr::V6(_))
+    {
+        name = (v4.ip().to_ipv6_mapped(), v4.port()).into();
+    }
+    socket::connect(fd, &address::encode_inet(&name))?;
+    let peer = socket::accept(listener.as_fd())?;
+    options::make_room(peer.as_fd(), unread.len(), 0)?;
+    options::make_room(fd, 0, unread.len())?;
+    fill_unsent(peer.as_fd(), unread)?;
+    drop(peer);
+    socket::shutdown(fd, libc::SHUT_WR)
+}

@@ -1,0 +1,211 @@
+//! Connections in a network of their own; the client stays while the server's end is captured,
+//! killed and rebuilt.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{TcpListener, TcpStream},
+    os::fd::{AsFd, AsRawFd, RawFd},
+};
+
+use crate::files::{
+    Captured,
+    testing::{Child, Copy, new_network, rebuild},
+};
+
+/// Bytes that tell their place.
+fn pattern(from: usize, length: usize) -> Vec<u8> {
+    (from..from + length).map(|at| (at * 31 % 251) as u8).collect()
+}
+
+/// Writes until the connection takes no more.
+fn write_until_full(stream: &mut TcpStream) -> usize {
+    stream.set_nonblocking(true).unwrap();
+    let mut written = 0;
+    loop {
+        match stream.write(&pattern(written, 10_000)) {
+            Ok(count) => written += count,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    stream.set_nonblocking(false).unwrap();
+    written
+}
+
+fn pair() -> (TcpListener, TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:7000").unwrap();
+    let client = TcpStream::connect("127.0.0.1:7000").unwrap();
+    let (server, _) = listener.accept().unwrap();
+    (listener, client, server)
+}
+
+/// Lets the originals die as after a switch, and rebuilds what they had.
+fn move_over(captured: Captured, child: Child) -> Copy {
+    let Captured { files, tables, undo } = captured;
+    undo.seal();
+    drop(child);
+    let captured = Captured { files, tables, undo: super::super::Undo::default() };
+    rebuild(&captured)
+}
+
+/// The server's end after the switch.
+fn stream(copy: &Copy, fd: RawFd) -> TcpStream {
+    TcpStream::from(copy.of(fd))
+}
+
+#[test]
+fn a_busy_connection_goes_on_where_it_was() {
+    new_network();
+    let (listener, mut client, mut server) = pair();
+    server.set_nodelay(true).unwrap();
+    client.write_all(&pattern(0, 100_000)).unwrap();
+    let mut start = [0; 1000];
+    server.read_exact(&mut start).unwrap();
+    let sent = write_until_full(&mut server);
+    let child = Child::holding(&[listener.as_fd(), server.as_fd()]);
+    let (fd_listener, fd) = (listener.as_raw_fd(), server.as_raw_fd());
+    drop((listener, server));
+    let captured = child.capture();
+    let copy = move_over(captured, child);
+    let listener = TcpListener::from(copy.of(fd_listener));
+    let mut server = stream(&copy, fd);
+    copy.rebuilt.release();
+
+    assert!(server.nodelay().unwrap());
+    let mut rest = vec![0; 99_000];
+    server.read_exact(&mut rest).unwrap();
+    assert_eq!(rest, pattern(1000, 99_000));
+    let mut received = vec![0; sent];
+    client.read_exact(&mut received).unwrap();
+    assert_eq!(received, pattern(0, sent));
+    // Both ways go on, and the listener takes new clients.
+    client.write_all(b"ping").unwrap();
+    server.read_exact(&mut received[..4]).unwrap();
+    server.write_all(b"pong").unwrap();
+    client.read_exact(&mut received[..4]).unwrap();
+    assert_eq!(&received[..4], b"pong");
+    let _second = TcpStream::connect("127.0.0.1:7000").unwrap();
+    listener.accept().unwrap();
+    drop(server);
+    assert_eq!(client.read(&mut received).unwrap(), 0);
+}
+
+#[test]
+fn an_aborted_capture_leaves_the_connection_as_it_was() {
+    new_network();
+    let (listener, mut client, mut server) = pair();
+    client.write_all(b"unread").unwrap();
+    let sent = write_until_full(&mut server);
+    let child = Child::holding(&[listener.as_fd(), server.as_fd()]);
+    let reuse = || {
+        let fd = server.as_fd();
+        super::options::number(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR).unwrap()
+    };
+    let before = reuse();
+    drop(child.capture());
+    assert_eq!(reuse(), before);
+    assert_eq!(super::options::number(server.as_fd(), super::TCP, libc::TCP_REPAIR).unwrap(), 0);
+    let mut received = vec![0; sent];
+    client.read_exact(&mut received).unwrap();
+    assert_eq!(received, pattern(0, sent));
+    let mut unread = [0; 6];
+    server.read_exact(&mut unread).unwrap();
+    assert_eq!(&unread, b"unread");
+}
+
+#[test]
+fn a_capture_whose_daemon_died_is_mended() {
+    new_network();
+    let (_listener, mut client, mut server) = pair();
+    let child = Child::holding(&[server.as_fd()]);
+    child.capture().undo.seal();
+    assert_eq!(super::super::mend(&child.source()).unwrap(), 1);
+    assert_eq!(super::super::mend(&child.source()).unwrap(), 0);
+    server.write_all(b"x").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+}
+
+#[test]
+fn closed_ways_stay_closed() {
+    use std::net::Shutdown::Write as Writing;
+    new_network();
+    let (listener, mut by_us, server_by_us) = pair();
+    let (mut by_peer, server_by_peer) =
+        (TcpStream::connect("127.0.0.1:7000").unwrap(), listener.accept().unwrap().0);
+    let (mut by_both, server_by_both) =
+        (TcpStream::connect("127.0.0.1:7000").unwrap(), listener.accept().unwrap().0);
+    server_by_us.shutdown(Writing).unwrap();
+    by_peer.write_all(b"last words").unwrap();
+    by_peer.shutdown(Writing).unwrap();
+    (&server_by_both).write_all(b"ours").unwrap();
+    server_by_both.shutdown(Writing).unwrap();
+    by_both.write_all(b"theirs").unwrap();
+    by_both.shutdown(Writing).unwrap();
+    let servers = [&server_by_us, &server_by_peer, &server_by_both];
+    let fds = servers.map(|server| server.as_fd());
+    let child = Child::holding(&fds);
+    let numbers = servers.map(|server| server.as_raw_fd());
+    drop((server_by_us, server_by_peer, server_by_both));
+    let captured = child.capture();
+    let copy = move_over(captured, child);
+    let [mut server_by_us, mut server_by_peer, mut server_by_both] =
+        numbers.map(|number| stream(&copy, number));
+    copy.rebuilt.release();
+
+    let mut text = String::new();
+    by_us.write_all(b"still open").unwrap();
+    by_us.shutdown(Writing).unwrap();
+    server_by_us.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "still open");
+    assert_eq!(by_us.read(&mut [0]).unwrap(), 0);
+
+    text.clear();
+    server_by_peer.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "last words");
+    server_by_peer.write_all(b"answer").unwrap();
+    drop(server_by_peer);
+    text.clear();
+    by_peer.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "answer");
+
+    text.clear();
+    server_by_both.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "theirs");
+    text.clear();
+    by_both.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "ours");
+}
+
+#[test]
+fn ipv6_and_fresh_sockets_are_rebuilt() {
+    new_network();
+    let listener = TcpListener::bind("[::1]:7000").unwrap();
+    let mut client = TcpStream::connect("[::1]:7000").unwrap();
+    let (server, _) = listener.accept().unwrap();
+    let fresh = crate::sys::socket::socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
+    crate::files::options::set(fresh.as_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1).unwrap();
+    let child = Child::holding(&[server.as_fd(), fresh.as_fd()]);
+    let numbers = [server.as_raw_fd(), fresh.as_raw_fd()];
+    drop((server, fresh));
+    let captured = child.capture();
+    let copy = move_over(captured, child);
+    let (mut server, fresh) = (stream(&copy, numbers[0]), copy.of(numbers[1]));
+    copy.rebuilt.release();
+    server.write_all(b"six").unwrap();
+    let mut text = [0; 3];
+    client.read_exact(&mut text).unwrap();
+    assert_eq!(&text, b"six");
+    let keep = crate::files::options::number(fresh.as_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE);
+    assert_eq!(keep.unwrap(), 1);
+}
+
+#[test]
+fn connections_that_wait_in_a_listener_are_a_blocker_of_the_capture() {
+    new_network();
+    let listener = TcpListener::bind("127.0.0.1:7000").unwrap();
+    let _client = TcpStream::connect("127.0.0.1:7000").unwrap();
+    let child = Child::holding(&[listener.as_fd()]);
+    assert_eq!(crate::files::check(&child.source()), []);
+    let blockers = crate::files::capture(&child.source()).unwrap_err();
+    assert_eq!(blockers[0].object, "a TCP listener with 1 connections not yet accepted");
+}

@@ -1,0 +1,38 @@
+//! The open files of a skeleton, made in the namespaces of the VE.
+
+use std::os::fd::AsFd;
+
+use ckpt_format::files::Files;
+
+use super::{RebuildError, Skeleton};
+use crate::{
+    files::{self, Rebuilt, Target},
+    sys::{descriptor, namespace, task},
+};
+
+impl Skeleton {
+    /// Makes the open file descriptions, on a thread that enters the VE's mounts, network,
+    /// names and IPC. To be called when all processes exist.
+    pub fn open_files(&self, captured: &Files) -> Result<Rebuilt, RebuildError> {
+        let outside = |what| move |source| RebuildError::Outside { pid: 1, what, source };
+        let mut target = Target::new(self.id_base).map_err(outside("prepare its files"))?;
+        target.processes = self.hosts().collect();
+        for (id, file) in self.shared_objects() {
+            let copy = file.try_clone().map_err(outside("prepare its shared memory"))?;
+            target.shared.insert(id, copy.into());
+        }
+        let init = task::pidfd_open(self.init()?).map_err(outside("find its namespaces"))?;
+        std::thread::scope(|scope| {
+            let work = scope.spawn(|| {
+                descriptor::unshare_directories().map_err(outside("enter its namespaces"))?;
+                let kinds = libc::CLONE_NEWNS
+                    | libc::CLONE_NEWNET
+                    | libc::CLONE_NEWUTS
+                    | libc::CLONE_NEWIPC;
+                namespace::join(init.as_fd(), kinds).map_err(outside("enter its namespaces"))?;
+                files::rebuild(captured, &target).map_err(RebuildError::Files)
+            });
+            work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}

@@ -1,0 +1,55 @@
+//! System calls made by processes of the skeleton on behalf of the files that are rebuilt.
+
+use nix::errno::Errno;
+
+use super::{RebuildError, Skeleton};
+use crate::{
+    files::{Argument, Remote},
+    inject::InjectError,
+};
+
+impl Remote for Skeleton {
+    fn call(&mut self, pid: i32, number: i64, arguments: [Argument<'_>; 6]) -> Result<u64, Errno> {
+        let bone = self.processes.get(&pid).ok_or(Errno::ESRCH)?;
+        let mut batch = self.gate.batch();
+        let mut outputs = Vec::new();
+        let words = arguments.map(|argument| match argument {
+            Argument::Value(value) => value,
+            Argument::In(bytes) => batch.bytes(bytes),
+            Argument::Out(bytes) => {
+                let address = batch.bytes(bytes);
+                outputs.push((address, bytes));
+                address
+            }
+        });
+        let call = batch.call("a call for its files", number, &words);
+        let done = batch.run(&bone.thread).map_err(|error| errno(&error))?;
+        for (address, bytes) in outputs {
+            bytes.copy_from_slice(done.data(address, bytes.len()));
+        }
+        done.result(call)
+            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
+    }
+}
+
+impl Skeleton {
+    /// The processes by their number in the VE, with their number on the host.
+    pub fn hosts(&self) -> impl Iterator<Item = (i32, i32)> {
+        self.processes.values().map(|bone| (bone.pid, bone.thread.tid))
+    }
+
+    /// The number of init on the host.
+    pub fn init(&self) -> Result<i32, RebuildError> {
+        self.bone(1).map(|bone| bone.thread.tid)
+    }
+}
+
+fn errno(error: &InjectError) -> Errno {
+    match error {
+        InjectError::Ended { .. } => Errno::ESRCH,
+        InjectError::Control { source, .. } | InjectError::Attach { source, .. } => {
+            Errno::from_raw(source.raw_os_error().unwrap_or(libc::EIO))
+        }
+        _ => Errno::EIO,
+    }
+}
