@@ -1,6 +1,7 @@
 //! A cluster on one machine, workloads that check themselves, and clients that know every answer.
 
 pub mod client;
+pub mod testbed;
 
 /// An error with its causes, as one line.
 pub fn chain(error: &dyn std::error::Error) -> String {

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::BridgeConfig;
+
 /// The settings of `vzd`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -19,6 +21,8 @@ pub struct Config {
     pub template_dir: Option<PathBuf>,
     /// Building templates.
     pub template: Template,
+    /// The bridge of the VEs.
+    pub network: BridgeConfig,
     /// Limits of VEs.
     pub cgroup: Cgroup,
     /// Users and groups of VEs.
@@ -70,6 +74,7 @@ impl Default for Config {
             socket: None,
             template_dir: None,
             template: Template::default(),
+            network: BridgeConfig::default(),
             cgroup: Cgroup::default(),
             ids: Ids::default(),
         }

@@ -14,6 +14,8 @@ pub mod hold;
 pub mod interface;
 pub mod link;
 pub mod netlink;
+pub mod nftables;
+mod shape;
 
 pub use self::{
     announce::Announcer,

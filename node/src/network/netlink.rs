@@ -20,6 +20,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send,
     setsockopt, socket, sockopt,
 };
+use nix::sys::time::{TimeVal, TimeValLike};
 
 /// Make a new object; it must not be there.
 pub const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
@@ -87,8 +88,10 @@ impl Netlink {
         let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
             .map_err(io::Error::from)?;
         connect(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(io::Error::from)?;
-        // A refusal is answered with the error alone, not with a copy of the request.
         setsockopt(&fd, sockopt::RcvBuf, &(1 << 20)).map_err(io::Error::from)?;
+        // The kernel answers before the send returns. An answer that never comes is a request
+        // that we got wrong, and better an error than a daemon that waits for ever.
+        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(5)).map_err(io::Error::from)?;
         Ok(Self { fd, sequence: 0, buffer: vec![0; 64 << 10] })
     }
 
@@ -181,6 +184,22 @@ impl Netlink {
         Err(NetlinkError::Unstable)
     }
 
+    /// Sends one request for a list and counts the answers.
+    pub fn count(
+        &mut self,
+        what: &str,
+        bytes: &[u8],
+        sequence: u32,
+    ) -> Result<usize, NetlinkError> {
+        send_whole(&self.fd, bytes)?;
+        let mut count = 0;
+        self.answers(what, sequence, |_| {
+            count += 1;
+            Ok(())
+        })?;
+        Ok(count)
+    }
+
     fn list(
         &mut self,
         what: &str,
@@ -193,7 +212,27 @@ impl Netlink {
         let acknowledge = if flags == 0 { NLM_F_ACK } else { 0 };
         append(&mut bytes, message, NLM_F_REQUEST | acknowledge | flags, sequence);
         send_whole(&self.fd, &bytes)?;
-        let (mut found, mut done, mut disturbed, mut refused) = (Vec::new(), false, false, None);
+        let mut found = Vec::new();
+        let disturbed = self.answers(what, sequence, |header| {
+            let message: NetlinkMessage<RouteNetlinkMessage> =
+                NetlinkMessage::deserialize(header.bytes).map_err(NetlinkError::Malformed)?;
+            if let NetlinkPayload::InnerMessage(message) = message.payload {
+                found.push(message);
+            }
+            Ok(())
+        })?;
+        if disturbed { Err(NetlinkError::Unstable) } else { Ok(found) }
+    }
+
+    /// Calls `each` with every answer to a request, to the last one. True when the kernel says
+    /// that the list changed meanwhile.
+    fn answers(
+        &mut self,
+        what: &str,
+        sequence: u32,
+        mut each: impl FnMut(&Header<'_>) -> Result<(), NetlinkError>,
+    ) -> Result<bool, NetlinkError> {
+        let (mut done, mut disturbed, mut refused) = (false, false, None);
         while !done {
             let length = self.receive()?;
             for_each(&self.buffer[..length], |header, payload| {
@@ -201,30 +240,20 @@ impl Netlink {
                     return Ok(());
                 }
                 disturbed |= header.flags & NLM_F_DUMP_INTR != 0;
-                match header.message_type {
-                    NLMSG_DONE | NLMSG_ERROR => {
-                        done = true;
-                        let code = i32_at(payload);
-                        if code != 0 {
-                            refused = Some(io::Error::from_raw_os_error(code.wrapping_neg()));
-                        }
-                    }
-                    _ => {
-                        let message: NetlinkMessage<RouteNetlinkMessage> =
-                            NetlinkMessage::deserialize(header.bytes)
-                                .map_err(NetlinkError::Malformed)?;
-                        if let NetlinkPayload::InnerMessage(message) = message.payload {
-                            found.push(message);
-                        }
-                    }
+                if !matches!(header.message_type, NLMSG_DONE | NLMSG_ERROR) {
+                    return each(header);
+                }
+                done = true;
+                let code = i32_at(payload);
+                if code != 0 {
+                    refused = Some(io::Error::from_raw_os_error(code.wrapping_neg()));
                 }
                 Ok(())
             })?;
         }
         match refused {
             Some(source) => Err(NetlinkError::Refused { what: what.into(), source }),
-            None if disturbed => Err(NetlinkError::Unstable),
-            None => Ok(found),
+            None => Ok(disturbed),
         }
     }
 
