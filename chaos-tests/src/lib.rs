@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod testbed;
+pub mod workload;
 
 /// An error with its causes, as one line.
 pub fn chain(error: &dyn std::error::Error) -> String {

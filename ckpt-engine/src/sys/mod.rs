@@ -11,6 +11,7 @@ pub mod namespace;
 pub mod netns;
 pub mod packet;
 pub mod pagemap;
+pub mod program;
 pub mod ptrace;
 pub mod socket;
 pub mod tap;

@@ -25,9 +25,9 @@ const WORLD: &[&str] = &[
     "SystemTime::now",
     "std::fs",
     "fs::read",
-    "TcpStream",
-    "TcpListener",
-    "UdpSocket",
+    "net::TcpStream",
+    "net::TcpListener",
+    "net::UdpSocket",
     "std::process",
 ];
 

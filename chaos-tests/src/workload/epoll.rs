@@ -1,0 +1,74 @@
+//! What an epoll has been told and what it has told already.
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::context::Context;
+use super::outcome::{Failure, ensure, same};
+
+const LEVEL: u64 = 1;
+const EDGE: u64 = 2;
+const ONCE: u64 = 3;
+const PIPE: u64 = 4;
+const INNER: u64 = 0xdead_beef_0000_0005;
+
+pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
+    let outer = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let inner = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let level = event(1)?;
+    let edge = event(1)?;
+    let once = event(1)?;
+    let (mut read, mut write) = std::io::pipe()?;
+    let (quiet, _open) = std::io::pipe()?;
+    let input = EpollFlags::EPOLLIN;
+    inner.add(&level, EpollEvent::new(input, LEVEL))?;
+    inner.add(&read, EpollEvent::new(input, PIPE))?;
+    outer.add(&inner.0, EpollEvent::new(input, INNER))?;
+    outer.add(&edge, EpollEvent::new(input | EpollFlags::EPOLLET, EDGE))?;
+    outer.add(&once, EpollEvent::new(input | EpollFlags::EPOLLONESHOT, ONCE))?;
+    outer.add(quiet.as_fd(), EpollEvent::new(input, 99))?;
+    let first = ready(&outer)?;
+    same("ready at the beginning", first, vec![EDGE, ONCE, INNER])?;
+    // A program must expect an edge to be told again, but not that a spent one-shot speaks.
+    let mut turn = 0;
+    while context.step(Duration::from_millis(6))? {
+        let quiet = ready(&outer)?;
+        ensure(quiet.contains(&INNER), || format!("a nested epoll is silent: {quiet:?}"))?;
+        ensure(!quiet.contains(&ONCE), || "a spent one-shot spoke".to_owned())?;
+        ensure(!quiet.contains(&99), || "an empty pipe spoke".to_owned())?;
+        same("ready inside", ready(&inner)?, vec![LEVEL])?;
+        write.write_all(b"x")?;
+        same("ready inside with data", ready(&inner)?, vec![LEVEL, PIPE])?;
+        read.read_exact(&mut [0])?;
+        edge.write(1)?;
+        ensure(ready(&outer)?.contains(&EDGE), || "a new edge was not told".to_owned())?;
+        turn += 1;
+        if turn % 50 == 0 {
+            let armed = input | EpollFlags::EPOLLONESHOT;
+            outer.modify(&once, &mut EpollEvent::new(armed, ONCE))?;
+            ensure(ready(&outer)?.contains(&ONCE), || "an armed one-shot is silent".to_owned())?;
+        }
+        if context.progress.plant() {
+            outer.delete(&inner.0)?;
+        }
+    }
+    Ok(())
+}
+
+fn event(count: u32) -> Result<EventFd, Failure> {
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    Ok(EventFd::from_value_and_flags(count, flags)?)
+}
+
+/// The data of what is ready now, sorted.
+fn ready(epoll: &Epoll) -> Result<Vec<u64>, Failure> {
+    let mut events = [EpollEvent::empty(); 10];
+    let count = epoll.wait(&mut events, EpollTimeout::ZERO)?;
+    let mut found: Vec<u64> = events[..count].iter().map(EpollEvent::data).collect();
+    found.sort_unstable();
+    Ok(found)
+}

@@ -1,0 +1,13 @@
+//! What an ordinary program asks of the kernel, in safe form.
+//!
+//! The engine uses none of it. Programs that are to be moved do: the self-checking workloads hold
+//! maps, signals, timers and registers of every kind through these types.
+
+pub mod fork;
+pub mod futex;
+pub mod map;
+pub mod message;
+pub mod mutex;
+pub mod registers;
+pub mod signal;
+pub mod terminal;
