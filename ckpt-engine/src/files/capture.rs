@@ -15,7 +15,7 @@ use ckpt_format::{
 use super::{
     Source, deleted, epoll, event,
     find::{Found, Object, Refusal},
-    memfd, path, pipe, socket, tcp, timer,
+    memfd, path, pipe, socket, tcp, timer, unix,
 };
 use crate::sys::descriptor::{self, Query};
 
@@ -80,7 +80,7 @@ pub(super) struct Capture<'a> {
     pub(super) pipes: HashMap<(u64, u64), u32>,
     /// The mounts that init can see.
     mounts: HashSet<u64>,
-    network: socket::Network,
+    pub(super) network: socket::Network,
     pub(super) undo: Undo,
 }
 
@@ -102,14 +102,10 @@ pub fn capture(source: &Source<'_>) -> Result<Captured, Vec<Blocker>> {
         }
         place += 1;
     }
-    // What watches others comes when all others are known.
+    // What refers to others comes when all others are known.
     for place in 0..capture.found.objects.len() {
-        if !matches!(capture.files.files[place].kind, Kind::Epoll { .. }) {
-            continue;
-        }
-        match epoll::capture(&capture, place) {
-            Ok(kind) => capture.files.files[place].kind = kind,
-            Err(why) => blockers.extend(capture.found.blockers(source, place, &why)),
+        if let Err(why) = capture.refer(place) {
+            blockers.extend(capture.found.blockers(source, place, &why));
         }
     }
     if blockers.is_empty() {
@@ -130,7 +126,10 @@ pub fn check(source: &Source<'_>) -> Vec<Blocker> {
     };
     let objects = capture.found.objects.iter().enumerate();
     let refused = objects.filter_map(|(place, object)| {
-        let why = capture.class(object).err()?;
+        let why = match capture.class(object) {
+            Ok(Class::Socket(protocol)) => socket::check_peer(&capture, object, protocol).err()?,
+            other => other.err()?,
+        };
         Some(capture.found.blockers(source, place, &why))
     });
     refused.flatten().collect()
@@ -197,13 +196,33 @@ impl<'a> Capture<'a> {
     }
 
     fn inside_the_mounts(&self, object: &Object) -> Result<(), Refusal> {
-        if self.mounts.contains(&object.status.mount) {
+        self.is_inside_the_mounts(object.status.mount, &object.link)
+    }
+
+    /// Refuses what was reached through a mount that is none of the VE's.
+    pub(super) fn is_inside_the_mounts(&self, mount: u64, path: &[u8]) -> Result<(), Refusal> {
+        if self.mounts.contains(&mount) {
             return Ok(());
         }
+        let path = String::from_utf8_lossy(path);
         Err(Refusal::new(
-            format!("{}, opened through a mount that init does not see", name(object)),
+            format!("{path}, opened through a mount that init does not see"),
             "close it, or end the command that was started from the host with it",
         ))
+    }
+
+    fn refer(&mut self, place: usize) -> Result<(), Refusal> {
+        match &self.files.files[place].kind {
+            Kind::Epoll { .. } => self.files.files[place].kind = epoll::capture(self, place)?,
+            Kind::Unix(_) => {
+                let connected = unix::connect(self, place)?;
+                if let Kind::Unix(socket) = &mut self.files.files[place].kind {
+                    socket.state = connected;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     fn read(&mut self, place: usize) -> Result<File, Refusal> {

@@ -221,7 +221,8 @@ fn has_ended(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 
-fn own_link(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+/// What our own `/proc/self/fd` shows for a descriptor.
+pub(super) fn own_link(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     use std::os::unix::ffi::OsStringExt;
     let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
     Ok(link.into_os_string().into_vec())

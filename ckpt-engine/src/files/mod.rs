@@ -50,6 +50,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod timer;
+mod unix;
 
 pub use capture::{Captured, Undo, capture, check, mend};
 pub use rebuild::{RebuildError, Rebuilt, Target, rebuild};

@@ -17,8 +17,11 @@ use nix::{
     sys::stat::Mode,
 };
 
-use super::{Argument, Remote, deleted, epoll, event, memfd, path, pipe, socket, tcp, timer};
-use crate::sys::descriptor::{self, Change};
+use super::{Argument, Remote, deleted, epoll, event, memfd, path, pipe, socket, tcp, timer, unix};
+use crate::sys::{
+    descriptor::{self, Change},
+    identity,
+};
 
 /// Where files are rebuilt.
 #[derive(Debug)]
@@ -113,6 +116,8 @@ pub(super) struct Rebuild<'a> {
     pub(super) pipes: pipe::Pipes,
     pub(super) made: Vec<Option<OwnedFd>>,
     pub(super) connections: Vec<tcp::Connection>,
+    /// Ends of unix sockets whose peers are gone, by the end that is left.
+    pub(super) gone: HashMap<u32, OwnedFd>,
 }
 
 /// The rebuilt descriptions, before the VE runs.
@@ -135,13 +140,17 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
         pipes: HashMap::new(),
         made: files.files.iter().map(|_| None).collect(),
         connections: Vec::new(),
+        gone: HashMap::new(),
     };
+    identity::own_new_files(target.id_base, target.id_base)
+        .map_err(|source| RebuildError::Kernel { object: "file owner", source })?;
     socket::rebuild(&mut rebuild)?;
     for (place, file) in files.files.iter().enumerate() {
         if rebuild.made[place].is_none() {
             rebuild.made[place] = Some(rebuild.make(file)?);
         }
     }
+    unix::fill(&mut rebuild)?;
     epoll::fill(&rebuild)?;
     let Rebuild { made, connections, .. } = rebuild;
     Ok(Rebuilt { made, connections })
@@ -196,6 +205,7 @@ impl Rebuilt {
         tables: &BTreeMap<i32, Vec<Descriptor>>,
         remote: &mut dyn Remote,
     ) -> Result<(), RebuildError> {
+        unix::finish(files, tables, remote)?;
         for (place, file) in files.files.iter().enumerate() {
             let Some(owner) = file.owner else { continue };
             let id = FileId(u32::try_from(place).map_err(|_| RebuildError::Damaged)?);

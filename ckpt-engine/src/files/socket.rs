@@ -13,7 +13,7 @@ use super::{
     find::{Object, Refusal},
     options,
     rebuild::{Rebuild, RebuildError, set_status},
-    tcp,
+    tcp, unix,
 };
 use crate::sys::{descriptor, socket};
 
@@ -21,6 +21,7 @@ use crate::sys::{descriptor, socket};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     Tcp { v6: bool },
+    Unix { socket_type: i32 },
 }
 
 /// The VE's network, and what it tells about sockets.
@@ -28,6 +29,7 @@ pub(super) enum Protocol {
 pub(super) struct Network {
     /// `SO_NETNS_COOKIE` of the VE's network.
     cookie: u64,
+    unix: unix::Diagnosis,
 }
 
 impl Network {
@@ -42,7 +44,13 @@ impl Network {
         };
         let diagnosis = thread::scope(|scope| scope.spawn(work).join())
             .unwrap_or_else(|_| Err(io::Error::other("the thread in the VE's network panicked")))?;
-        Ok(Self { cookie: cookie(diagnosis.as_fd())? })
+        let unix = unix::dump(diagnosis.as_fd())?;
+        Ok(Self { cookie: cookie(diagnosis.as_fd())?, unix })
+    }
+
+    /// The unix sockets of the network.
+    pub(super) fn unix(&self) -> &unix::Diagnosis {
+        &self.unix
     }
 
     /// Which protocol a socket speaks, when it is one that can be moved.
@@ -62,6 +70,7 @@ impl Network {
                 tcp::check(object)?;
                 Ok(Protocol::Tcp { v6: domain == libc::AF_INET6 })
             }
+            (libc::AF_UNIX, socket_type, _) => Ok(Protocol::Unix { socket_type }),
             _ => Err(unknown(domain, kind, protocol)),
         }
     }
@@ -109,6 +118,19 @@ pub(super) fn capture(
             capture.undo.connections.extend(repaired);
             Ok(kind)
         }
+        Protocol::Unix { socket_type } => unix::capture(capture, place, socket_type),
+    }
+}
+
+/// Refuses a socket whose peer is outside the VE.
+pub(super) fn check_peer(
+    capture: &Capture<'_>,
+    object: &Object,
+    protocol: Protocol,
+) -> Result<(), Refusal> {
+    match protocol {
+        Protocol::Unix { .. } => unix::check(&capture.network.unix, &capture.found, object),
+        Protocol::Tcp { .. } => Ok(()),
     }
 }
 
@@ -129,5 +151,5 @@ pub(super) fn rebuild(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
         let (Kind::Tcp(tcp), Some(fd)) = (&file.kind, &rebuild.made[place]) else { continue };
         rebuild.connections.extend(tcp::connect(fd.as_fd(), tcp, &mut raw)?);
     }
-    Ok(())
+    unix::rebuild(rebuild)
 }

@@ -6,6 +6,7 @@ pub mod ancillary;
 pub mod clone;
 pub mod descriptor;
 pub mod event;
+pub mod identity;
 pub mod mount;
 pub mod namespace;
 pub mod netns;

@@ -305,3 +305,10 @@ pub fn peek_boundary(
         },
     }
 }
+
+/// `SIOCUNIXFILE`: an `O_PATH` descriptor of the node that a unix socket is bound to.
+pub fn unix_node(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const SIOCUNIXFILE: libc::c_ulong = 0x89E0;
+    // SAFETY: the request takes no argument and returns a new descriptor.
+    own(libc::c_long::from(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCUNIXFILE) }))
+}

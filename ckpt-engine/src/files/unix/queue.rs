@@ -1,0 +1,275 @@
+//! What waits in unix sockets: bytes, messages, and descriptors in flight.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use ckpt_format::files::{FileId, Kind, PeerCredentials, UnixMessage, UnixSocket, UnixState};
+
+use super::super::{
+    address,
+    capture::Capture,
+    find::Refusal,
+    options,
+    rebuild::{Rebuild, RebuildError},
+};
+use crate::sys::{
+    descriptor::{Count, count},
+    socket::{self, Along, Guarded, Received},
+};
+
+/// Room for the largest datagram that default limits allow, and more.
+const DATAGRAM: usize = 1 << 20;
+
+/// The place from which peeking reads, which is put back where it was.
+struct Peeking<'a> {
+    fd: BorrowedFd<'a>,
+    before: i32,
+}
+
+impl<'a> Peeking<'a> {
+    fn new(fd: BorrowedFd<'a>) -> io::Result<Self> {
+        let before = options::number(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
+        let peeking = Self { fd, before };
+        peeking.from(0)?;
+        Ok(peeking)
+    }
+
+    fn from(&self, offset: usize) -> io::Result<()> {
+        let offset = i32::try_from(offset).map_err(io::Error::other)?;
+        options::set(self.fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)
+    }
+
+    /// The next message; `None` at the end of the queue.
+    fn next(&self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
+        match socket::receive(self.fd, buffer, libc::MSG_PEEK | libc::MSG_DONTWAIT) {
+            Ok(received) => Ok(Some(received)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            // A socket without a connection, and one whose peer has died, hold nothing.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENOTCONN | libc::EINVAL | libc::ECONNRESET)
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Drop for Peeking<'_> {
+    fn drop(&mut self) {
+        let restored = options::set(self.fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, self.before);
+        if let Err(error) = restored {
+            tracing::warn!(%error, "a unix socket keeps a changed SO_PEEK_OFF");
+        }
+    }
+}
+
+pub(super) fn capture(
+    capture: &mut Capture<'_>,
+    place: usize,
+    socket_type: i32,
+    passes_credentials: bool,
+) -> Result<Vec<UnixMessage>, Refusal> {
+    // Our own descriptor, because the list of files grows while this one is read.
+    let own = capture.found.objects[place].fd.try_clone()?;
+    let fd = own.as_fd();
+    let stream = socket_type == libc::SOCK_STREAM;
+    let readable = count(fd, Count::Readable).unwrap_or(0) as usize;
+    if stream && readable == 0 {
+        return Ok(Vec::new());
+    }
+    let peeking = Peeking::new(fd)?;
+    // Larger than the queue: a peek that ends inside a message is given the descriptors of a
+    // later one.
+    let mut buffer = vec![0; if stream { readable + 1 } else { DATAGRAM }];
+    let mut messages = Vec::new();
+    let mut offset = 0;
+    while let Some(received) = peeking.next(&mut buffer)? {
+        if stream && received.length == 0 {
+            break;
+        }
+        if received.flags & libc::MSG_TRUNC != 0 {
+            return Err(Refusal::new("a unix socket with a huge message in it", "try again"));
+        }
+        let mut data = &buffer[..received.length];
+        let mut plain = None;
+        if stream && !received.rights.is_empty() {
+            // The kernel joins messages, and stops behind one with descriptors: they belong to
+            // the last one, whose start has to be found.
+            let start = last_start(&peeking, offset, received.length)?;
+            plain = (start > 0).then(|| data[..start].to_vec());
+            data = &data[start..];
+        }
+        let data = data.to_vec();
+        offset += received.length;
+        let shown = passes_credentials.then_some(received.credentials).flatten();
+        let credentials = shown.and_then(|(pid, uid, gid)| inside(capture, pid, uid, gid));
+        let sender = address::decode_unix(&received.sender).map(serde_bytes::ByteBuf::from);
+        let mut files = Vec::with_capacity(received.rights.len());
+        for right in received.rights {
+            files.push(capture.found.add(right)?);
+        }
+        if let Some(data) = plain {
+            messages.push(UnixMessage {
+                data,
+                files: Vec::new(),
+                credentials,
+                sender: sender.clone(),
+            });
+        }
+        messages.push(UnixMessage { data, files, credentials, sender });
+    }
+    Ok(messages)
+}
+
+/// Where the last message starts of those that a peek at `offset` has joined.
+fn last_start(peeking: &Peeking<'_>, offset: usize, length: usize) -> io::Result<usize> {
+    let mut guarded = Guarded::new(length)?;
+    peeking.from(offset)?;
+    let start = socket::peek_boundary(peeking.fd, &mut guarded, length - 1)?;
+    peeking.from(offset + length)?;
+    Ok(start.unwrap_or(0))
+}
+
+fn inside(capture: &Capture<'_>, pid: i32, uid: u32, gid: u32) -> Option<PeerCredentials> {
+    // What the kernel shows when none were recorded.
+    if pid == 0 && uid == 65534 {
+        return None;
+    }
+    let pid = capture.source.pid_inside(pid).unwrap_or(0);
+    Some(PeerCredentials { pid, uid: capture.source.inside(uid), gid: capture.source.inside(gid) })
+}
+
+/// Puts everything back into the queues, once all files are there, and then sets what would
+/// have stood in the way: options, sizes of buffers, closed ways.
+pub(in super::super) fn fill(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
+    let failed = |source: io::Error| RebuildError::Kernel { object: "unix socket", source };
+    let files = rebuild.files;
+    let sockets = || {
+        files.files.iter().enumerate().filter_map(|(place, file)| match &file.kind {
+            Kind::Unix(unix) => Some((FileId(place as u32), unix.as_ref())),
+            _ => None,
+        })
+    };
+    for (id, unix) in sockets() {
+        if !unix.queue.is_empty() {
+            refill(rebuild, id, unix)?;
+        }
+    }
+    // The ends that stand for peers that are gone go, and with them the way back.
+    rebuild.gone.clear();
+    for (id, unix) in sockets() {
+        let fd = rebuild.made(id).ok_or(RebuildError::Damaged)?;
+        for (bit, how) in [(1, libc::SHUT_RD), (2, libc::SHUT_WR)] {
+            if unix.shutdown & bit != 0 && matches!(unix.state, UnixState::Connected(_)) {
+                socket::shutdown(fd, how).map_err(failed)?;
+            }
+        }
+        options::rebuild(fd, &unix.options).map_err(failed)?;
+        options::rebuild_buffers(fd, &unix.options).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn refill(rebuild: &Rebuild<'_>, id: FileId, unix: &UnixSocket) -> Result<(), RebuildError> {
+    let failed = |source: io::Error| RebuildError::Kernel { object: "unix socket", source };
+    let bytes: usize = unix.queue.iter().map(|message| message.data.len() + 2048).sum();
+    let peer = match unix.state {
+        UnixState::Connected(peer) => rebuild.made(peer),
+        _ => rebuild.gone.get(&id.0).map(AsFd::as_fd),
+    };
+    let datagram = unix.socket_type == libc::SOCK_DGRAM;
+    for message in &unix.queue {
+        let rights: Option<Vec<BorrowedFd<'_>>> =
+            message.files.iter().map(|&file| rebuild.made(file)).collect();
+        let rights = rights.ok_or(RebuildError::Damaged)?;
+        let along = Along { receiver: &[], rights: &rights, credentials: forged(rebuild, message) };
+        if !datagram {
+            let sender = peer.ok_or(RebuildError::Damaged)?;
+            options::make_room(sender, bytes, 0).map_err(failed)?;
+            send_all(sender, &message.data, &along).map_err(failed)?;
+            continue;
+        }
+        // A datagram comes from whoever had its sender's name, or from nobody.
+        let named = message.sender.as_ref().and_then(|name| by_name(rebuild, name));
+        let sender: Sender<'_> = match named.or(peer.filter(|_| message.sender.is_none())) {
+            Some(fd) => Sender::Known(fd),
+            None => Sender::Nobody(nobody().map_err(failed)?),
+        };
+        options::make_room(sender.as_fd(), bytes, 0).map_err(failed)?;
+        deliver(unix, sender.as_fd(), &message.data, &along).map_err(failed)?;
+    }
+    Ok(())
+}
+
+enum Sender<'a> {
+    Known(BorrowedFd<'a>),
+    Nobody(OwnedFd),
+}
+
+impl AsFd for Sender<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Known(fd) => *fd,
+            Self::Nobody(fd) => fd.as_fd(),
+        }
+    }
+}
+
+fn nobody() -> io::Result<OwnedFd> {
+    socket::socket(libc::AF_UNIX, libc::SOCK_DGRAM, 0)
+}
+
+fn by_name<'a>(rebuild: &'a Rebuild<'_>, name: &[u8]) -> Option<BorrowedFd<'a>> {
+    let place = rebuild.files.files.iter().position(|file| match &file.kind {
+        Kind::Unix(unix) => {
+            unix.socket_type == libc::SOCK_DGRAM
+                && unix.name.as_ref().is_some_and(|own| own.as_slice() == name)
+        }
+        _ => false,
+    })?;
+    rebuild.made(FileId(u32::try_from(place).ok()?))
+}
+
+/// Credentials that the kernel accepts: of a process that exists.
+fn forged(rebuild: &Rebuild<'_>, message: &UnixMessage) -> Option<(i32, u32, u32)> {
+    let credentials = message.credentials?;
+    let pid = *rebuild.target.processes.get(&credentials.pid)?;
+    let base = rebuild.target.id_base;
+    Some((pid, base + credentials.uid, base + credentials.gid))
+}
+
+fn send_all(fd: BorrowedFd<'_>, data: &[u8], along: &Along<'_>) -> io::Result<()> {
+    let sent = socket::send(fd, data, along, libc::MSG_DONTWAIT)?;
+    let mut rest = &data[sent..];
+    while !rest.is_empty() {
+        // The descriptors went with the first byte.
+        let sent = socket::send(fd, rest, &Along::default(), libc::MSG_DONTWAIT)?;
+        rest = &rest[sent..];
+    }
+    Ok(())
+}
+
+fn deliver(
+    receiver: &UnixSocket,
+    sender: BorrowedFd<'_>,
+    data: &[u8],
+    along: &Along<'_>,
+) -> io::Result<()> {
+    let send = |address: &[u8]| {
+        let along = Along { receiver: address, ..*along };
+        socket::send(sender, data, &along, libc::MSG_DONTWAIT).map(drop)
+    };
+    // A sender that is connected to the receiver needs no address.
+    match send(&[]) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {}
+        other => return other,
+    }
+    let address = super::bind::address_of(receiver).ok_or(io::ErrorKind::NotConnected)?;
+    send(&address)
+}

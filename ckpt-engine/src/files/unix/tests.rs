@@ -1,0 +1,275 @@
+//! Unix sockets of a process, rebuilt and used.
+
+use std::{
+    fs::File,
+    io::{IoSlice, Read, Write},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::{
+            fs::PermissionsExt,
+            net::{UnixDatagram, UnixListener, UnixStream},
+        },
+    },
+};
+
+use crate::{
+    files::testing::{Child, new_network, rebuild},
+    sys::socket::{self, Along},
+};
+
+fn send_with(fd: BorrowedFd<'_>, data: &[u8], rights: &[BorrowedFd<'_>]) {
+    let along = Along { rights, ..Along::default() };
+    assert_eq!(socket::send(fd, data, &along, 0).unwrap(), data.len());
+}
+
+#[test]
+fn a_stream_keeps_its_data_and_the_descriptors_at_their_bytes() {
+    let (near, far) = UnixStream::pair().unwrap();
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    (&near).write_all(b"AAA").unwrap();
+    (&near).write_all(b"BB").unwrap();
+    send_with(near.as_fd(), b"CC", &[writer.as_fd()]);
+    (&near).write_all(b"DDDD").unwrap();
+    near.shutdown(std::net::Shutdown::Write).unwrap();
+    let child = Child::holding(&[near.as_fd(), far.as_fd(), reader.as_fd()]);
+    let numbers = [near.as_raw_fd(), far.as_raw_fd(), reader.as_raw_fd()];
+    drop((near, reader, writer));
+    let captured = child.capture();
+    assert_eq!(
+        super::super::options::number(far.as_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF).unwrap(),
+        -1,
+        "the original is as before"
+    );
+    drop((far, child));
+
+    let copy = rebuild(&captured);
+    let [near, far, reader] = numbers.map(|number| copy.of(number));
+    let (near, far) = (UnixStream::from(near), UnixStream::from(far));
+    drop(copy);
+    let mut buffer = [0; 100];
+    let first = socket::receive(far.as_fd(), &mut buffer, 0).unwrap();
+    assert_eq!((&buffer[..first.length], first.rights.len()), (&b"AAABBCC"[..], 1));
+    let mut writer = File::from(first.rights.into_iter().next().unwrap());
+    writer.write_all(b"through").unwrap();
+    drop(writer);
+    let mut text = String::new();
+    File::from(reader).read_to_string(&mut text).unwrap();
+    assert_eq!(text, "through", "the descriptor in flight is the end of the same pipe");
+    assert_eq!((&far).read(&mut buffer).unwrap(), 4);
+    assert_eq!((&far).read(&mut buffer).unwrap(), 0, "the way was closed");
+    assert!((&near).write(b"x").is_err());
+    (&far).write_all(b"back").unwrap();
+    assert_eq!((&near).read(&mut buffer).unwrap(), 4);
+}
+
+#[test]
+fn a_read_of_the_bytes_before_brings_no_descriptor() {
+    let (near, far) = UnixStream::pair().unwrap();
+    (&near).write_all(b"AAA").unwrap();
+    send_with(near.as_fd(), b"CC", &[near.as_fd()]);
+    let child = Child::holding(&[near.as_fd(), far.as_fd()]);
+    let number = far.as_raw_fd();
+    drop((near, far));
+    let captured = child.capture();
+    let copy = rebuild(&captured);
+    let far = copy.of(number);
+    let mut buffer = [0; 3];
+    let first = socket::receive(far.as_fd(), &mut buffer, 0).unwrap();
+    assert_eq!((&buffer[..first.length], first.rights.len()), (&b"AAA"[..], 0));
+    let second = socket::receive(far.as_fd(), &mut buffer, 0).unwrap();
+    assert_eq!((&buffer[..second.length], second.rights.len()), (&b"CC"[..], 1));
+}
+
+#[test]
+fn a_server_keeps_its_name_its_clients_and_those_that_wait() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("server.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o620)).unwrap();
+    std::os::unix::fs::lchown(&path, Some(33), Some(44)).unwrap();
+    let client = UnixStream::connect(&path).unwrap();
+    let (served, _) = listener.accept().unwrap();
+    let waiting = UnixStream::connect(&path).unwrap();
+    (&client).write_all(b"request").unwrap();
+    let all = [listener.as_fd(), client.as_fd(), served.as_fd(), waiting.as_fd()];
+    let numbers = all.map(|fd| fd.as_raw_fd());
+    let child = Child::holding(&all);
+    drop((listener, client, served, waiting));
+    let captured = child.capture();
+    drop(child);
+
+    let copy = rebuild(&captured);
+    let listener = UnixListener::from(copy.of(numbers[0]));
+    let (client, served) =
+        (UnixStream::from(copy.of(numbers[1])), UnixStream::from(copy.of(numbers[2])));
+    let waiting = UnixStream::from(copy.of(numbers[3]));
+    let mut text = [0; 7];
+    (&served).read_exact(&mut text).unwrap();
+    assert_eq!(&text, b"request");
+    assert_eq!(served.local_addr().unwrap().as_pathname(), Some(path.as_path()));
+    assert_eq!(client.peer_addr().unwrap().as_pathname(), Some(path.as_path()));
+    let (accepted, _) = listener.accept().unwrap();
+    (&waiting).write_all(b"now").unwrap();
+    (&accepted).read_exact(&mut text[..3]).unwrap();
+    let (new, _) = (UnixStream::connect(&path).unwrap(), listener.accept().unwrap());
+    drop(new);
+    let metadata = std::fs::metadata(&path).unwrap();
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!((metadata.mode() & 0o777, metadata.uid(), metadata.gid()), (0o620, 33, 44));
+}
+
+#[test]
+fn abstract_names_are_kept_by_servers_and_accepted_ends() {
+    use std::os::linux::net::SocketAddrExt;
+    new_network();
+    let address = std::os::unix::net::SocketAddr::from_abstract_name("ferry test").unwrap();
+    let listener = UnixListener::bind_addr(&address).unwrap();
+    let clients = [0, 1].map(|_| UnixStream::connect_addr(&address).unwrap());
+    let served = [0, 1].map(|_| listener.accept().unwrap().0);
+    let all = [
+        listener.as_fd(),
+        clients[0].as_fd(),
+        clients[1].as_fd(),
+        served[0].as_fd(),
+        served[1].as_fd(),
+    ];
+    let numbers = all.map(|fd| fd.as_raw_fd());
+    let child = Child::holding(&all);
+    let captured = child.capture();
+    drop((listener, clients, served, child));
+
+    let copy = rebuild(&captured);
+    let served = UnixStream::from(copy.of(numbers[4]));
+    let name = served.local_addr().unwrap();
+    assert_eq!(name.as_abstract_name(), Some(&b"ferry test"[..]));
+    (&served).write_all(b"hello").unwrap();
+    let mut text = [0; 5];
+    UnixStream::from(copy.of(numbers[2])).read_exact(&mut text).unwrap();
+    let new = UnixStream::connect_addr(&address).unwrap();
+    UnixListener::from(copy.of(numbers[0])).accept().unwrap();
+    drop(new);
+}
+
+#[test]
+fn datagrams_keep_their_receivers_senders_and_bounds() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    let from = directory.path().join("from");
+    let receiver = UnixDatagram::bind(&log).unwrap();
+    let connected = UnixDatagram::unbound().unwrap();
+    connected.connect(&log).unwrap();
+    let named = UnixDatagram::bind(&from).unwrap();
+    connected.send(b"one").unwrap();
+    named.send_to(b"", &log).unwrap();
+    named.send_to(b"three", &log).unwrap();
+    let all = [receiver.as_fd(), connected.as_fd(), named.as_fd()];
+    let numbers = all.map(|fd| fd.as_raw_fd());
+    let child = Child::holding(&all);
+    drop((receiver, connected, named));
+    let captured = child.capture();
+    drop(child);
+
+    let copy = rebuild(&captured);
+    let [receiver, connected, _named] = numbers.map(|number| UnixDatagram::from(copy.of(number)));
+    let mut buffer = [0; 100];
+    let (length, sender) = receiver.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..length], sender.is_unnamed()), (&b"one"[..], true));
+    let (length, sender) = receiver.recv_from(&mut buffer).unwrap();
+    assert_eq!((length, sender.as_pathname()), (0, Some(from.as_path())));
+    let (length, _) = receiver.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"three");
+    connected.send(b"still there").unwrap();
+    assert_eq!(receiver.recv(&mut buffer).unwrap(), 11);
+    UnixDatagram::unbound().unwrap().send_to(b"new", &log).unwrap();
+    assert_eq!(receiver.recv(&mut buffer).unwrap(), 3);
+}
+
+#[test]
+fn a_removed_receiver_is_still_reached_by_those_connected_to_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("gone");
+    let receiver = UnixDatagram::bind(&path).unwrap();
+    let connected = UnixDatagram::unbound().unwrap();
+    connected.connect(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let child = Child::holding(&[receiver.as_fd(), connected.as_fd()]);
+    let numbers = [receiver.as_raw_fd(), connected.as_raw_fd()];
+    let captured = child.capture();
+    drop((receiver, connected, child));
+    let copy = rebuild(&captured);
+    assert!(!path.exists());
+    let [receiver, connected] = numbers.map(|number| UnixDatagram::from(copy.of(number)));
+    connected.send(b"here").unwrap();
+    assert_eq!(receiver.recv(&mut [0; 9]).unwrap(), 4);
+    assert_eq!(receiver.local_addr().unwrap().as_pathname(), Some(path.as_path()));
+}
+
+#[test]
+fn messages_of_a_seqpacket_stay_apart_and_credentials_stay_with_them() {
+    let (near, far) = socket::pair(libc::SOCK_SEQPACKET).unwrap();
+    super::super::options::set(far.as_fd(), libc::SOL_SOCKET, libc::SO_PASSCRED, 1).unwrap();
+    for message in [&b"one"[..], b"two"] {
+        let part = [IoSlice::new(message)];
+        nix::sys::socket::sendmsg::<()>(
+            near.as_raw_fd(),
+            &part,
+            &[],
+            nix::sys::socket::MsgFlags::empty(),
+            None,
+        )
+        .unwrap();
+    }
+    let child = Child::holding(&[near.as_fd(), far.as_fd()]);
+    let number = far.as_raw_fd();
+    let captured = child.capture();
+    drop((near, far, child));
+    let copy = rebuild(&captured);
+    let far: OwnedFd = copy.of(number);
+    let mut buffer = [0; 100];
+    let first = socket::receive(far.as_fd(), &mut buffer, 0).unwrap();
+    assert_eq!(&buffer[..first.length], b"one");
+    assert!(first.credentials.is_some(), "SO_PASSCRED is kept");
+    let second = socket::receive(far.as_fd(), &mut buffer, 0).unwrap();
+    assert_eq!(&buffer[..second.length], b"two");
+}
+
+#[test]
+fn what_a_dead_peer_has_sent_can_still_be_read() {
+    let (near, far) = UnixStream::pair().unwrap();
+    (&near).write_all(b"testament").unwrap();
+    drop(near);
+    let child = Child::holding(&[far.as_fd()]);
+    let number = far.as_raw_fd();
+    let captured = child.capture();
+    drop((far, child));
+    let copy = rebuild(&captured);
+    let mut text = String::new();
+    UnixStream::from(copy.of(number)).read_to_string(&mut text).unwrap();
+    assert_eq!(text, "testament");
+}
+
+#[test]
+fn peers_are_seen_as_the_users_that_they_were() {
+    let (near, far) =
+        crate::sys::identity::act_as(33, 34, || socket::pair(libc::SOCK_STREAM)).unwrap();
+    let child = Child::holding(&[near.as_fd(), far.as_fd()]);
+    let number = far.as_raw_fd();
+    let captured = child.capture();
+    drop((near, far, child));
+    let copy = rebuild(&captured);
+    let mut ids = [0; 12];
+    let far = copy.of(number);
+    socket::option(far.as_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, &mut ids).unwrap();
+    assert_eq!((ids[4], ids[8]), (33, 34));
+}
+
+#[test]
+fn a_peer_outside_the_ve_is_a_blocker() {
+    let (near, far) = UnixStream::pair().unwrap();
+    let child = Child::holding(&[near.as_fd()]);
+    let blockers = child.blockers();
+    assert_eq!(blockers.len(), 1);
+    assert_eq!(blockers[0].object, "a unix socket whose other end is outside the VE");
+    drop(far);
+    assert_eq!(child.blockers(), []);
+}
