@@ -8,6 +8,7 @@
 
 mod talk;
 mod terminal;
+mod vzcluster;
 mod vzctl;
 mod vzlist;
 mod vznode;
@@ -19,6 +20,7 @@ use std::{ffi::OsString, path::Path, process::ExitCode};
 type Program = (&'static str, fn(Vec<OsString>) -> ExitCode);
 
 const PROGRAMS: &[Program] = &[
+    ("vzcluster", vzcluster::run),
     ("vzctl", vzctl::run),
     ("vzlist", vzlist::run),
     ("vznode", vznode::run),

@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use crate::{
     api::{self, ServeError},
+    cluster::{Cluster, ClusterError},
     config::Config,
     ve::{Runtime, VeError},
 };
@@ -22,6 +23,9 @@ pub enum DaemonError {
         /// Why.
         source: std::io::Error,
     },
+    /// The cluster's log cannot be taken up.
+    #[error("cannot take part in the cluster")]
+    Cluster(#[from] ClusterError),
     /// Signals cannot be received.
     #[error("cannot wait for signals")]
     Signals(#[source] std::io::Error),
@@ -40,6 +44,8 @@ pub struct Daemon {
     pub config: Config,
     /// The VEs.
     pub runtime: Arc<Runtime>,
+    /// This node's part in the cluster.
+    pub cluster: Arc<Cluster>,
 }
 
 /// Runs the daemon until SIGTERM or SIGINT. VEs go on without it.
@@ -52,7 +58,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
     let socket = config.socket();
     let runtime = Runtime::open(&config).map_err(DaemonError::Runtime)?;
-    let daemon = Arc::new(Daemon { config, runtime: runtime.clone() });
+    let cluster = Cluster::open(&config.state_dir).await?;
+    let daemon = Arc::new(Daemon { config, cluster: cluster.clone(), runtime: runtime.clone() });
     api::serve(daemon, &socket)?;
     info!(socket = %socket.display(), "ready");
     if let Err(source) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
@@ -64,5 +71,6 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         _ = interrupt.recv() => info!("stopping on SIGINT"),
     }
     let _ = std::fs::remove_file(&socket);
+    cluster.close().await;
     Ok(())
 }

@@ -8,6 +8,7 @@
 //! and an arm in [`server`].
 
 mod client;
+mod cluster;
 mod node;
 mod server;
 mod template;
@@ -15,6 +16,7 @@ mod ve;
 mod wire;
 
 pub use client::Client;
+pub use cluster::{ClusterRequest, MemberView};
 pub use node::{NodeRequest, NodeStatus};
 pub use server::{ServeError, Sink, serve};
 pub use template::TemplateRequest;

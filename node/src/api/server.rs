@@ -18,7 +18,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    Event, Failure, Progress, Request, node, template, ve,
+    Event, Failure, Progress, Request, cluster, node, template, ve,
     wire::{DESCRIPTORS_MAX, REQUEST_LIMIT},
 };
 use crate::daemon::Daemon;
@@ -160,6 +160,7 @@ async fn answer(daemon: Arc<Daemon>, request: Request, descriptors: Vec<OwnedFd>
         Request::Node(request) => node::handle(&daemon, &request),
         Request::Ve(request) => ve::handle(&daemon, request, descriptors, &sink).await,
         Request::Template(request) => template::handle(&daemon, request, &sink).await,
+        Request::Cluster(request) => cluster::handle(&daemon, request).await,
     };
     let last = match outcome {
         Ok(value) => Event::Result(value),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{NodeRequest, TemplateRequest, VeRequest};
+use super::{ClusterRequest, NodeRequest, TemplateRequest, VeRequest};
 
 /// The longest request line accepted, in bytes.
 pub(super) const REQUEST_LIMIT: usize = 1 << 20;
@@ -20,6 +20,8 @@ pub enum Request {
     Ve(VeRequest),
     /// About OS templates.
     Template(TemplateRequest),
+    /// About the cluster.
+    Cluster(ClusterRequest),
 }
 
 /// One line of an answer.
