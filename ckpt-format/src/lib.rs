@@ -13,3 +13,4 @@ pub mod memory;
 pub mod network;
 pub mod process;
 pub mod stream;
+pub mod tree;
