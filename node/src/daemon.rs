@@ -42,10 +42,10 @@ pub enum DaemonError {
 pub struct Daemon {
     /// The settings.
     pub config: Config,
-    /// The VEs.
-    pub runtime: Arc<Runtime>,
     /// This node's part in the cluster.
     pub cluster: Arc<Cluster>,
+    /// The VEs.
+    pub runtime: Arc<Runtime>,
 }
 
 /// Runs the daemon until SIGTERM or SIGINT. VEs go on without it.
@@ -57,8 +57,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
     let socket = config.socket();
-    let runtime = Runtime::open(&config).map_err(DaemonError::Runtime)?;
     let cluster = Cluster::open(&config.state_dir).await?;
+    let runtime = Runtime::open(&config).map_err(DaemonError::Runtime)?;
     let daemon = Arc::new(Daemon { config, cluster: cluster.clone(), runtime: runtime.clone() });
     api::serve(daemon, &socket)?;
     info!(socket = %socket.display(), "ready");

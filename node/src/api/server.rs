@@ -158,9 +158,9 @@ async fn converse(daemon: Arc<Daemon>, stream: UnixStream) {
 async fn answer(daemon: Arc<Daemon>, request: Request, descriptors: Vec<OwnedFd>, sink: Sink) {
     let outcome = match request {
         Request::Node(request) => node::handle(&daemon, &request),
+        Request::Cluster(request) => cluster::handle(&daemon, request).await,
         Request::Ve(request) => ve::handle(&daemon, request, descriptors, &sink).await,
         Request::Template(request) => template::handle(&daemon, request, &sink).await,
-        Request::Cluster(request) => cluster::handle(&daemon, request).await,
     };
     let last = match outcome {
         Ok(value) => Event::Result(value),

@@ -16,12 +16,12 @@ pub(super) const DESCRIPTORS_MAX: usize = 8;
 pub enum Request {
     /// About the daemon itself.
     Node(NodeRequest),
+    /// About the cluster.
+    Cluster(ClusterRequest),
     /// About VEs.
     Ve(VeRequest),
     /// About OS templates.
     Template(TemplateRequest),
-    /// About the cluster.
-    Cluster(ClusterRequest),
 }
 
 /// One line of an answer.
