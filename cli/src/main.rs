@@ -7,6 +7,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing is what they are for")]
 
 mod talk;
+mod vzcluster;
 mod vznode;
 
 use std::{ffi::OsString, path::Path, process::ExitCode};
@@ -14,7 +15,7 @@ use std::{ffi::OsString, path::Path, process::ExitCode};
 /// A program: its name, and what runs it with its own name as the first argument.
 type Program = (&'static str, fn(Vec<OsString>) -> ExitCode);
 
-const PROGRAMS: &[Program] = &[("vznode", vznode::run)];
+const PROGRAMS: &[Program] = &[("vzcluster", vzcluster::run), ("vznode", vznode::run)];
 
 fn main() -> ExitCode {
     let mut arguments: Vec<OsString> = std::env::args_os().collect();

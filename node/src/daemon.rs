@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use crate::{
     api::{self, ServeError},
+    cluster::{Cluster, ClusterError},
     config::Config,
 };
 
@@ -21,6 +22,9 @@ pub enum DaemonError {
         /// Why.
         source: std::io::Error,
     },
+    /// The cluster's log cannot be taken up.
+    #[error("cannot take part in the cluster")]
+    Cluster(#[from] ClusterError),
     /// Signals cannot be received.
     #[error("cannot wait for signals")]
     Signals(#[source] std::io::Error),
@@ -34,6 +38,8 @@ pub enum DaemonError {
 pub struct Daemon {
     /// The settings.
     pub config: Config,
+    /// This node's part in the cluster.
+    pub cluster: Arc<Cluster>,
 }
 
 /// Runs the daemon until SIGTERM or SIGINT. VEs go on without it.
@@ -45,7 +51,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
     let socket = config.socket();
-    let daemon = Arc::new(Daemon { config });
+    let cluster = Cluster::open(&config.state_dir).await?;
+    let daemon = Arc::new(Daemon { config, cluster: cluster.clone() });
     api::serve(daemon, &socket)?;
     info!(socket = %socket.display(), "ready");
     if let Err(source) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
@@ -56,5 +63,6 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         _ = interrupt.recv() => info!("stopping on SIGINT"),
     }
     let _ = std::fs::remove_file(&socket);
+    cluster.close().await;
     Ok(())
 }

@@ -8,11 +8,13 @@
 //! and an arm in [`server`].
 
 mod client;
+mod cluster;
 mod node;
 mod server;
 mod wire;
 
 pub use client::Client;
+pub use cluster::{ClusterRequest, MemberView};
 pub use node::{NodeRequest, NodeStatus};
 pub use server::{ServeError, Sink, serve};
 pub use wire::{Event, Failure, Progress, Request, chain};

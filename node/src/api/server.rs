@@ -18,7 +18,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    Event, Failure, Progress, Request, node,
+    Event, Failure, Progress, Request, cluster, node,
     wire::{DESCRIPTORS_MAX, REQUEST_LIMIT},
 };
 use crate::daemon::Daemon;
@@ -159,6 +159,7 @@ async fn answer(daemon: Arc<Daemon>, request: Request, descriptors: Vec<OwnedFd>
     let _ = &descriptors;
     let outcome = match request {
         Request::Node(request) => node::handle(&daemon, &request),
+        Request::Cluster(request) => cluster::handle(&daemon, request).await,
     };
     let last = match outcome {
         Ok(value) => Event::Result(value),

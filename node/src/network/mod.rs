@@ -1,9 +1,9 @@
 //! The network of a node and of its VEs.
 //!
 //! A node has one [`bridge`]. Each VE has a pair of interfaces, one end on the bridge and one
-//! inside ([`interface`]). During a migration what the VE's network namespace holds is read
-//! ([`capture`]) and made again ([`rebuild`]), the frames that arrive meanwhile are kept
-//! ([`hold`]), and the LAN is told where the VE is now ([`announce`]).
+//! inside ([`interface`]). During a migration what the VE's network namespace holds is read and
+//! made again ([`state`]), the frames that arrive meanwhile are kept ([`hold`]), and the LAN is
+//! told where the VE is now ([`announce`]).
 //!
 //! Everything here is synchronous and works in the network namespace of the calling thread, or
 //! in one that is given.
@@ -16,6 +16,7 @@ pub mod link;
 pub mod netlink;
 pub mod nftables;
 mod shape;
+pub mod state;
 
 pub use self::{
     announce::Announcer,
@@ -50,6 +51,20 @@ pub enum NetworkError {
     NoUplink {
         /// The configured name.
         name: String,
+    },
+    /// A link that something refers to is not there.
+    #[error("the network link {name} does not exist")]
+    NoLink {
+        /// Its name.
+        name: String,
+    },
+    /// A setting could not be made as it was.
+    #[error("cannot set net/{path}")]
+    Setting {
+        /// Its path below `/proc/sys/net`.
+        path: String,
+        /// The kernel's answer.
+        source: std::io::Error,
     },
 }
 

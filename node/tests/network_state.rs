@@ -1,0 +1,229 @@
+//! What a VE's network namespace holds is the same after it was captured and rebuilt.
+//!
+//! Needs root. Works only in network namespaces of its own. The namespace is furnished with the
+//! tools that people use, so that the capture is tested against those and not against itself.
+#![expect(clippy::unwrap_used, reason = "a test that cannot set up its hosts has failed")]
+
+use std::{process::Command, time::Instant};
+
+use ckpt_engine::sys::netns::Netns;
+use ckpt_format::{codec, network::Mac};
+use node::network::{
+    Bridge, BridgeConfig, Gate, Interface, InterfaceConfig,
+    state::{Captured, Expected, RESTORE_WINDOW, Routes, capture, rebuild, set_routes},
+};
+
+struct Ve {
+    netns: Netns,
+    _host: Netns,
+}
+
+/// A namespace with an interface on the bridge of a host of its own.
+fn ve(mac: Mac, gate: Gate) -> Ve {
+    let host = Netns::create().expect("needs root");
+    let netns = Netns::create().unwrap();
+    let config = InterfaceConfig {
+        host_name: "veth101.0".into(),
+        name: "eth0".into(),
+        mac,
+        addresses: vec!["10.99.1.1/16".parse().unwrap(), "fd99::1/64".parse().unwrap()],
+        gateways: vec![[10, 99, 0, 1].into()],
+    };
+    host.run(|| {
+        let bridge = Bridge::ensure(&BridgeConfig::default()).unwrap();
+        match gate {
+            Gate::Open => Interface::attach(&netns, &bridge, &config).unwrap(),
+            Gate::Closed => Interface::create(&netns, &bridge, &config, gate).unwrap(),
+        };
+    })
+    .unwrap();
+    Ve { netns, _host: host }
+}
+
+fn expected(mac: Mac) -> Vec<Expected> {
+    vec![Expected { name: "eth0".into(), mac }]
+}
+
+fn shell(netns: &Netns, script: &str) {
+    let output = netns.run(|| Command::new("sh").args(["-ec", script]).output()).unwrap().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn objects(captured: &Captured) -> Vec<&str> {
+    captured.blockers.iter().map(|blocker| blocker.object.as_str()).collect()
+}
+
+const FURNITURE: &str = "
+ip link set eth0 mtu 1400 txqueuelen 500 allmulticast on
+ip addr add 10.99.1.2/16 dev eth0 label eth0:web
+ip addr add 10.98.0.1/24 dev eth0 noprefixroute
+ip addr add 192.0.2.1 peer 192.0.2.2 dev eth0
+ip addr add fd99::2/64 dev eth0 nodad
+ip addr add 10.97.0.1/24 dev eth0 metric 50 valid_lft 3000 preferred_lft 2000
+ip route add 10.50.0.0/16 via 10.99.0.9 metric 7 mtu 1300 advmss 1200
+ip route add 10.51.0.0/16 nexthop via 10.99.0.8 weight 2 nexthop via 10.99.0.9
+ip route add blackhole 10.52.0.0/16
+ip route add unreachable fd98::/32
+ip route add 10.53.0.0/16 via inet6 fd99::9
+ip route add 10.54.0.0/16 via 172.16.0.1 dev eth0 onlink
+ip route add default via 10.99.0.1 table 100
+ip route add fd97::/48 via fd99::9 metric 30
+ip -6 route add default via fe80::1 dev eth0
+ip route del 10.99.0.0/16 dev eth0 proto kernel
+ip route add 10.99.0.0/16 dev eth0 proto static scope link src 10.99.1.2
+ip rule add from 10.99.1.2 table 100 priority 500
+ip rule add fwmark 0x7/0xff table 100
+ip rule add iif eth0 lookup main suppress_prefixlength 0
+ip -6 rule add to fd97::/48 table 200
+ip rule del priority 32767
+ip neigh add 10.99.0.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent
+ip neigh add 10.99.0.8 lladdr 02:00:00:00:00:08 dev eth0 nud reachable
+ip neigh add fd99::9 lladdr 02:00:00:00:00:09 router dev eth0 nud stale
+ip neigh add proxy 10.99.3.3 dev eth0
+echo 1 > /proc/sys/net/ipv4/ip_forward
+echo 77 > /proc/sys/net/ipv4/tcp_keepalive_time
+echo 2 > /proc/sys/net/ipv4/conf/eth0/rp_filter
+echo '2000 3000' > /proc/sys/net/ipv4/ip_local_port_range
+";
+
+#[test]
+fn a_furnished_namespace_is_the_same_after_it_was_rebuilt() {
+    let mac = Mac::local([7; 6]);
+    let source = ve(mac, Gate::Open);
+    shell(&source.netns, FURNITURE);
+    let captured = capture(&source.netns, &expected(mac), None).unwrap();
+    assert_eq!(objects(&captured), [""; 0]);
+    let network = codec::decode(&codec::encode(&captured.network)).unwrap();
+    assert_eq!(captured.network, network);
+
+    let target = ve(mac, Gate::Closed);
+    rebuild(&target.netns, &network, Routes::ForRestore).unwrap();
+    rebuild(&target.netns, &network, Routes::Exact).unwrap();
+    let again = capture(&target.netns, &expected(mac), None).unwrap();
+    assert_eq!(objects(&again), [""; 0]);
+    same(&again, &captured);
+
+    // In the blackout, when nothing has changed, this must cost next to nothing.
+    let start = Instant::now();
+    let quick = capture(&source.netns, &expected(mac), Some(&network.settings)).unwrap();
+    let capture_time = start.elapsed();
+    let start = Instant::now();
+    rebuild(&target.netns, &quick.network, Routes::Exact).unwrap();
+    println!("second capture {capture_time:?}, second rebuild {:?}", start.elapsed());
+
+    // What went away on the source goes away on the target.
+    shell(&source.netns, "ip addr del 10.99.1.2/16 dev eth0; ip rule del priority 500");
+    shell(&source.netns, "ip route del 10.51.0.0/16; ip route del default via 10.99.0.1");
+    let captured = capture(&source.netns, &expected(mac), Some(&network.settings)).unwrap();
+    rebuild(&target.netns, &captured.network, Routes::Exact).unwrap();
+    let again = capture(&target.netns, &expected(mac), Some(&network.settings)).unwrap();
+    same(&again, &captured);
+}
+
+/// Compares list by list, so that a difference can be read.
+fn same(found: &Captured, wanted: &Captured) {
+    let (found, wanted) = (&found.network, &wanted.network);
+    assert_eq!(found.links, wanted.links);
+    let addresses = |network: &ckpt_format::network::Network| {
+        let mut addresses = network.addresses.clone();
+        for address in &mut addresses {
+            // The rest of a limited life goes on.
+            if address.lifetime_s.1 != u32::MAX {
+                assert!(address.lifetime_s.1 > 2900);
+                address.lifetime_s = (0, 0);
+            }
+        }
+        addresses.sort_by_key(|address| (address.local, address.prefix));
+        addresses
+    };
+    assert_eq!(addresses(found), addresses(wanted));
+    let sorted = |network: &ckpt_format::network::Network| {
+        let mut routes: Vec<_> = network.routes.iter().map(|r| format!("{r:?}")).collect();
+        routes.sort();
+        routes
+    };
+    assert_eq!(sorted(found), sorted(wanted));
+    assert_eq!(found.rules, wanted.rules);
+    let sorted = |network: &ckpt_format::network::Network| {
+        let mut neighbours = network.neighbours.clone();
+        neighbours.sort_by_key(|neighbour| (neighbour.address, neighbour.flags));
+        neighbours
+    };
+    assert_eq!(sorted(found), sorted(wanted));
+    assert_eq!(found.settings, wanted.settings);
+}
+
+#[test]
+fn a_fresh_ve_has_no_settings_of_its_own() {
+    let mac = Mac::local([8; 6]);
+    let ve = ve(mac, Gate::Open);
+    let start = Instant::now();
+    let captured = capture(&ve.netns, &expected(mac), None).unwrap();
+    println!("first capture {:?}", start.elapsed());
+    let settings: Vec<_> =
+        captured.network.settings.iter().map(|setting| setting.path.as_str()).collect();
+    // The one setting that follows the link.
+    assert_eq!(settings, ["ipv6/conf/eth0/mtu"]);
+}
+
+#[test]
+fn what_cannot_be_moved_is_named() {
+    let mac = Mac::local([9; 6]);
+    let ve = ve(mac, Gate::Open);
+    shell(
+        &ve.netns,
+        "ip link add br9 type bridge
+         nft add table inet mine
+         tc qdisc add dev eth0 root tbf rate 1mbit burst 10kb latency 50ms
+         ip nexthop add id 7 via 10.99.0.9 dev eth0
+         ip route add 10.60.0.0/16 nhid 7
+         ip rule add uidrange 0-0 table 100",
+    );
+    let captured = capture(&ve.netns, &expected(mac), None).unwrap();
+    let mut found = objects(&captured);
+    found.sort_unstable();
+    assert_eq!(
+        found,
+        [
+            "network link br9",
+            "nftables rules",
+            "route with a next-hop object",
+            "routing rule of a kind that is not known",
+            "traffic control tbf on eth0",
+        ]
+    );
+    let other = capture(&ve.netns, &expected(Mac::local([1; 6])), Some(&[])).unwrap();
+    assert!(objects(&other).contains(&"changed hardware address of eth0"));
+}
+
+#[test]
+fn the_restore_window_comes_and_goes() {
+    let mac = Mac::local([10; 6]);
+    let ve = ve(mac, Gate::Open);
+    let network = capture(&ve.netns, &expected(mac), Some(&[])).unwrap().network;
+    let windows = || {
+        let routes = capture(&ve.netns, &expected(mac), Some(&[])).unwrap().network.routes;
+        routes.iter().filter(|route| route.metrics.contains(&(11, RESTORE_WINDOW))).count()
+    };
+    assert_eq!(windows(), 0);
+    set_routes(&ve.netns, &network, Routes::ForRestore).unwrap();
+    assert!(windows() >= 2, "the connected network and the default route");
+    let start = Instant::now();
+    set_routes(&ve.netns, &network, Routes::Exact).unwrap();
+    println!("routes set back in {:?}", start.elapsed());
+    assert_eq!(windows(), 0);
+    let again = capture(&ve.netns, &expected(mac), Some(&[])).unwrap().network;
+    assert_eq!(again.routes.len(), network.routes.len());
+}
+
+#[test]
+fn a_hostile_setting_is_refused() {
+    let netns = Netns::create().unwrap();
+    for path in ["../kernel/hostname", "/etc/passwd", "ipv4/../../kernel/hostname"] {
+        let network = ckpt_format::network::Network {
+            settings: vec![ckpt_format::network::Setting { path: path.into(), value: "x".into() }],
+            ..Default::default()
+        };
+        assert!(rebuild(&netns, &network, Routes::Exact).is_err(), "{path}");
+    }
+}
