@@ -19,7 +19,7 @@ use node::{
 };
 
 /// The name of the template.
-pub const TEMPLATE: &str = "tiny";
+pub(crate) const TEMPLATE: &str = "tiny";
 
 const PROGRAMS: &[&str] = &[
     "/bin/sh",
@@ -43,16 +43,16 @@ const HALT: &str = "#!/bin/sh\nkill -TERM 1\n";
 const READY_MAX: Duration = Duration::from_secs(20);
 
 /// A host with a daemon.
-pub struct Host {
-    pub directory: tempfile::TempDir,
-    pub netns: Netns,
+pub(crate) struct Host {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) netns: Netns,
     parent: String,
     daemon: Option<Child>,
 }
 
 impl Host {
     /// Starts one. `name` tells it from others of the same test program.
-    pub fn start(name: &str) -> Self {
+    pub(crate) fn start(name: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let parent = format!("ferry-test-{}-{name}", std::process::id());
         let root = directory.path();
@@ -70,10 +70,10 @@ impl Host {
     }
 
     /// Starts the daemon, and waits until it answers.
-    pub fn start_daemon(&mut self) {
+    pub(crate) fn start_daemon(&mut self) {
         let config = self.directory.path().join("vzd.toml");
-        let log = File::options().create(true).append(true);
-        let log = log.clone().open(self.directory.path().join("vzd.log")).expect("a log");
+        let log = self.directory.path().join("vzd.log");
+        let log = File::options().create(true).append(true).open(log).expect("a log");
         let spawn = || {
             Command::new(env!("CARGO_BIN_EXE_vzd"))
                 .arg("--config")
@@ -91,46 +91,49 @@ impl Host {
     }
 
     /// Ends the daemon as a crash would.
-    pub fn kill_daemon(&mut self) {
+    pub(crate) fn kill_daemon(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.kill().expect("our child");
             daemon.wait().expect("our child");
         }
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join("vzd.log")).unwrap_or_default()
     }
 
-    pub fn client(&self) -> Result<Client, Failure> {
+    pub(crate) fn client(&self) -> Result<Client, Failure> {
         Client::connect(&self.directory.path().join("run/vzd.sock"))
     }
 
-    pub fn ask<T: serde::de::DeserializeOwned>(&self, request: &Request) -> Result<T, Failure> {
+    pub(crate) fn ask<T: serde::de::DeserializeOwned>(
+        &self,
+        request: &Request,
+    ) -> Result<T, Failure> {
         self.client()?.ask(request)
     }
 
     /// A request about a VE whose answer says nothing.
-    pub fn ve(&self, request: VeRequest) -> Result<(), Failure> {
+    pub(crate) fn ve(&self, request: VeRequest) -> Result<(), Failure> {
         self.ask::<serde_json::Value>(&Request::Ve(request)).map(drop)
     }
 
-    pub fn create(&self, ve: &str, changes: Changes) -> Result<(), Failure> {
+    pub(crate) fn create(&self, ve: &str, changes: Changes) -> Result<(), Failure> {
         let template = changes.ostemplate.clone().or(Some(TEMPLATE.into()));
         let changes = Changes { ostemplate: template, ..changes };
         self.ve(VeRequest::Create { ve: ve.into(), changes })
     }
 
-    pub fn start_ve(&self, ve: &str) -> Result<(), Failure> {
+    pub(crate) fn start_ve(&self, ve: &str) -> Result<(), Failure> {
         self.ve(VeRequest::Start { ve: ve.into(), force: false, wait: true })
     }
 
-    pub fn list(&self) -> Vec<Listed> {
+    pub(crate) fn list(&self) -> Vec<Listed> {
         self.ask(&Request::Ve(VeRequest::List)).expect("a list")
     }
 
     /// Runs a shell script in a VE: what it printed, and its exit status.
-    pub fn run(&self, ve: &str, script: &str) -> (String, i32) {
+    pub(crate) fn run(&self, ve: &str, script: &str) -> (String, i32) {
         let (mut reader, writer) = std::io::pipe().expect("a pipe");
         let null = File::open("/dev/null").expect("/dev/null");
         let arguments = ["/bin/sh", "-c", script].map(str::to_owned).into();
@@ -146,7 +149,7 @@ impl Host {
     }
 
     /// All cgroups of this host's VEs, in all hierarchies.
-    pub fn cgroups(&self) -> Vec<PathBuf> {
+    pub(crate) fn cgroups(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         for parent in self.parents() {
             let entries = fs::read_dir(parent).into_iter().flatten().flatten();
