@@ -99,3 +99,4 @@ impl Source<'_> {
         self.processes.iter().find(|holder| holder.host_pid == host_pid).map(|holder| holder.pid)
     }
 }
+#[cfg(test)]
