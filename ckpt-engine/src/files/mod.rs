@@ -39,6 +39,7 @@ mod find;
 mod info;
 mod lock;
 mod memfd;
+mod multicast;
 mod netlink;
 mod options;
 mod packet;
@@ -99,4 +100,3 @@ impl Source<'_> {
         self.processes.iter().find(|holder| holder.host_pid == host_pid).map(|holder| holder.pid)
     }
 }
-#[cfg(test)]

@@ -22,6 +22,9 @@ const SO_PASSPIDFD: i32 = 76;
 const SO_BUF_LOCK: i32 = 72;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
 
+/// A packet filter, whose value is its program.
+const FILTER: (i32, i32) = (SOL, libc::SO_ATTACH_FILTER);
+
 const COMMON: &[Entry] = &[
     Entry(SOL, libc::SO_REUSEADDR, 4, 0),
     Entry(SOL, libc::SO_KEEPALIVE, 4, 0),
@@ -148,6 +151,11 @@ pub(super) fn capture(fd: BorrowedFd<'_>, family: Family) -> io::Result<Vec<Sock
             options.push(SocketOption { level, name, value });
         }
     }
+    let filter = socket::filter(fd)?;
+    if !filter.is_empty() {
+        let (level, name) = FILTER;
+        options.push(SocketOption { level, name, value: filter });
+    }
     for name in [libc::SO_SNDBUF, libc::SO_RCVBUF, SO_BUF_LOCK] {
         let mut value = [0u8; 4];
         socket::option(fd, SOL, name, &mut value)?;
@@ -163,6 +171,10 @@ fn is_buffer(option: &SocketOption) -> bool {
 /// Sets all options but the sizes of the buffers, before the socket is bound.
 pub(super) fn rebuild(fd: BorrowedFd<'_>, options: &[SocketOption]) -> io::Result<()> {
     for option in options.iter().filter(|option| !is_buffer(option)) {
+        if (option.level, option.name) == FILTER {
+            socket::attach_filter(fd, &option.value)?;
+            continue;
+        }
         let result = socket::set_option(fd, option.level, option.name, &option.value);
         // A congestion control that this kernel does not have is no reason to stop: the
         // connection works with the kernel's own choice.
