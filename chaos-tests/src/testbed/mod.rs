@@ -18,9 +18,10 @@
 //! nothing behind even when every process of it was killed half way.
 
 use std::{
+    ffi::OsStr,
     io,
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::Command,
 };
 
 use node::network::NetworkError;
@@ -319,23 +320,26 @@ impl Testbed {
         };
     }
 
-    /// Starts a command on a host. It goes away with the testbed.
-    pub fn spawn(&self, host: &Host, command: &mut Command) -> Result<Child, TestbedError> {
-        self.prepare(host, command);
-        let netns = self.layout.open_netns(host)?;
-        let program = PathBuf::from(command.get_program());
-        let child = netns
-            .run(|| command.spawn())
-            .map_err(system("enter the namespace of", host.to_string()))?
-            .map_err(system("run", program))?;
-        cgroups::adopt(&self.layout, child.id())?;
-        Ok(child)
+    /// A command that runs on a host and goes away with the testbed, whatever it starts. Its
+    /// process becomes the program, so its number, input, output and exit status are the
+    /// program's.
+    pub fn command(&self, host: &Host, program: impl AsRef<OsStr>) -> Command {
+        // By way of the testbed program: it is inside before the program runs. A process that
+        // was moved from outside could have children by then.
+        let mut command = Command::new(self.state.programs.join("testbed"));
+        command.args(["--name", self.layout.name()]).arg("--dir").arg(self.layout.base());
+        match host {
+            Host::Node(_) => command.args(["exec", &host.to_string()]),
+            Host::Client => command.arg("client"),
+        };
+        command.arg("--").arg(program);
+        command
     }
 
     /// Moves the calling thread, which must be the only one of its process, into a host for
     /// good: what it executes then runs there.
     pub fn enter(&self, host: &Host) -> Result<(), TestbedError> {
-        cgroups::adopt(&self.layout, std::process::id())?;
+        cgroups::adopt_self(&self.layout)?;
         let netns = self.layout.open_netns(host)?;
         nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET)
             .map_err(|errno| system("enter the namespace of", host.to_string())(errno.into()))
