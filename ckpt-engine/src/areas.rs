@@ -106,7 +106,7 @@ fn backing(line: &MapLine) -> Backing {
             Backing::Anonymous { name: name.map(str::to_owned) }
         }
         _ if line.device == shm_device() => Backing::Shared { object: line.inode },
-        path => Backing::File { path: path.to_owned() },
+        path => Backing::File { path: path.to_owned(), inode: line.inode },
     }
 }
 
@@ -197,7 +197,7 @@ mod tests {
 
     fn area(start: u64, end: u64, path: Option<&str>, offset: u64) -> Area {
         let backing = match path {
-            Some(path) => Backing::File { path: path.to_owned() },
+            Some(path) => Backing::File { path: path.to_owned(), inode: 1 },
             None => Backing::Anonymous { name: None },
         };
         Area {

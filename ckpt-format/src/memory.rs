@@ -52,6 +52,8 @@ pub enum Backing {
     File {
         /// The path inside the VE.
         path: String,
+        /// The inode number on the source: tells a file from another one that took its name.
+        inode: u64,
     },
     /// Memory shared between mappings: see [`SharedObject`].
     Shared {

@@ -12,10 +12,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use transport::{CallError, CallHandler, Endpoint, Gate, NodeId, PeerInfo, Service};
 
-use crate::command::{Answer, Command, Refused, Request, Response};
-use crate::ids::RequestId;
+use crate::core::RequestId;
+use crate::core::State;
+use crate::core::{Answer, Command, Refused, Request, Response};
 use crate::raft::{Node, NodeConfig, NodeError, Peers, Written};
-use crate::state::State;
 
 /// How long a command is tried by default: long enough for an election and a second one.
 const PATIENCE: Duration = Duration::from_secs(15);

@@ -7,7 +7,9 @@ use tracing::{info, warn};
 
 use crate::{
     api::{self, ServeError},
+    cluster::{Cluster, ClusterError},
     config::Config,
+    ve::{Runtime, VeError},
 };
 
 /// Why the daemon cannot run.
@@ -21,9 +23,15 @@ pub enum DaemonError {
         /// Why.
         source: std::io::Error,
     },
+    /// The cluster's log cannot be taken up.
+    #[error("cannot take part in the cluster")]
+    Cluster(#[from] ClusterError),
     /// Signals cannot be received.
     #[error("cannot wait for signals")]
     Signals(#[source] std::io::Error),
+    /// The VEs cannot be managed.
+    #[error("cannot manage VEs")]
+    Runtime(#[source] VeError),
     /// The API cannot be served.
     #[error("cannot serve the API")]
     Serve(#[from] ServeError),
@@ -34,6 +42,10 @@ pub enum DaemonError {
 pub struct Daemon {
     /// The settings.
     pub config: Config,
+    /// This node's part in the cluster.
+    pub cluster: Arc<Cluster>,
+    /// The VEs.
+    pub runtime: Arc<Runtime>,
 }
 
 /// Runs the daemon until SIGTERM or SIGINT. VEs go on without it.
@@ -45,16 +57,20 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
     let socket = config.socket();
-    let daemon = Arc::new(Daemon { config });
+    let cluster = Cluster::open(&config.state_dir).await?;
+    let runtime = Runtime::open(&config).map_err(DaemonError::Runtime)?;
+    let daemon = Arc::new(Daemon { config, cluster: cluster.clone(), runtime: runtime.clone() });
     api::serve(daemon, &socket)?;
     info!(socket = %socket.display(), "ready");
     if let Err(source) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         warn!(%source, "cannot tell the service manager that we are ready");
     }
+    tokio::spawn(async move { runtime.boot().await });
     tokio::select! {
         _ = terminate.recv() => info!("stopping on SIGTERM"),
         _ = interrupt.recv() => info!("stopping on SIGINT"),
     }
     let _ = std::fs::remove_file(&socket);
+    cluster.close().await;
     Ok(())
 }

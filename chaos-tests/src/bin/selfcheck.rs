@@ -70,9 +70,9 @@ struct Run {
     /// Address and port of `selfcheck peer`; without it the workloads that need it are left out.
     #[arg(long)]
     peer: Option<SocketAddr>,
-    /// Damage what this workload holds; its own check must notice.
-    #[arg(long)]
-    plant: Option<String>,
+    /// Damage what these workloads hold; their own checks must notice.
+    #[arg(long, value_delimiter = ',')]
+    plant: Vec<String>,
     /// End after so many seconds.
     #[arg(long)]
     seconds: Option<u64>,
@@ -228,16 +228,14 @@ fn detach(run: &Run) -> Result<bool, SelfcheckError> {
     fs::create_dir_all(&run.place.dir)?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["run", "--own-session", "--dir"]).arg(&run.place.dir);
-    for (option, list) in [("--only", &run.only), ("--skip", &run.skip)] {
+    let lists = [("--only", &run.only), ("--skip", &run.skip), ("--plant", &run.plant)];
+    for (option, list) in lists {
         if !list.is_empty() {
             command.arg(option).arg(list.join(","));
         }
     }
     if let Some(peer) = run.peer {
         command.arg("--peer").arg(peer.to_string());
-    }
-    if let Some(plant) = &run.plant {
-        command.arg("--plant").arg(plant);
     }
     let log = File::create(run.place.dir.join("log"))?;
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);

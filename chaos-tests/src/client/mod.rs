@@ -9,6 +9,7 @@ pub mod latency;
 pub mod load;
 pub mod plot;
 pub mod record;
+pub mod remote;
 pub mod report;
 pub mod resp;
 pub mod svg;

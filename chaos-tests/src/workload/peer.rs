@@ -34,8 +34,9 @@ pub const PILE_UP: Duration = Duration::from_millis(1500);
 pub fn serve(address: SocketAddr) -> io::Result<bool> {
     let signals = blocked_signals()?;
     let listener = TcpListener::bind(address)?;
+    let address = listener.local_addr()?;
     let datagrams = UdpSocket::bind(address)?;
-    println!("listening on {}", listener.local_addr()?);
+    println!("listening on {address}");
     io::stdout().flush()?;
     let failures = Arc::new(AtomicU64::new(0));
     std::thread::spawn(move || answer_datagrams(&datagrams));

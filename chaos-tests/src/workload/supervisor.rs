@@ -32,8 +32,8 @@ pub struct Plan {
     pub folder: PathBuf,
     /// The companion on another host.
     pub peer: Option<SocketAddr>,
-    /// A workload whose check must fail.
-    pub plant: Option<String>,
+    /// Workloads whose checks must fail.
+    pub plant: Vec<String>,
     /// Ends by itself after this time; without it on SIGTERM or SIGINT.
     pub time: Option<Duration>,
 }
@@ -70,7 +70,7 @@ impl Supervisor {
             if let Some(peer) = plan.peer {
                 command.arg("--peer").arg(peer.to_string());
             }
-            if plan.plant.as_deref() == Some(workload.name) {
+            if plan.plant.iter().any(|name| name == workload.name) {
                 command.arg("--plant");
             }
             command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log).process_group(0);

@@ -37,19 +37,27 @@ mod epoll;
 mod event;
 mod find;
 mod info;
+mod lock;
 mod memfd;
+mod netlink;
 mod options;
+mod packet;
 mod path;
 mod pipe;
+mod process;
 mod rebuild;
 mod remote;
 mod socket;
 mod tcp;
+mod terminal;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_network;
 mod timer;
+mod udp;
 mod unix;
 
 pub use capture::{Captured, Undo, capture, check, mend};

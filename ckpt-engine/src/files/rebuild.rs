@@ -17,7 +17,10 @@ use nix::{
     sys::stat::Mode,
 };
 
-use super::{Argument, Remote, deleted, epoll, event, memfd, path, pipe, socket, tcp, timer, unix};
+use super::{
+    Argument, Remote, deleted, epoll, event, lock, memfd, path, pipe, process, socket, tcp,
+    terminal, timer, unix,
+};
 use crate::sys::{
     descriptor::{self, Change},
     identity,
@@ -114,6 +117,7 @@ pub(super) struct Rebuild<'a> {
     pub(super) target: &'a Target,
     pub(super) deleted: HashMap<u32, OwnedFd>,
     pub(super) pipes: pipe::Pipes,
+    pub(super) terminals: terminal::Terminals,
     pub(super) made: Vec<Option<OwnedFd>>,
     pub(super) connections: Vec<tcp::Connection>,
     /// Ends of unix sockets whose peers are gone, by the end that is left.
@@ -138,6 +142,7 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
         target,
         deleted: HashMap::new(),
         pipes: HashMap::new(),
+        terminals: HashMap::new(),
         made: files.files.iter().map(|_| None).collect(),
         connections: Vec::new(),
         gone: HashMap::new(),
@@ -150,7 +155,13 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
             rebuild.made[place] = Some(rebuild.make(file)?);
         }
     }
+    terminal::settle(&mut rebuild)?;
     unix::fill(&mut rebuild)?;
+    for (place, file) in files.files.iter().enumerate() {
+        if let Some(fd) = rebuild.made[place].as_ref().filter(|_| !file.locks.is_empty()) {
+            lock::rebuild(fd.as_fd(), &file.locks)?;
+        }
+    }
     epoll::fill(&rebuild)?;
     let Rebuild { made, connections, .. } = rebuild;
     Ok(Rebuilt { made, connections })
@@ -172,10 +183,17 @@ impl Rebuild<'_> {
                 return memfd::rebuild(self, *object, *offset, file.flags);
             }
             Kind::Pipe { pipe } => return pipe::rebuild(self, *pipe, file.flags),
+            Kind::PtyMaster { terminal } => {
+                return terminal::rebuild(self, *terminal, true, file.flags);
+            }
+            Kind::PtySlave { terminal, .. } => {
+                return terminal::rebuild(self, *terminal, false, file.flags);
+            }
             Kind::Event(event) => event::rebuild_event(*event)?,
             Kind::Signal { mask } => event::rebuild_signal(*mask)?,
             Kind::Timer(timer) => timer::rebuild(timer)?,
             Kind::Epoll { .. } => epoll::make()?,
+            Kind::Process { pid, thread } => process::rebuild(self.target, *pid, *thread)?,
             // Sockets are made before, because they refer to each other.
             _ => return Err(RebuildError::Damaged),
         };
@@ -206,6 +224,8 @@ impl Rebuilt {
         remote: &mut dyn Remote,
     ) -> Result<(), RebuildError> {
         unix::finish(files, tables, remote)?;
+        lock::finish(files, tables, remote)?;
+        terminal::finish(files, tables, remote)?;
         for (place, file) in files.files.iter().enumerate() {
             let Some(owner) = file.owner else { continue };
             let id = FileId(u32::try_from(place).map_err(|_| RebuildError::Damaged)?);

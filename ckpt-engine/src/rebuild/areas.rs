@@ -154,7 +154,7 @@ impl Work<'_> {
         match &area.backing {
             Backing::Vdso | Backing::Vvar | Backing::Vsyscall => return Ok(()),
             Backing::Anonymous { .. } => flags |= libc::MAP_ANONYMOUS,
-            Backing::File { path } => {
+            Backing::File { path, .. } => {
                 self.open(path, area.shared && area.may_write);
                 fd = 0;
             }

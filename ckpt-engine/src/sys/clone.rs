@@ -70,6 +70,16 @@ pub fn close_from(first: i32) -> io::Result<()> {
     }
 }
 
+/// Lets every descriptor from `first` upwards end with the next program that this process becomes.
+pub fn close_on_exec_from(first: i32) -> io::Result<()> {
+    let (first, flags) = (first.cast_unsigned(), libc::CLOSE_RANGE_CLOEXEC);
+    // SAFETY: no pointers, and no descriptor is closed before the process image is replaced.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Moves a descriptor to `number` and closes all others of the process, whoever holds them.
 /// The result is closed on exec. For a process that never returns to whoever held the others.
 pub fn only_descriptor(descriptor: OwnedFd, number: RawFd) -> io::Result<OwnedFd> {
@@ -165,6 +175,21 @@ pub fn open_terminal_peer(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     match unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) } {
         // SAFETY: the kernel has just made this descriptor for us alone.
         fd if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Gives one terminal the size of another.
+pub fn copy_window_size(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: all zeros is a valid size.
+    let mut size: libc::winsize = unsafe { std::mem::zeroed() };
+    // SAFETY: TIOCGWINSZ fills in the structure, which lives through the call.
+    if unsafe { libc::ioctl(from.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: TIOCSWINSZ reads the structure, which lives through the call.
+    match unsafe { libc::ioctl(to.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) } {
+        0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }

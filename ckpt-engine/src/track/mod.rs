@@ -129,6 +129,8 @@ pub struct Tracker {
     shared: HashMap<u64, TrackedObject>,
     /// Objects that are only open, not mapped.
     open: HashMap<u64, SharedObject>,
+    /// Processes that hang outside the tree of the VE's init, as numbered on the host.
+    strangers: Vec<i32>,
     lives: u64,
     frozen: bool,
 }
@@ -142,6 +144,7 @@ impl Tracker {
             processes: BTreeMap::new(),
             shared: HashMap::new(),
             open: HashMap::new(),
+            strangers: Vec::new(),
             lives: 0,
             frozen: false,
         }
@@ -182,16 +185,28 @@ impl Tracker {
         self.processes.values()
     }
 
+    /// The processes of the last round that the host has put into the VE (`vzctl exec`), as
+    /// numbered on the host: they are not part of its tree, and cannot move with it.
+    pub fn strangers(&self) -> &[i32] {
+        &self.strangers
+    }
+
     /// Brings the list of processes up to date and arms the new ones.
     fn refresh(&mut self) -> Result<Layout, TrackError> {
         let seen = list(&self.cgroup)?;
+        let order = in_tree_order(&seen);
+        self.strangers = seen
+            .iter()
+            .filter(|process| order.iter().all(|known| known.host != process.host))
+            .map(|process| process.host)
+            .collect();
         self.processes.retain(|host, tracked| {
             seen.iter().any(|seen| seen.host == *host && seen.start_time == tracked.start_time())
         });
         let mut layout = Layout::default();
         let mut objects = HashMap::new();
         let frozen = self.frozen;
-        for seen in in_tree_order(&seen) {
+        for seen in order {
             let (life, areas) = match seen.zombie {
                 Some(_) => (seen.start_time, Vec::new()),
                 None => match self.refresh_process(&seen) {

@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use super::disk::{Change, Writer, key};
 use super::log_store::Kept;
 use super::types::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, decode, encode};
-use crate::apply::Core;
-use crate::state::State;
+use crate::core::Core;
+use crate::core::State;
 
 /// The replica of the state on this node.
 #[derive(Debug)]

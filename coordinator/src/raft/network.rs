@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use transport::{CallError, CallHandler, Endpoint, NodeId, Peer, PeerInfo, Service};
 
 use super::types::{Raft, Snapshot, SnapshotMeta, TypeConfig, Vote, decode, encode};
-use crate::state::State;
+use crate::core::State;
 
 /// A snapshot is given this long, whatever a heartbeat may take.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(30);

@@ -15,9 +15,9 @@ use super::log_store::LogStore;
 use super::machine::Machine;
 use super::network::{Peers, Server};
 use super::types::Raft;
-use crate::command::{Answer, Request};
+use crate::core::State;
+use crate::core::{Answer, Request};
 use crate::handle::Leadership;
-use crate::state::State;
 
 /// Voters at most. More would only make each decision slower.
 const VOTERS_MAX: usize = 7;

@@ -10,7 +10,7 @@ use openraft::vote::RaftLeaderId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::command::{Answer, Request};
+use crate::core::{Answer, Request};
 
 openraft::declare_raft_types!(
     pub(crate) TypeConfig:

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::NodeRequest;
+use super::{ClusterRequest, NodeRequest, TemplateRequest, VeRequest};
 
 /// The longest request line accepted, in bytes.
 pub(super) const REQUEST_LIMIT: usize = 1 << 20;
@@ -16,6 +16,12 @@ pub(super) const DESCRIPTORS_MAX: usize = 8;
 pub enum Request {
     /// About the daemon itself.
     Node(NodeRequest),
+    /// About the cluster.
+    Cluster(ClusterRequest),
+    /// About VEs.
+    Ve(VeRequest),
+    /// About OS templates.
+    Template(TemplateRequest),
 }
 
 /// One line of an answer.

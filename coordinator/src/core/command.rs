@@ -9,8 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use transport::{NodeId, Versions};
 
-use crate::ids::{Epoch, MigrationId, RequestId, VeId};
-use crate::state::{Desired, MigrationRecord, Stage};
+use super::ids::{Epoch, MigrationId, RequestId, VeId};
+use super::state::{Desired, MigrationRecord, Stage};
 
 /// What is known of a VE besides who owns it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

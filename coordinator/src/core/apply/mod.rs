@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::command::{Answer, Command, Request};
-use crate::ids::RequestId;
-use crate::state::State;
+use super::command::{Answer, Command, Request};
+use super::ids::RequestId;
+use super::state::State;
 
 /// Answers kept for requests that are sent again.
 const ANSWERS_MAX: usize = 4096;

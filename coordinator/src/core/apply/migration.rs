@@ -10,9 +10,9 @@
 
 use transport::NodeId;
 
-use crate::command::{Answer, Refused, Response};
-use crate::ids::{Epoch, MigrationId, VeId};
-use crate::state::{ENDED_MAX, MigrationRecord, Stage, State};
+use super::super::command::{Answer, Refused, Response};
+use super::super::ids::{Epoch, MigrationId, VeId};
+use super::super::state::{ENDED_MAX, MigrationRecord, Stage, State};
 
 impl State {
     pub(super) fn begin_migration(

@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use transport::NodeId;
 
-use crate::command::{NodeFacts, VeFacts};
-use crate::ids::{Epoch, MigrationId, VeId};
+use super::command::{NodeFacts, VeFacts};
+use super::ids::{Epoch, MigrationId, VeId};
 
 /// Ended migrations kept for those who ask late.
 pub(crate) const ENDED_MAX: usize = 256;

@@ -2,9 +2,9 @@
 
 use transport::NodeId;
 
-use crate::command::{Answer, Clash, Refused, Response, VeFacts};
-use crate::ids::{Epoch, VeId};
-use crate::state::{Desired, State, VeRecord};
+use super::super::command::{Answer, Clash, Refused, Response, VeFacts};
+use super::super::ids::{Epoch, VeId};
+use super::super::state::{Desired, State, VeRecord};
 
 impl State {
     pub(super) fn register_ve(&mut self, ve: VeId, owner: NodeId, facts: VeFacts) -> Answer {

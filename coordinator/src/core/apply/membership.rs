@@ -2,9 +2,9 @@
 
 use transport::NodeId;
 
-use crate::command::{Answer, NodeFacts, Refused, Response, VeBrought};
-use crate::ids::Epoch;
-use crate::state::{State, TokenRecord, VeRecord};
+use super::super::command::{Answer, NodeFacts, Refused, Response, VeBrought};
+use super::super::ids::Epoch;
+use super::super::state::{State, TokenRecord, VeRecord};
 
 impl State {
     pub(super) fn found(&mut self, cluster: String, node: NodeId, facts: NodeFacts) -> Answer {
@@ -87,7 +87,8 @@ impl State {
         if let Some((first, _)) = self.owned_by(node).next() {
             return Err(Refused::NodeOwnsVes { node, count, first });
         }
-        let goes_on = |stage| matches!(stage, crate::Stage::Begun | crate::Stage::Switched);
+        let goes_on =
+            |stage| matches!(stage, super::super::state::Stage::Begun | crate::Stage::Switched);
         let part = self
             .migrations
             .values()

@@ -1,0 +1,199 @@
+//! The cluster at a glance: every node is asked, at the same time.
+
+use std::net::SocketAddr;
+use std::sync::Weak;
+use std::time::{Duration, Instant};
+
+use coordinator::{Desired, State};
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, join_all};
+use serde::{Deserialize, Serialize};
+use transport::{CallError, CallHandler, ConnectError, NodeId, PeerInfo, Service};
+
+use super::service::{Active, Cluster};
+use crate::api::chain;
+
+/// How long a node may take to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What a node says about itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct About {
+    version: String,
+    applied: Option<u64>,
+}
+
+/// Whether a node answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeState {
+    /// It is the one that was asked.
+    Here,
+    /// It answers.
+    Reachable,
+    /// It does not.
+    Unreachable,
+    /// It answers, but not as a node that can be worked with.
+    Incompatible,
+}
+
+/// One node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its number.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub address: Option<SocketAddr>,
+    /// Whether it answers.
+    pub state: NodeState,
+    /// Why not.
+    pub problem: Option<String>,
+    /// Whether it leads.
+    pub leader: bool,
+    /// Whether it votes.
+    pub voter: bool,
+    /// The newest protocol version it speaks.
+    pub protocol: u16,
+    /// The version of its daemon, if it answers.
+    pub version: Option<String>,
+    /// How long its answer took, in milliseconds.
+    pub answer_ms: Option<f64>,
+    /// How many VEs it owns.
+    pub ves: usize,
+}
+
+/// One VE.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VeView {
+    /// Its number.
+    pub ctid: u32,
+    /// Its name.
+    pub name: Option<String>,
+    /// The name of the node that owns it.
+    pub owner: String,
+    /// How often that changed.
+    pub epoch: u64,
+    /// Whether it should run.
+    pub desired: Desired,
+    /// The name of the node it is moving to.
+    pub moving_to: Option<String>,
+}
+
+/// The cluster at a glance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// The cluster's id.
+    pub cluster: String,
+    /// The name of the node that was asked.
+    pub node: String,
+    /// The name of the leader, if there is one.
+    pub leader: Option<String>,
+    /// Whether this node listens for others.
+    pub clustered: bool,
+    /// Whether the state was confirmed by a majority just now.
+    pub confirmed: bool,
+    /// The nodes.
+    pub nodes: Vec<NodeView>,
+    /// The VEs.
+    pub ves: Vec<VeView>,
+}
+
+/// Answers other nodes' questions about this one.
+pub(super) struct Informant(pub(super) Weak<Cluster>);
+
+impl CallHandler for Informant {
+    fn call(&self, _peer: PeerInfo, _request: Vec<u8>) -> BoxFuture<'static, Vec<u8>> {
+        let applied =
+            self.0.upgrade().and_then(|cluster| cluster.coordinator().leadership().applied);
+        async move { ckpt_format::codec::encode(&about(applied)) }.boxed()
+    }
+}
+
+fn about(applied: Option<u64>) -> About {
+    About { version: env!("CARGO_PKG_VERSION").to_owned(), applied }
+}
+
+impl Cluster {
+    /// The cluster at a glance, as this node sees it. Works without a majority too.
+    pub async fn status(&self) -> ClusterStatus {
+        let active = self.active();
+        let confirmed = tokio::time::timeout(PATIENCE, active.coordinator.read());
+        let confirmed = matches!(confirmed.await, Ok(Ok(_)));
+        let state = active.coordinator.state();
+        let leader = active.coordinator.leadership().leader.filter(|_| confirmed);
+        let nodes = state.nodes.keys().map(|node| view_node(&active, &state, *node));
+        let nodes = join_all(nodes).await;
+        let named = |node: NodeId| state.node_name(node).unwrap_or("?").to_owned();
+        let ves = state.ves.iter().map(|(ve, record)| VeView {
+            ctid: ve.0,
+            name: record.facts.name.clone(),
+            owner: named(record.owner),
+            epoch: record.epoch.0,
+            desired: record.desired,
+            moving_to: record
+                .migration
+                .and_then(|id| state.migrations.get(&id))
+                .map(|migration| named(migration.target)),
+        });
+        ClusterStatus {
+            cluster: active.member.cluster.clone(),
+            node: active.member.name.clone(),
+            leader: leader.map(named),
+            clustered: active.member.address.is_some(),
+            confirmed,
+            ves: ves.collect(),
+            nodes,
+        }
+    }
+}
+
+async fn view_node(active: &Active, state: &State, node: NodeId) -> NodeView {
+    let facts = &state.nodes[&node];
+    let leadership = active.coordinator.leadership();
+    let begun = Instant::now();
+    let (node_state, problem, about) = if node == active.member.node {
+        (NodeState::Here, None, Some(about(leadership.applied)))
+    } else {
+        match ask(active, node).await {
+            Ok(about) => (NodeState::Reachable, None, Some(about)),
+            Err((node_state, problem)) => (node_state, Some(problem), None),
+        }
+    };
+    let reachable = node_state == NodeState::Reachable;
+    NodeView {
+        id: node.0,
+        name: facts.name.clone(),
+        address: facts.address,
+        answer_ms: reachable.then(|| begun.elapsed().as_secs_f64() * 1e3),
+        state: node_state,
+        problem,
+        leader: leadership.leader == Some(node),
+        voter: leadership.voters.contains(&node),
+        protocol: facts.versions.newest,
+        version: about.map(|about| about.version),
+        ves: state.owned_by(node).count(),
+    }
+}
+
+async fn ask(active: &Active, node: NodeId) -> Result<About, (NodeState, String)> {
+    let Some(peer) = active.coordinator.peer(node) else {
+        return Err((NodeState::Unreachable, "its address is not known".to_owned()));
+    };
+    peer.call::<_, About>(Service::Status, &(), PATIENCE).await.map_err(|error| {
+        let state = match &error {
+            CallError::Connect {
+                source:
+                    ConnectError::Version { .. }
+                    | ConnectError::NotOfThisCluster { .. }
+                    | ConnectError::WrongNode { .. }
+                    | ConnectError::Foreign { .. }
+                    | ConnectError::Refused { .. },
+                ..
+            } => NodeState::Incompatible,
+            _ => NodeState::Unreachable,
+        };
+        (state, chain(&error))
+    })
+}
