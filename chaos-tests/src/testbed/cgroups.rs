@@ -56,10 +56,14 @@ pub(super) fn of_daemon(layout: &Layout, node: &Host) -> Result<PathBuf, Testbed
     Ok(unified_mount()?.join(layout.cgroup()).join(node.to_string()).join("daemon"))
 }
 
-/// Makes the calling process, and what it starts from now on, end with the testbed.
-pub(super) fn adopt_self(layout: &Layout) -> Result<(), TestbedError> {
+/// Makes a process, and what it starts from now on, end with the testbed.
+pub(super) fn adopt(layout: &Layout, pid: u32) -> Result<(), TestbedError> {
     let file = unified_mount()?.join(layout.cgroup()).join(COMMANDS).join("cgroup.procs");
-    fs::write(&file, std::process::id().to_string()).map_err(system("write", file))
+    match fs::write(&file, pid.to_string()) {
+        // It has ended already.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        result => result.map_err(system("write", file)),
+    }
 }
 
 /// Ends every process of the testbed and removes its cgroups.

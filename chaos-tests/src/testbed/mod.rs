@@ -21,7 +21,7 @@ use std::{
     ffi::OsStr,
     io,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command},
 };
 
 use node::network::NetworkError;
@@ -336,10 +336,24 @@ impl Testbed {
         command
     }
 
+    /// Starts a command on a host, as [`Self::prepare`] makes it. It goes away with the testbed,
+    /// but what it starts in its first moment may not: for a shell use [`Self::command`].
+    pub fn spawn(&self, host: &Host, command: &mut Command) -> Result<Child, TestbedError> {
+        self.prepare(host, command);
+        let netns = self.layout.open_netns(host)?;
+        let program = PathBuf::from(command.get_program());
+        let child = netns
+            .run(|| command.spawn())
+            .map_err(system("enter the namespace of", host.to_string()))?
+            .map_err(system("run", program))?;
+        cgroups::adopt(&self.layout, child.id())?;
+        Ok(child)
+    }
+
     /// Moves the calling thread, which must be the only one of its process, into a host for
     /// good: what it executes then runs there.
     pub fn enter(&self, host: &Host) -> Result<(), TestbedError> {
-        cgroups::adopt_self(&self.layout)?;
+        cgroups::adopt(&self.layout, std::process::id())?;
         let netns = self.layout.open_netns(host)?;
         nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET)
             .map_err(|errno| system("enter the namespace of", host.to_string())(errno.into()))
