@@ -7,15 +7,25 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing is what they are for")]
 
 mod talk;
+mod terminal;
 mod vzcluster;
+mod vzctl;
+mod vzlist;
 mod vznode;
+mod vzpkg;
 
 use std::{ffi::OsString, path::Path, process::ExitCode};
 
 /// A program: its name, and what runs it with its own name as the first argument.
 type Program = (&'static str, fn(Vec<OsString>) -> ExitCode);
 
-const PROGRAMS: &[Program] = &[("vzcluster", vzcluster::run), ("vznode", vznode::run)];
+const PROGRAMS: &[Program] = &[
+    ("vzcluster", vzcluster::run),
+    ("vzctl", vzctl::run),
+    ("vzlist", vzlist::run),
+    ("vznode", vznode::run),
+    ("vzpkg", vzpkg::run),
+];
 
 fn main() -> ExitCode {
     let mut arguments: Vec<OsString> = std::env::args_os().collect();

@@ -9,6 +9,7 @@ use crate::{
     api::{self, ServeError},
     cluster::{Cluster, ClusterError},
     config::Config,
+    ve::{Runtime, VeError},
 };
 
 /// Why the daemon cannot run.
@@ -28,6 +29,9 @@ pub enum DaemonError {
     /// Signals cannot be received.
     #[error("cannot wait for signals")]
     Signals(#[source] std::io::Error),
+    /// The VEs cannot be managed.
+    #[error("cannot manage VEs")]
+    Runtime(#[source] VeError),
     /// The API cannot be served.
     #[error("cannot serve the API")]
     Serve(#[from] ServeError),
@@ -40,6 +44,8 @@ pub struct Daemon {
     pub config: Config,
     /// This node's part in the cluster.
     pub cluster: Arc<Cluster>,
+    /// The VEs.
+    pub runtime: Arc<Runtime>,
 }
 
 /// Runs the daemon until SIGTERM or SIGINT. VEs go on without it.
@@ -52,12 +58,14 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
     let socket = config.socket();
     let cluster = Cluster::open(&config.state_dir).await?;
-    let daemon = Arc::new(Daemon { config, cluster: cluster.clone() });
+    let runtime = Runtime::open(&config).map_err(DaemonError::Runtime)?;
+    let daemon = Arc::new(Daemon { config, cluster: cluster.clone(), runtime: runtime.clone() });
     api::serve(daemon, &socket)?;
     info!(socket = %socket.display(), "ready");
     if let Err(source) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         warn!(%source, "cannot tell the service manager that we are ready");
     }
+    tokio::spawn(async move { runtime.boot().await });
     tokio::select! {
         _ = terminate.recv() => info!("stopping on SIGTERM"),
         _ = interrupt.recv() => info!("stopping on SIGINT"),

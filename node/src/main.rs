@@ -17,6 +17,10 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    // Before anything else: a seed must stay what it is, a process with one thread.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == node::ve::SEED_ARGUMENT) {
+        return ckpt_engine::container::seed_main();
+    }
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_env("VZD_LOG")
         .unwrap_or_else(|_| EnvFilter::new("info,openraft=error"));

@@ -11,10 +11,14 @@ mod client;
 mod cluster;
 mod node;
 mod server;
+mod template;
+mod ve;
 mod wire;
 
 pub use client::Client;
 pub use cluster::{ClusterRequest, MemberView};
 pub use node::{NodeRequest, NodeStatus};
 pub use server::{ServeError, Sink, serve};
+pub use template::TemplateRequest;
+pub use ve::{ExecRequest, VeRequest};
 pub use wire::{Event, Failure, Progress, Request, chain};

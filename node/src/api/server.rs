@@ -18,7 +18,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    Event, Failure, Progress, Request, cluster, node,
+    Event, Failure, Progress, Request, cluster, node, template, ve,
     wire::{DESCRIPTORS_MAX, REQUEST_LIMIT},
 };
 use crate::daemon::Daemon;
@@ -156,10 +156,11 @@ async fn converse(daemon: Arc<Daemon>, stream: UnixStream) {
 
 /// Runs the handler of a request; its outcome is the last event.
 async fn answer(daemon: Arc<Daemon>, request: Request, descriptors: Vec<OwnedFd>, sink: Sink) {
-    let _ = &descriptors;
     let outcome = match request {
         Request::Node(request) => node::handle(&daemon, &request),
         Request::Cluster(request) => cluster::handle(&daemon, request).await,
+        Request::Ve(request) => ve::handle(&daemon, request, descriptors, &sink).await,
+        Request::Template(request) => template::handle(&daemon, request, &sink).await,
     };
     let last = match outcome {
         Ok(value) => Event::Result(value),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ClusterRequest, NodeRequest};
+use super::{ClusterRequest, NodeRequest, TemplateRequest, VeRequest};
 
 /// The longest request line accepted, in bytes.
 pub(super) const REQUEST_LIMIT: usize = 1 << 20;
@@ -18,6 +18,10 @@ pub enum Request {
     Node(NodeRequest),
     /// About the cluster.
     Cluster(ClusterRequest),
+    /// About VEs.
+    Ve(VeRequest),
+    /// About OS templates.
+    Template(TemplateRequest),
 }
 
 /// One line of an answer.

@@ -163,6 +163,36 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Ends and removes what is below the parent and not among `keep`: cgroups of VEs whose
+    /// daemon died before it could write them down.
+    pub fn sweep(
+        hierarchies: &Hierarchies,
+        parent: &str,
+        keep: &[&Self],
+    ) -> Result<(), CgroupError> {
+        let above = hierarchies.unified.join(parent);
+        let found = match children(&above) {
+            Ok(found) => found,
+            Err(source) if gone(&source) => return Ok(()),
+            Err(source) => return Err(failed("list", &above)(source)),
+        };
+        for unified in found {
+            let name = unified.file_name().and_then(|name| name.to_str()).unwrap_or("");
+            let ours = name.split_once('.').is_some_and(|(ve, number)| {
+                ve.parse::<u32>().is_ok() && number.parse::<u32>().is_ok()
+            });
+            if !ours || keep.iter().any(|it| it.unified == unified) {
+                continue;
+            }
+            let legacy = hierarchies.legacy.iter();
+            let legacy = legacy.map(|(kind, top)| (*kind, top.join(parent).join(name))).collect();
+            let left = Self { controllers: Vec::new(), legacy, unified };
+            left.kill_all()?;
+            left.remove()?;
+        }
+        Ok(())
+    }
+
     /// The top of the tree that the VE sees.
     pub fn visible(&self) -> PathBuf {
         self.unified.join("ve")

@@ -174,6 +174,18 @@ impl Netlink {
         self.change(&what, RouteNetlinkMessage::NewAddress(message), PUT)
     }
 
+    /// Removes an address.
+    pub fn remove_address(&mut self, index: u32, cidr: Cidr) -> Result<(), NetlinkError> {
+        let mut message = AddressMessage::default();
+        message.header.index = index;
+        message.header.prefix_len = cidr.prefix();
+        message.header.family =
+            if cidr.address().is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+        message.attributes.push(AddressAttribute::Local(cidr.address()));
+        let what = format!("remove the address {cidr}");
+        self.change(&what, RouteNetlinkMessage::DelAddress(message), CHANGE)
+    }
+
     fn set_link(&mut self, what: &str, message: LinkMessage) -> Result<(), NetlinkError> {
         self.change(what, RouteNetlinkMessage::SetLink(message), CHANGE)
     }

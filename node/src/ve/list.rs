@@ -1,0 +1,87 @@
+//! What there is to tell about VEs.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Runtime, Ve, VeId};
+use crate::cgroup::{Limits, Usage};
+
+/// What `vzctl status` tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The number, or what was asked for if there is no such VE.
+    pub ctid: String,
+    /// It exists here.
+    pub exists: bool,
+    /// It runs here.
+    pub running: bool,
+}
+
+/// What `vzlist` tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "they are the fields of vzlist by name")]
+pub struct Listed {
+    pub ctid: VeId,
+    pub name: Option<String>,
+    pub hostname: Option<String>,
+    pub description: Option<String>,
+    pub ostemplate: Option<String>,
+    pub ip: Vec<String>,
+    pub nameserver: Vec<String>,
+    pub searchdomain: Vec<String>,
+    pub status: String,
+    pub onboot: bool,
+    pub disabled: bool,
+    pub private: String,
+    pub mac: Option<String>,
+    pub limits: Limits,
+    pub usage: Usage,
+    pub init_pid: Option<i32>,
+    pub uptime_s: u64,
+    pub operation: Option<String>,
+}
+
+impl Runtime {
+    /// Tells about one VE, which need not exist.
+    pub fn status(&self, ve: &str) -> Status {
+        match self.find(ve) {
+            Ok(found) => Status {
+                ctid: found.id.to_string(),
+                exists: true,
+                running: found.running().is_some(),
+            },
+            Err(_) => Status { ctid: ve.to_owned(), exists: false, running: false },
+        }
+    }
+
+    /// Tells about all VEs.
+    pub fn list(&self) -> Vec<Listed> {
+        self.all().iter().map(|ve| listed(ve)).collect()
+    }
+}
+
+fn listed(ve: &Ve) -> Listed {
+    let settings = ve.settings();
+    let running = ve.running();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now_s = now.unwrap_or_default().as_secs();
+    Listed {
+        ctid: ve.id,
+        name: settings.name,
+        hostname: settings.hostname,
+        description: settings.description,
+        ostemplate: settings.ostemplate,
+        ip: settings.addresses.iter().map(|it| it.address().to_string()).collect(),
+        nameserver: settings.nameservers,
+        searchdomain: settings.search_domains,
+        status: if running.is_some() { "running" } else { "stopped" }.to_owned(),
+        onboot: settings.on_boot,
+        disabled: settings.disabled,
+        private: ve.paths.directory.display().to_string(),
+        mac: settings.mac.map(|mac| mac.to_string()),
+        limits: settings.limits,
+        usage: running.as_ref().map(|it| it.cgroups.usage()).unwrap_or_default(),
+        init_pid: running.as_ref().map(|it| it.init),
+        uptime_s: running.map_or(0, |it| now_s.saturating_sub(it.started_s)),
+        operation: ve.operation().map(str::to_owned),
+    }
+}

@@ -1,0 +1,75 @@
+//! Stopping VEs.
+
+use std::{fs::File, os::fd::AsFd, sync::Arc, time::Duration};
+
+use ckpt_engine::container::{Entry, Program, enter, reap};
+use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
+use tracing::{info, warn};
+
+use super::{Running, Runtime, Ve, VeError, start::PATH};
+use crate::api::chain;
+
+/// How long the end of killed processes may take.
+const KILL_MAX: Duration = Duration::from_secs(20);
+
+/// How to stop a VE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StopMode {
+    /// Let its init end everything; kill what is left after the VE's time for that.
+    Orderly,
+    /// Kill everything now.
+    Fast,
+}
+
+impl Runtime {
+    /// Stops a VE, whose lock the caller holds. Returns when nothing of it runs any more.
+    pub async fn stop(self: &Arc<Self>, ve: &Arc<Ve>, mode: StopMode) -> Result<(), VeError> {
+        let running = ve.must_run()?;
+        ve.state().stopping = true;
+        let mut ended = false;
+        if mode == StopMode::Orderly {
+            match halt(running.clone()).await {
+                Ok(()) => {
+                    let timeout = Duration::from_secs(ve.settings().stop_timeout_s);
+                    ended = tokio::time::timeout(timeout, ve.stopped()).await.is_ok();
+                }
+                Err(problem) => {
+                    warn!(id = %ve.id, "cannot halt it, killing it: {}", chain(&problem));
+                }
+            }
+        }
+        if !ended {
+            info!(id = %ve.id, "killing all its processes");
+            let cgroups = running.cgroups.clone();
+            spawn_blocking(move || cgroups.kill_all()).await??;
+            let killed = tokio::time::timeout(KILL_MAX, ve.stopped()).await;
+            killed.map_err(|_| VeError::NotStopped { id: ve.id })?;
+        }
+        self.set_desired(ve.id, false).await?;
+        info!(id = %ve.id, "stopped");
+        Ok(())
+    }
+}
+
+/// Tells the VE's init to end everything.
+async fn halt(running: Running) -> Result<(), VeError> {
+    spawn_blocking(move || {
+        let null = File::options().read(true).write(true).open("/dev/null");
+        let null = null.map_err(VeError::file("open", "/dev/null"))?;
+        let cgroups = running.cgroups.directories();
+        let entry = Entry { init: running.pidfd.as_fd(), cgroups: &cgroups };
+        let program = Program {
+            arguments: vec!["/sbin/halt".into()],
+            environment: vec![("PATH".into(), PATH.into())],
+            directory: "/".into(),
+            terminal: false,
+        };
+        let streams = [null.as_fd(), null.as_fd(), null.as_fd()];
+        let entered = enter(&entry, &program, streams, Runtime::seed())?;
+        reap(entered.pidfd.as_fd());
+        Ok(())
+    })
+    .await?
+}
