@@ -92,6 +92,8 @@ pub struct ClusterStatus {
     pub leader: Option<String>,
     /// Whether this node listens for others.
     pub clustered: bool,
+    /// Whether the cluster has removed this node.
+    pub removed: bool,
     /// Whether the state was confirmed by a majority just now.
     pub confirmed: bool,
     /// The nodes.
@@ -142,6 +144,7 @@ impl Cluster {
             node: active.member.name.clone(),
             leader: leader.map(named),
             clustered: active.member.address.is_some(),
+            removed: state.removed.contains_key(&active.member.node),
             confirmed,
             ves: ves.collect(),
             nodes,
