@@ -19,6 +19,7 @@ pub mod tap;
 pub mod task;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod tty;
 pub mod userfault;
 pub mod vm;
 
