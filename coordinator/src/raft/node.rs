@@ -188,11 +188,21 @@ impl Node {
         }
     }
 
-    /// Returns when the leadership may have changed.
+    /// Returns when another leader or term is known than at the time of the call.
     pub(crate) async fn leadership_changed(&self) {
         use openraft::async_runtime::watch::WatchReceiver as _;
         let mut metrics = self.raft.server_metrics();
-        let _ = metrics.changed().await;
+        let known = {
+            let metrics = metrics.borrow_watched();
+            (metrics.current_leader, metrics.vote)
+        };
+        // A new receiver may take the value it begins with for a change.
+        while metrics.changed().await.is_ok() {
+            let metrics = metrics.borrow_watched();
+            if (metrics.current_leader, metrics.vote) != known {
+                return;
+            }
+        }
     }
 
     /// As the leader, brings the replicas in line with the members the state names: one step at

@@ -59,6 +59,10 @@ impl Cluster {
         Authority::from_pem(&authority, &authority_key)?.save(prepared.path())?;
         identity.save(prepared.path())?;
         prepared.set_member(&member)?;
+        if let Some(endpoint) = &old.endpoint {
+            // That of a cluster which has removed this node.
+            endpoint.shut_down(CLOSING).await;
+        }
         let endpoint = bind(&member, identity)?;
         old.coordinator.stop(CLOSING).await;
         let directory = prepared.install(&self.state_directory)?;

@@ -255,7 +255,7 @@ impl Cluster {
         let (Some(endpoint), Some(address)) = (&active.endpoint, active.member.address) else {
             return Err(ClusterError::NotClustered);
         };
-        expect_member(&active)?;
+        expect_member(&active).await?;
         let token = JoinToken::create(address, endpoint.identity().authority_fingerprint());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let expires = (now + lifetime).as_millis();
@@ -270,7 +270,7 @@ impl Cluster {
     /// Removes another node, by name or number.
     pub async fn remove(&self, name: &str) -> Result<NodeId, ClusterError> {
         let active = self.active();
-        expect_member(&active)?;
+        expect_member(&active).await?;
         let state = active.coordinator.read().await?;
         let node =
             state.node_named(name).ok_or_else(|| ClusterError::NoNode { name: name.to_owned() })?;
@@ -292,11 +292,11 @@ impl Cluster {
 }
 
 /// Some things only a member may do, and this node may know already that it is none any more.
-fn expect_member(active: &Active) -> Result<(), ClusterError> {
-    match active.coordinator.state().removed.contains_key(&active.member.node) {
-        true => Err(ClusterError::Removed),
-        false => Ok(()),
-    }
+async fn expect_member(active: &Active) -> Result<(), ClusterError> {
+    let known = active.coordinator.state().removed.contains_key(&active.member.node);
+    // Where nobody leads, the reason may be that the others do not speak to this node.
+    let silent = active.coordinator.leadership().leader.is_none();
+    if known || (silent && is_removed(active).await) { Err(ClusterError::Removed) } else { Ok(()) }
 }
 
 /// Whether the cluster has removed this node: from its own log, or, where it was away when that
