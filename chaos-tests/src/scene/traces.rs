@@ -40,7 +40,7 @@ impl Traces {
         for mount in cgroup_mounts() {
             walk(&mount, &mut |path| {
                 let text = path.to_string_lossy();
-                if text.contains(&below) && !text.ends_with(&below) {
+                if path.is_dir() && text.contains(&below) && !text.ends_with(&below) {
                     traces.cgroups.insert(path.to_path_buf());
                 }
             });
