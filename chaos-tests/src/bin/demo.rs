@@ -94,7 +94,8 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("demo: {}", chaos_tests::chain(&error));
-            ExitCode::from(2)
+            // As the shell reports a program that SIGINT has ended.
+            ExitCode::from(if matches!(error, DemoError::Interrupted) { 130 } else { 2 })
         }
     }
 }
