@@ -151,6 +151,12 @@ impl Ve {
         lock(&self.state)
     }
 
+    /// What the cluster keeps of it.
+    pub(crate) fn own_entry(&self) -> Entry {
+        let file = self.state().file.clone();
+        self.entry(&file)
+    }
+
     pub(super) fn entry(&self, file: &ConfigFile) -> Entry {
         let settings = Settings::read(file);
         Entry {
