@@ -4,7 +4,7 @@
 //! They all talk to the daemon of this host and to nothing else. Data goes to standard output,
 //! talk to standard error.
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing is what they are for")]
+#![expect(clippy::print_stderr, reason = "printing is what they are for")]
 
 mod talk;
 mod terminal;
@@ -29,13 +29,13 @@ const PROGRAMS: &[Program] = &[
 
 fn main() -> ExitCode {
     let mut arguments: Vec<OsString> = std::env::args_os().collect();
-    if let Some(program) = arguments.first().and_then(|name| find(name)) {
+    if let Some(program) = arguments.first().and_then(find) {
         return program(arguments);
     }
     if !arguments.is_empty() {
         arguments.remove(0);
     }
-    if let Some(program) = arguments.first().and_then(|name| find(name)) {
+    if let Some(program) = arguments.first().and_then(find) {
         return program(arguments);
     }
     let names: Vec<_> = PROGRAMS.iter().map(|(name, _)| *name).collect();
