@@ -6,7 +6,7 @@
 
 use std::{
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -86,6 +86,11 @@ impl Prepared {
     /// Its cgroups.
     pub fn cgroups(&self) -> &Cgroups {
         &self.remains.cgroups
+    }
+
+    /// Where what this node keeps of it lies.
+    pub fn directory(&self) -> &Path {
+        self.remains.ve.directory()
     }
 
     /// The files that are its own, with plain ids.
@@ -226,6 +231,20 @@ impl Runtime {
         remains.adopted = true;
         self.insert(ve.clone());
         Ok((ve, running))
+    }
+
+    /// As [`Self::forget`], but with `keep` the files stay, under a name that no VE has.
+    pub async fn leave(
+        self: &Arc<Self>,
+        operation: Operation,
+        keep: bool,
+    ) -> Result<(), VeError> {
+        if keep {
+            let directory = operation.ve.directory();
+            let kept = directory.with_extension("migrated");
+            operation.ve.keep_files(&kept)?;
+        }
+        self.forget(operation).await
     }
 
     /// Removes the copy of a VE that runs on another node now. The cluster is not asked.

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     os::fd::{AsFd, OwnedFd},
+    path::Path,
     process::Command,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
@@ -114,6 +115,11 @@ impl Ve {
     /// The operation under way.
     pub fn operation(&self) -> Option<&'static str> {
         *lock(&self.operation)
+    }
+
+    /// Where what this node keeps of it lies.
+    pub fn directory(&self) -> &Path {
+        &self.paths.directory
     }
 
     /// The settings.
