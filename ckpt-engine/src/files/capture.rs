@@ -15,7 +15,7 @@ use ckpt_format::{
 use super::{
     Source, deleted, epoll, event,
     find::{Found, Object, Refusal},
-    memfd, path, pipe, socket, tcp, timer, unix,
+    lock, memfd, path, pipe, process, socket, tcp, timer, unix,
 };
 use crate::sys::descriptor::{self, Query};
 
@@ -66,6 +66,7 @@ enum Class {
     Timer,
     Signal,
     Epoll,
+    Process,
     Socket(socket::Protocol),
 }
 
@@ -108,6 +109,15 @@ pub fn capture(source: &Source<'_>) -> Result<Captured, Vec<Blocker>> {
             blockers.extend(capture.found.blockers(source, place, &why));
         }
     }
+    match lock::capture(source, &capture.found) {
+        Ok(locks) => {
+            for (place, locks) in locks.descriptions {
+                capture.files.files[place].locks = locks;
+            }
+            capture.files.record_locks = locks.records;
+        }
+        Err((place, why)) => blockers.extend(capture.found.blockers(source, place, &why)),
+    }
     if blockers.is_empty() {
         let Capture { files, found, undo, .. } = capture;
         // All our descriptors but those in `undo` are closed here: while we hold an end of a
@@ -132,7 +142,11 @@ pub fn check(source: &Source<'_>) -> Vec<Blocker> {
         };
         Some(capture.found.blockers(source, place, &why))
     });
-    refused.flatten().collect()
+    let mut blockers: Vec<Blocker> = refused.flatten().collect();
+    if let Err((place, why)) = lock::capture(source, &capture.found) {
+        blockers.extend(capture.found.blockers(source, place, &why));
+    }
+    blockers
 }
 
 /// Keeps the place of a description that is refused, so that the others keep their numbers.
@@ -167,6 +181,9 @@ impl<'a> Capture<'a> {
     }
 
     fn class(&self, object: &Object) -> Result<Class, Refusal> {
+        if process::is_pidfd(object) {
+            return process::capture(self.source, object).map(|_| Class::Process);
+        }
         if let Some(name) = object.anonymous() {
             return anonymous(name);
         }
@@ -236,6 +253,7 @@ impl<'a> Capture<'a> {
             Class::Signal => event::capture_signal(&self.found.objects[place])?,
             Class::Timer => timer::capture(&self.found.objects[place])?,
             Class::Epoll => Kind::Epoll { entries: Vec::new() },
+            Class::Process => process::capture(self.source, &self.found.objects[place])?,
             Class::Socket(protocol) => socket::capture(self, place, protocol)?,
         };
         let object = &self.found.objects[place];

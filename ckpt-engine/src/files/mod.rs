@@ -37,10 +37,14 @@ mod epoll;
 mod event;
 mod find;
 mod info;
+mod lock;
 mod memfd;
+mod netlink;
 mod options;
+mod packet;
 mod path;
 mod pipe;
+mod process;
 mod rebuild;
 mod remote;
 mod socket;
@@ -49,7 +53,10 @@ mod tcp;
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_network;
 mod timer;
+mod udp;
 mod unix;
 
 pub use capture::{Captured, Undo, capture, check, mend};

@@ -17,7 +17,10 @@ use nix::{
     sys::stat::Mode,
 };
 
-use super::{Argument, Remote, deleted, epoll, event, memfd, path, pipe, socket, tcp, timer, unix};
+use super::{
+    Argument, Remote, deleted, epoll, event, lock, memfd, path, pipe, process, socket, tcp, timer,
+    unix,
+};
 use crate::sys::{
     descriptor::{self, Change},
     identity,
@@ -151,6 +154,11 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
         }
     }
     unix::fill(&mut rebuild)?;
+    for (place, file) in files.files.iter().enumerate() {
+        if let Some(fd) = rebuild.made[place].as_ref().filter(|_| !file.locks.is_empty()) {
+            lock::rebuild(fd.as_fd(), &file.locks)?;
+        }
+    }
     epoll::fill(&rebuild)?;
     let Rebuild { made, connections, .. } = rebuild;
     Ok(Rebuilt { made, connections })
@@ -176,6 +184,7 @@ impl Rebuild<'_> {
             Kind::Signal { mask } => event::rebuild_signal(*mask)?,
             Kind::Timer(timer) => timer::rebuild(timer)?,
             Kind::Epoll { .. } => epoll::make()?,
+            Kind::Process { pid, thread } => process::rebuild(self.target, *pid, *thread)?,
             // Sockets are made before, because they refer to each other.
             _ => return Err(RebuildError::Damaged),
         };
@@ -206,6 +215,7 @@ impl Rebuilt {
         remote: &mut dyn Remote,
     ) -> Result<(), RebuildError> {
         unix::finish(files, tables, remote)?;
+        lock::finish(files, tables, remote)?;
         for (place, file) in files.files.iter().enumerate() {
             let Some(owner) = file.owner else { continue };
             let id = FileId(u32::try_from(place).map_err(|_| RebuildError::Damaged)?);

@@ -11,9 +11,9 @@ use ckpt_format::files::Kind;
 use super::{
     capture::Capture,
     find::{Object, Refusal},
-    options,
+    netlink, options,
     rebuild::{Rebuild, RebuildError, set_status},
-    tcp, unix,
+    tcp, udp, unix,
 };
 use crate::sys::{descriptor, socket};
 
@@ -21,7 +21,9 @@ use crate::sys::{descriptor, socket};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     Tcp { v6: bool },
+    Udp { v6: bool },
     Unix { socket_type: i32 },
+    Netlink { protocol: i32 },
 }
 
 /// The VE's network, and what it tells about sockets.
@@ -69,6 +71,12 @@ impl Network {
             (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP) => {
                 tcp::check(object)?;
                 Ok(Protocol::Tcp { v6: domain == libc::AF_INET6 })
+            }
+            (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP) => {
+                Ok(Protocol::Udp { v6: domain == libc::AF_INET6 })
+            }
+            (libc::AF_NETLINK, _, protocol) => {
+                netlink::check(protocol).map(|()| Protocol::Netlink { protocol })
             }
             (libc::AF_UNIX, socket_type, _) => Ok(Protocol::Unix { socket_type }),
             _ => Err(unknown(domain, kind, protocol)),
@@ -118,6 +126,8 @@ pub(super) fn capture(
             capture.undo.connections.extend(repaired);
             Ok(kind)
         }
+        Protocol::Udp { v6 } => udp::capture(&capture.found.objects[place], v6),
+        Protocol::Netlink { protocol } => netlink::capture(&capture.found.objects[place], protocol),
         Protocol::Unix { socket_type } => unix::capture(capture, place, socket_type),
     }
 }
@@ -130,7 +140,7 @@ pub(super) fn check_peer(
 ) -> Result<(), Refusal> {
     match protocol {
         Protocol::Unix { .. } => unix::check(&capture.network.unix, &capture.found, object),
-        Protocol::Tcp { .. } => Ok(()),
+        _ => Ok(()),
     }
 }
 
@@ -140,16 +150,22 @@ pub(super) fn rebuild(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
     for (place, file) in rebuild.files.files.iter().enumerate() {
         let fd = match &file.kind {
             Kind::Tcp(tcp) => tcp::bind(tcp)?,
+            Kind::Udp(udp) => udp::rebuild(udp)?,
+            Kind::Netlink(netlink) => netlink::rebuild(netlink)?,
             _ => continue,
         };
         set_status(fd.as_fd(), file.flags).map_err(failed)?;
         rebuild.made[place] = Some(fd);
     }
     // Connections come after listeners, whose ports they share.
-    let mut raw = None;
     for (place, file) in rebuild.files.files.iter().enumerate() {
         let (Kind::Tcp(tcp), Some(fd)) = (&file.kind, &rebuild.made[place]) else { continue };
-        rebuild.connections.extend(tcp::connect(fd.as_fd(), tcp, &mut raw)?);
+        rebuild.connections.extend(tcp::connect(fd.as_fd(), tcp)?);
+    }
+    for file in &rebuild.files.files {
+        if let Kind::Udp(udp) = &file.kind {
+            udp::fill(udp)?;
+        }
     }
     unix::rebuild(rebuild)
 }

@@ -5,11 +5,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use ckpt_format::{
-    blocker::Blocker,
-    files::{FileId, Files},
-    process::Descriptor,
-};
+use ckpt_format::{blocker::Blocker, files::Files, process::Descriptor};
 use nix::{
     errno::Errno,
     sched::{CloneFlags, unshare},
@@ -42,14 +38,17 @@ impl Child {
         child
     }
 
-    pub(super) fn source(&self) -> Source<'_> {
-        let holder = Holder {
+    pub(super) fn holder(&self) -> Holder<'_> {
+        Holder {
             host_pid: self.pid,
             pid: 7,
             command: "holder".to_owned(),
             pidfd: self.pidfd.as_fd(),
-        };
-        Source { processes: vec![holder], init: self.pid, id_base: 0 }
+        }
+    }
+
+    pub(super) fn source(&self) -> Source<'_> {
+        Source { processes: vec![self.holder()], init: self.pid, id_base: 0 }
     }
 
     pub(super) fn capture(&self) -> Captured {
@@ -85,10 +84,6 @@ impl Copy {
     /// The copy of what the child has under this number.
     pub(super) fn of(&self, original: i32) -> OwnedFd {
         let file = self.table.iter().find(|entry| entry.fd == original).unwrap().file;
-        self.rebuilt.descriptor(file).unwrap().try_clone_to_owned().unwrap()
-    }
-
-    pub(super) fn of_file(&self, file: FileId) -> OwnedFd {
         self.rebuilt.descriptor(file).unwrap().try_clone_to_owned().unwrap()
     }
 }

@@ -320,3 +320,22 @@ impl ScratchTable {
         added.map(drop)
     }
 }
+
+/// flock(2) without waiting.
+pub fn lock_description(fd: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
+    let operation = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH } | libc::LOCK_NB;
+    // SAFETY: the call takes two integers and touches no memory of ours.
+    check(libc::c_long::from(unsafe { libc::flock(fd.as_raw_fd(), operation) })).map(drop)
+}
+
+/// `F_OFD_SETLK`, with `struct flock` as bytes.
+pub fn lock_range(fd: BorrowedFd<'_>, lock: &[u8; 32]) -> io::Result<()> {
+    // Aligned as struct flock.
+    let words = lock.as_chunks::<8>().0.iter().map(|chunk| u64::from_ne_bytes(*chunk));
+    let words: Vec<u64> = words.collect();
+    // SAFETY: the kernel reads one struct flock, 32 bytes, which `words` holds.
+    check(libc::c_long::from(unsafe {
+        libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, words.as_ptr())
+    }))
+    .map(drop)
+}

@@ -49,11 +49,20 @@ pub(crate) fn call(number: i64, arguments: [u64; 6]) -> io::Result<u64> {
 
 /// Brings the loopback interface of this thread's network up.
 pub(crate) fn loopback_up() -> io::Result<()> {
+    set_loopback(libc::IFF_UP as u16)
+}
+
+/// Takes it down.
+pub(crate) fn loopback_down() -> io::Result<()> {
+    set_loopback(0)
+}
+
+fn set_loopback(flags: u16) -> io::Result<()> {
     let socket = super::socket::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
     // struct ifreq: the name, then the flags.
     let mut request = [0u8; 40];
     request[..2].copy_from_slice(b"lo");
-    request[16..18].copy_from_slice(&(libc::IFF_UP as u16).to_ne_bytes());
+    request[16..18].copy_from_slice(&flags.to_ne_bytes());
     // SAFETY: the kernel reads one ifreq, 40 bytes, which `request` is.
     let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, request.as_ptr()) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

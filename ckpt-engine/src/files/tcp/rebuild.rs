@@ -4,7 +4,6 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::Arc,
 };
 
 use ckpt_format::files::{SocketOption, TcpConnection, TcpSocket, TcpState};
@@ -73,7 +72,6 @@ pub(in super::super) fn bind(tcp: &TcpSocket) -> Result<OwnedFd, RebuildError> {
 pub(in super::super) fn connect(
     fd: BorrowedFd<'_>,
     tcp: &TcpSocket,
-    raw: &mut Option<Arc<OwnedFd>>,
 ) -> Result<Option<Connection>, RebuildError> {
     let step = match &tcp.state {
         TcpState::Closed | TcpState::Listening { .. } => return Ok(None),
@@ -87,7 +85,7 @@ pub(in super::super) fn connect(
         TcpState::Connected(connection) => {
             let local = tcp.local.ok_or(RebuildError::Damaged)?;
             repair(fd, &local, connection).map_err(failed)?;
-            go_on(&local, connection, raw).map_err(failed)?
+            go_on(&local, connection).map_err(failed)?
         }
     };
     let is_reuse = |option: &&SocketOption| {
@@ -176,21 +174,9 @@ fn window(fd: BorrowedFd<'_>, tcp: &TcpConnection) -> io::Result<()> {
     socket::set_option(fd, TCP, libc::TCP_REPAIR_WINDOW, &bytes)
 }
 
-fn go_on(
-    local: &SocketAddr,
-    tcp: &TcpConnection,
-    raw: &mut Option<Arc<OwnedFd>>,
-) -> io::Result<Step> {
+fn go_on(local: &SocketAddr, tcp: &TcpConnection) -> io::Result<Step> {
     let (_, unsent) = tcp.split().ok_or(io::ErrorKind::InvalidData)?;
-    let closed_by_peer = if tcp.closed_by_peer() {
-        let socket = match raw {
-            Some(socket) => Arc::clone(socket),
-            None => Arc::clone(raw.insert(Arc::new(fin::raw_socket()?))),
-        };
-        Some(fin::Fin::new(socket, local, tcp))
-    } else {
-        None
-    };
+    let closed_by_peer = if tcp.closed_by_peer() { Some(fin::Fin::new(local, tcp)?) } else { None };
     let close = tcp.closed_by_us() && !unsent.is_empty();
     Ok(Step::GoOn { unsent: unsent.to_vec(), close, closed_by_peer })
 }

@@ -1,0 +1,191 @@
+//! Locks on files: flock(2) and `F_OFD_SETLK` locks belong to a description, `F_SETLK` locks to
+//! a process.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs, io,
+    os::fd::BorrowedFd,
+};
+
+use ckpt_format::{
+    files::{DescriptionLock, Files, RecordLock},
+    process::Descriptor,
+};
+
+use super::{
+    Argument, Remote, Source,
+    find::{Found, Refusal},
+    info::{Info, parse},
+    rebuild::RebuildError,
+};
+use crate::sys::descriptor;
+
+/// One `lock:` line of fdinfo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Line {
+    kind: Type,
+    exclusive: bool,
+    start: u64,
+    /// 0 is to the end of the file.
+    length: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Type {
+    Flock,
+    Description,
+    Record,
+    Lease,
+}
+
+/// "1: POSIX  ADVISORY  WRITE 812 00:1b:1234 0 EOF".
+fn read_line(text: &str) -> Option<Line> {
+    let mut words = text.split_whitespace().skip(1);
+    let kind = match words.next()? {
+        "FLOCK" => Type::Flock,
+        "OFDLCK" => Type::Description,
+        "POSIX" => Type::Record,
+        _ => Type::Lease,
+    };
+    let exclusive = words.nth(1)? == "WRITE";
+    let start = parse(words.nth(2)?, 10).ok()?;
+    let length = match words.next()? {
+        "EOF" => 0,
+        last => parse(last, 10).ok()?.checked_sub(start)?.checked_add(1)?,
+    };
+    Some(Line { kind, exclusive, start, length })
+}
+
+/// The locks of one capture.
+#[derive(Debug, Default)]
+pub(super) struct Locks {
+    /// By the place of the description.
+    pub(super) descriptions: BTreeMap<usize, Vec<DescriptionLock>>,
+    pub(super) records: Vec<RecordLock>,
+}
+
+/// The inodes that somebody on this host has locked.
+fn locked_inodes() -> io::Result<HashSet<u64>> {
+    let table = fs::read_to_string("/proc/locks")?;
+    let inode = |line: &str| {
+        let name = line.split_whitespace().find(|word| word.matches(':').count() == 2)?;
+        name.rsplit(':').next()?.parse().ok()
+    };
+    Ok(table.lines().filter_map(inode).collect())
+}
+
+/// Finds all locks; a description with a lease on it is refused.
+pub(super) fn capture(source: &Source<'_>, found: &Found) -> Result<Locks, (usize, Refusal)> {
+    let mut locks = Locks::default();
+    let inodes = locked_inodes().map_err(|error| (0, error.into()))?;
+    let mut records = HashSet::new();
+    for (place, object) in found.objects.iter().enumerate() {
+        if !inodes.contains(&object.status.inode) || object.is_path_only() {
+            continue;
+        }
+        let refused = |error: io::Error| (place, Refusal::from(error));
+        let info = Info::of(object.fd()).map_err(refused)?;
+        for line in info.all("lock").filter_map(read_line) {
+            let range = match line.kind {
+                Type::Flock => None,
+                Type::Description => Some((line.start, line.length)),
+                Type::Record => continue,
+                Type::Lease => return Err((place, lease())),
+            };
+            let lock = DescriptionLock { exclusive: line.exclusive, range };
+            locks.descriptions.entry(place).or_default().push(lock);
+        }
+        // Those of a process are shown at its own descriptors only, at each for the inode.
+        for &(holder, fd) in &object.holders {
+            let process = &source.processes[holder];
+            let info = match Info::of_process(process.host_pid, fd) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other.map_err(refused)?,
+            };
+            for line in info.all("lock").filter_map(read_line) {
+                let pid = process.pid;
+                let new =
+                    line.kind == Type::Record && records.insert((pid, object.inode(), line.start));
+                if new {
+                    let Line { exclusive, start, length, .. } = line;
+                    locks.records.push(RecordLock { pid, fd, exclusive, start, length });
+                }
+            }
+        }
+    }
+    Ok(locks)
+}
+
+fn lease() -> Refusal {
+    Refusal::new("a file with a lease on it (F_SETLEASE)", "stop the program")
+}
+
+/// `struct flock` of the architecture.
+fn encode(exclusive: bool, start: u64, length: u64) -> [u8; 32] {
+    let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK } as i16;
+    let mut bytes = [0; 32];
+    bytes[..2].copy_from_slice(&kind.to_ne_bytes());
+    bytes[2..4].copy_from_slice(&(libc::SEEK_SET as i16).to_ne_bytes());
+    bytes[8..16].copy_from_slice(&start.to_ne_bytes());
+    bytes[16..24].copy_from_slice(&length.to_ne_bytes());
+    bytes
+}
+
+/// Locks a rebuilt description.
+pub(super) fn rebuild(fd: BorrowedFd<'_>, locks: &[DescriptionLock]) -> Result<(), RebuildError> {
+    for lock in locks {
+        let locked = match lock.range {
+            None => descriptor::lock_description(fd, lock.exclusive),
+            Some((start, length)) => {
+                descriptor::lock_range(fd, &encode(lock.exclusive, start, length))
+            }
+        };
+        locked.map_err(|source| RebuildError::Kernel { object: "file lock", source })?;
+    }
+    Ok(())
+}
+
+/// Lets the processes take their own locks.
+pub(super) fn finish(
+    files: &Files,
+    tables: &BTreeMap<i32, Vec<Descriptor>>,
+    remote: &mut dyn Remote,
+) -> Result<(), RebuildError> {
+    for lock in &files.record_locks {
+        let held = tables
+            .get(&lock.pid)
+            .is_some_and(|table| table.iter().any(|descriptor| descriptor.fd == lock.fd));
+        if !held {
+            return Err(RebuildError::Damaged);
+        }
+        let bytes = encode(lock.exclusive, lock.start, lock.length);
+        let none = || Argument::Value(0);
+        let arguments = [
+            Argument::Value(u64::from(lock.fd.cast_unsigned())),
+            Argument::Value(libc::F_SETLK as u64),
+            Argument::In(&bytes),
+            none(),
+            none(),
+            none(),
+        ];
+        remote.call(lock.pid, libc::SYS_fcntl, arguments).map_err(|source| {
+            RebuildError::Remote { pid: lock.pid, object: "record lock", source }
+        })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_all_kinds_are_read() {
+        let record = read_line("1: POSIX  ADVISORY  WRITE 812 00:1b:1234 10 19").unwrap();
+        assert_eq!((record.kind, record.exclusive), (Type::Record, true));
+        assert_eq!((record.start, record.length), (10, 10));
+        let whole = read_line("2: FLOCK  ADVISORY  READ 812 00:1b:1234 0 EOF").unwrap();
+        assert_eq!((whole.kind, whole.exclusive, whole.length), (Type::Flock, false, 0));
+        assert_eq!(read_line("3: FLOCK"), None);
+    }
+}

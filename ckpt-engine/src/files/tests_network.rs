@@ -1,0 +1,164 @@
+//! Sockets without a connection, and what has to do with processes: locks, pidfds.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{Read, Seek, SeekFrom, Write},
+    net::UdpSocket,
+    os::fd::{AsFd, AsRawFd},
+};
+
+use ckpt_format::files::Kind;
+
+use super::testing::{Child, new_network, rebuild, rebuild_in};
+use crate::sys::{descriptor, socket};
+
+#[test]
+fn udp_keeps_addresses_and_waiting_datagrams() {
+    new_network();
+    let server = UdpSocket::bind("0.0.0.0:5300").unwrap();
+    let connected = UdpSocket::bind("127.0.0.1:0").unwrap();
+    connected.connect("127.0.0.1:5300").unwrap();
+    let six = UdpSocket::bind("[::]:5400").unwrap();
+    connected.send(b"one").unwrap();
+    connected.send(b"").unwrap();
+    connected.send(b"three").unwrap();
+    UdpSocket::bind("[::1]:5500").unwrap().send_to(b"six", "[::1]:5400").unwrap();
+    let from = connected.local_addr().unwrap();
+    server.send_to(b"answer", from).unwrap();
+    let all = [server.as_fd(), connected.as_fd(), six.as_fd()];
+    let numbers = all.map(|fd| fd.as_raw_fd());
+    let child = Child::holding(&all);
+    drop((server, connected, six));
+    let captured = child.capture();
+    drop(child);
+    new_network();
+
+    let copy = rebuild(&captured);
+    let [server, connected, six] = numbers.map(|number| UdpSocket::from(copy.of(number)));
+    for socket in [&server, &connected, &six] {
+        socket.set_nonblocking(true).unwrap();
+    }
+    let mut buffer = [0; 100];
+    for expected in [&b"one"[..], b"", b"three"] {
+        let (length, sender) = server.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..length], sender), (expected, from));
+    }
+    assert_eq!(connected.recv(&mut buffer).unwrap(), 6);
+    let (length, sender) = six.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..length], sender.to_string()), (&b"six"[..], "[::1]:5500".to_owned()));
+    server.send_to(b"again", from).unwrap();
+    assert_eq!(connected.recv(&mut buffer).unwrap(), 5);
+}
+
+#[test]
+fn netlink_sockets_keep_their_groups_and_port() {
+    new_network();
+    let netlink = socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).unwrap();
+    let mut address = vec![libc::AF_NETLINK as u8, 0, 0, 0];
+    address.extend(4711u32.to_ne_bytes());
+    // Link changes, and IPv4 addresses.
+    address.extend((1u32 | 1 << 4).to_ne_bytes());
+    socket::bind(netlink.as_fd(), &address).unwrap();
+    let child = Child::holding(&[netlink.as_fd()]);
+    let number = netlink.as_raw_fd();
+    drop(netlink);
+    let captured = child.capture();
+    let Kind::Netlink(state) = &captured.files.files[0].kind else { panic!("a netlink socket") };
+    assert_eq!((state.port, &state.groups[..], state.lost), (4711, &[1, 5][..], false));
+    new_network();
+    let copy = rebuild(&captured);
+    let copied = socket::address(copy.of(number).as_fd(), socket::End::Local).unwrap();
+    assert_eq!(copied[4..8], 4711u32.to_ne_bytes());
+    let mut buffer = [0; 4096];
+    crate::sys::testing::loopback_down().unwrap();
+    let told = socket::receive(copy.of(number).as_fd(), &mut buffer, libc::MSG_DONTWAIT);
+    assert!(told.unwrap().length > 16, "the change of the loopback device is told");
+}
+
+#[test]
+fn locks_stay_with_descriptions_and_processes() {
+    use nix::fcntl::{FcntlArg, fcntl};
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pid");
+    let file = File::options().create(true).write(true).truncate(true).open(&path).unwrap();
+    descriptor::lock_description(file.as_fd(), true).unwrap();
+    let part = libc::flock {
+        l_type: libc::F_WRLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: 100,
+        l_len: 10,
+        l_pid: 0,
+    };
+    fcntl(&file, FcntlArg::F_OFD_SETLK(&part)).unwrap();
+    let child = Child::holding(&[file.as_fd()]);
+    let number = file.as_raw_fd();
+    let captured = child.capture();
+    drop((file, child));
+    assert_eq!(captured.files.files[0].locks.len(), 2);
+
+    let copy = rebuild(&captured);
+    let other = File::options().read(true).write(true).open(&path).unwrap();
+    let refused = descriptor::lock_description(other.as_fd(), false).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::WouldBlock);
+    let mut found = libc::flock { l_start: 0, l_len: 0, ..part };
+    fcntl(&other, FcntlArg::F_OFD_GETLK(&mut found)).unwrap();
+    assert_eq!((found.l_start, found.l_len, found.l_pid), (100, 10, -1));
+    drop((copy.of(number), copy));
+    descriptor::lock_description(other.as_fd(), false).unwrap();
+}
+
+#[test]
+fn a_pidfd_leads_to_the_new_process() {
+    let other = Child::holding(&[]);
+    let pidfd = descriptor::open_process(other.pid, false).unwrap();
+    let child = Child::holding(&[pidfd.as_fd()]);
+    assert_eq!(child.blockers().len(), 1, "a process outside the VE");
+    let number = pidfd.as_raw_fd();
+    let mut source = child.source();
+    source.processes.push(super::Holder { host_pid: other.pid, pid: 9, ..other.holder() });
+    let captured = super::capture(&source).unwrap();
+    let new = Child::holding(&[]);
+    let mut target = super::Target::new(0).unwrap();
+    target.processes = HashMap::from([(9, new.pid)]);
+    let copy = rebuild_in(&captured, target);
+    let info = super::info::Info::of(copy.of(number).as_fd()).unwrap();
+    assert_eq!(info.text("Pid").unwrap(), new.pid.to_string());
+}
+
+#[test]
+fn a_memfd_keeps_its_descriptions() {
+    let memfd = crate::sys::task::memfd("state").unwrap();
+    let mut file = File::from(memfd.try_clone().unwrap());
+    file.write_all(b"contents").unwrap();
+    file.seek(SeekFrom::Start(3)).unwrap();
+    let child = Child::holding(&[file.as_fd()]);
+    let number = file.as_raw_fd();
+    let captured = child.capture();
+    drop(child);
+    assert_eq!(captured.files.memfds.len(), 1);
+    let mut target = super::Target::new(0).unwrap();
+    target.shared.insert(captured.files.memfds[0].id, memfd);
+    let copy = rebuild_in(&captured, target);
+    let mut rest = String::new();
+    File::from(copy.of(number)).read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "tents");
+}
+
+#[test]
+fn objects_that_cannot_be_moved_are_named() {
+    let audit = socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER).unwrap();
+    let packet = socket::socket(libc::AF_PACKET, libc::SOCK_RAW, 0).unwrap();
+    let raw = socket::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP).unwrap();
+    let fds = [audit.as_fd(), packet.as_fd(), raw.as_fd()];
+    let child = Child::holding(&fds);
+    let names: Vec<String> = child.blockers().into_iter().map(|blocker| blocker.object).collect();
+    assert_eq!(
+        names,
+        [
+            "a netlink socket of the packet filter",
+            "a packet socket (a sniffer, or a DHCP client)",
+            "a raw socket of protocol 1 (such as ping)"
+        ]
+    );
+}

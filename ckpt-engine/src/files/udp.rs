@@ -1,0 +1,120 @@
+//! UDP sockets. What waits in them is sent again inside the VE's own network, as if it came
+//! from its senders.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use ckpt_format::files::{Datagram, Kind, UdpSocket};
+
+use super::{
+    address,
+    find::{Object, Refusal},
+    options::{self, Family},
+    packet,
+    rebuild::RebuildError,
+};
+use crate::sys::socket::{self, Along};
+
+pub(super) fn capture(object: &Object, v6: bool) -> Result<Kind, Refusal> {
+    let fd = object.fd();
+    Ok(Kind::Udp(Box::new(UdpSocket {
+        v6,
+        local: address::local(fd)?,
+        remote: address::remote(fd)?,
+        queue: queue(fd)?,
+        options: options::capture(fd, Family::Udp { v6 })?,
+    })))
+}
+
+fn queue(fd: BorrowedFd<'_>) -> io::Result<Vec<Datagram>> {
+    let peek = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // Most queues are empty, which one call tells.
+    if let Err(error) = socket::receive(fd, &mut [0], peek) {
+        // Any other error is the socket's own, such as a refused datagram: it is read now.
+        return if is_end(&error) { Ok(Vec::new()) } else { Err(error) };
+    }
+    let before = options::number(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
+    options::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0)?;
+    let mut buffer = vec![0; 1 << 16];
+    let mut queue = Vec::new();
+    let end = loop {
+        match socket::receive(fd, &mut buffer, peek) {
+            Ok(received) => match address::decode_inet(&received.sender) {
+                Ok(sender) => {
+                    queue.push(Datagram { sender, data: buffer[..received.length].to_vec() });
+                }
+                Err(error) => break error,
+            },
+            Err(error) => break error,
+        }
+    };
+    options::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, before)?;
+    if is_end(&end) { Ok(queue) } else { Err(end) }
+}
+
+fn is_end(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ECONNREFUSED))
+}
+
+fn failed(source: io::Error) -> RebuildError {
+    RebuildError::Kernel { object: "UDP socket", source }
+}
+
+pub(super) fn rebuild(udp: &UdpSocket) -> Result<OwnedFd, RebuildError> {
+    let domain = if udp.v6 { libc::AF_INET6 } else { libc::AF_INET };
+    let made = socket::socket(domain, libc::SOCK_DGRAM, libc::IPPROTO_UDP).map_err(failed)?;
+    let fd = made.as_fd();
+    options::rebuild(fd, &udp.options).map_err(failed)?;
+    options::rebuild_buffers(fd, &udp.options).map_err(failed)?;
+    if let Some(local) = udp.local {
+        // A connect(2) without a bind(2) has chosen the address; then it is bound to nothing
+        // by name, but the port must be the same.
+        socket::bind(fd, &address::encode_inet(&local)).map_err(failed)?;
+    }
+    if let Some(remote) = udp.remote {
+        socket::connect(fd, &address::encode_inet(&remote)).map_err(failed)?;
+    }
+    Ok(made)
+}
+
+/// Delivers what waited, once all sockets have their names.
+pub(super) fn fill(udp: &UdpSocket) -> Result<(), RebuildError> {
+    let Some(local) = udp.local else { return Ok(()) };
+    for datagram in &udp.queue {
+        deliver(local, datagram).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn deliver(local: SocketAddr, datagram: &Datagram) -> io::Result<()> {
+    let from = packet::on_the_wire(datagram.sender.ip());
+    let to = match packet::on_the_wire(local.ip()) {
+        // Bound to all addresses: any own address of the sender's kind leads there.
+        to if to.is_unspecified() => match from {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        },
+        to => to,
+    };
+    let mut bytes = datagram.sender.port().to_be_bytes().to_vec();
+    bytes.extend(local.port().to_be_bytes());
+    let length = u16::try_from(datagram.data.len() + 8).map_err(io::Error::other)?;
+    bytes.extend(length.to_be_bytes());
+    bytes.extend([0; 2]);
+    bytes.extend(&datagram.data);
+    let packet = packet::build(from, to, packet::UDP, 6, bytes);
+    let raw = packet::raw_socket(to)?;
+    let receiver = address::encode_inet(&(to, 0).into());
+    let along = Along { receiver: &receiver, ..Along::default() };
+    match socket::send(raw.as_fd(), &packet, &along, libc::MSG_DONTWAIT) {
+        // UDP may lose: a datagram that was larger than the loopback device takes is lost.
+        Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
+            tracing::warn!(bytes = length, "a large waiting datagram is lost");
+            Ok(())
+        }
+        other => other.map(drop),
+    }
+}
