@@ -6,6 +6,7 @@ pub mod ancillary;
 pub mod clone;
 pub mod descriptor;
 pub mod event;
+pub mod handle;
 pub mod identity;
 pub mod mount;
 pub mod namespace;
@@ -21,6 +22,7 @@ pub mod task;
 pub(crate) mod testing;
 pub mod userfault;
 pub mod vm;
+pub mod xattr;
 
 use std::io;
 

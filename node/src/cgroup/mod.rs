@@ -281,7 +281,11 @@ impl Cgroups {
             Err(CgroupError::File { source, .. }) if gone(&source) => return Ok(()),
             other => other?,
         }
-        unified::wait(&self.unified, "populated 0", "empty", SETTLE_MAX)
+        match unified::wait(&self.unified, "populated 0", "empty", SETTLE_MAX) {
+            // Whoever noticed the end of init first has removed it already.
+            Err(CgroupError::File { source, .. }) if gone(&source) => Ok(()),
+            other => other,
+        }
     }
 
     /// Removes the cgroups. All processes must have ended.

@@ -16,6 +16,7 @@ mod joining;
 mod registry;
 mod service;
 mod status;
+mod ves;
 
 pub use admission::JoinAnswer;
 pub use coordinator::{Desired, VeFacts, VeId};

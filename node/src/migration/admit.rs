@@ -10,7 +10,10 @@ use super::{
     source::Context,
     target::TakeInError,
 };
-use crate::{api::Failure, ve::{Arrival, VeId}};
+use crate::{
+    api::Failure,
+    ve::{Arrival, VeId},
+};
 
 /// Memory that the host keeps for itself, in bytes.
 const MEMORY_RESERVE: u64 = 64 << 20;
@@ -114,4 +117,3 @@ fn ve_id(offer: &Offer) -> Result<VeId, Failure> {
     VeId::try_from(offer.ve.0)
         .map_err(|_| Failure::new("bad-offer", 26, format!("{} is no VE number", offer.ve)))
 }
-

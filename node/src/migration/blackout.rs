@@ -5,7 +5,6 @@
 //! [`Still::seal`] ends that, and [`SealedVe::resume`] is the way back once the log has said so.
 
 use std::{
-    collections::HashSet,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     time::{Duration, Instant},
@@ -31,13 +30,14 @@ use super::{
     messages::{Item, State},
     pipe::Pipe,
     rounds::Fixed,
+    stopwatch::Stopwatch,
 };
 use crate::{
     network::{
         Hold, NetworkError,
         state::{self, Expected},
     },
-    storage::{FileTracker, TreeError},
+    storage::{FileTracker, MappedFiles, SinkClosed, TreeError},
 };
 
 /// Why a VE could not be copied. It runs on.
@@ -66,9 +66,31 @@ pub enum CopyError {
         /// Why.
         source: std::io::Error,
     },
+    /// The host itself has processes in it.
+    #[error("the host has processes in the VE: {}", list(.0))]
+    Strangers(Vec<Blocker>),
     /// The link to the target broke.
     #[error("the target does not take the data any more")]
     Link,
+}
+
+fn list(blockers: &[Blocker]) -> String {
+    blockers.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+impl CopyError {
+    /// True for what passes by itself: a vfork(2), a process that ends, an exec from outside.
+    pub(super) fn is_passing(&self) -> bool {
+        use ckpt_engine::inject::InjectError;
+        matches!(
+            self,
+            Self::Strangers(_)
+                | Self::Freeze(FreezeError::Timeout { .. })
+                | Self::Capture(CaptureError::Inject(
+                    InjectError::Busy { .. } | InjectError::Ended { .. }
+                ))
+        )
+    }
 }
 
 /// A running VE that is being copied.
@@ -76,8 +98,6 @@ pub(super) struct Live {
     pub(super) init: i32,
     pub(super) id_base: u32,
     pub(super) freezer: PathBuf,
-    /// The raw upper layer of the VE's files.
-    pub(super) upper: PathBuf,
     /// How far the clocks inside are ahead of ours.
     pub(super) clock_offsets: Clocks,
     pub(super) tracker: Tracker,
@@ -92,12 +112,33 @@ pub(super) struct Live {
 impl Live {
     /// One round of pre-copy, files first: the target maps them.
     pub(super) fn round(&mut self, number: u32, pipe: &Pipe) -> Result<Round, CopyError> {
-        let dirty = self.shared_files();
-        let mut sink = |record| pipe.item(&Item::File(record)).map_err(|_| crate::storage::SinkClosed);
-        self.files.round(&dirty, false, &mut sink)?;
+        self.send_files(false, pipe)?;
         let round = self.tracker.round(&mut pipe.clone())?;
         pipe.item(&Item::Barrier(number)).map_err(|_| CopyError::Link)?;
         Ok(round)
+    }
+
+    fn send_files(&mut self, last: bool, pipe: &Pipe) -> Result<(), CopyError> {
+        let mapped = self.mapped_files();
+        let mut sink = |record| pipe.item(&Item::File(record)).map_err(|_| SinkClosed);
+        self.files.round(&mapped, last, &mut sink)?;
+        Ok(())
+    }
+
+    /// The processes that the host has put into the VE (`vzctl exec`) and that cannot move.
+    fn strangers(&self) -> Vec<Blocker> {
+        let hosts = self.tracker.strangers().iter();
+        hosts
+            .map(|&host| Blocker {
+                pid: procfs::Status::read(host)
+                    .and_then(|status| status.innermost("NSpid"))
+                    .unwrap_or(0),
+                command: procfs::read_text(host, "comm").unwrap_or_default().trim().to_owned(),
+                fd: None,
+                object: "process put into the VE by the host".to_owned(),
+                hint: "wait for vzctl exec or enter to end".to_owned(),
+            })
+            .collect()
     }
 
     /// What a blackout costs however little memory is left.
@@ -115,22 +156,19 @@ impl Live {
     }
 
     /// Files that processes can write without anybody noticing: they are mapped, shared and
-    /// writable. By device and inode of the upper layer, where such a file always is.
-    fn shared_files(&self) -> HashSet<(u64, u64)> {
+    /// writable.
+    fn mapped_files(&self) -> MappedFiles {
         use std::os::linux::fs::MetadataExt;
-        let mut all = HashSet::new();
+        let mut all = MappedFiles::new();
         for process in self.tracker.processes() {
             for area in &process.space().areas {
                 let Backing::File { path, .. } = &area.backing else { continue };
                 if !area.shared || !area.may_write {
                     continue;
                 }
-                let upper = self.upper.join(path.trim_start_matches('/'));
                 let inside = procfs::path(self.init, &format!("root{path}"));
-                for path in [upper, inside] {
-                    if let Ok(metadata) = std::fs::symlink_metadata(path) {
-                        all.insert((metadata.st_dev(), metadata.st_ino()));
-                    }
+                if let Ok(metadata) = std::fs::symlink_metadata(inside) {
+                    all.insert((metadata.st_dev(), metadata.st_ino()));
                 }
             }
         }
@@ -140,10 +178,12 @@ impl Live {
     /// Stops the VE and holds its packets. On failure the VE runs on.
     pub(super) fn freeze(mut self) -> Result<Still, (Box<Self>, CopyError)> {
         let start = Instant::now();
+        let mut watch = Stopwatch::start("stop of a VE");
         let frozen = match Frozen::freeze(&self.freezer) {
             Ok(frozen) => frozen,
             Err(error) => return Err((Box::new(self), error.into())),
         };
+        watch.lap("freeze");
         let clocks = match self.clocks() {
             Ok(clocks) => clocks,
             Err(source) => {
@@ -159,9 +199,9 @@ impl Live {
             tracing::warn!(?reopened, "the packets of a VE could not be held");
             return Err((Box::new(self), error.into()));
         }
-        let frozen = Some(frozen);
-        let freeze = start.elapsed();
-        Ok(Still { live: self, undo: None, frozen, frames: Vec::new(), clocks, start, freeze })
+        watch.lap("cut");
+        let (live, frozen) = (Some(self), Some(frozen));
+        Ok(Still { live, undo: None, frozen, clocks, start, freeze: start.elapsed() })
     }
 
     /// What the clocks of the VE show now.
@@ -176,10 +216,10 @@ impl Live {
 
 /// A VE that stands still, and goes on when this is dropped.
 pub(super) struct Still {
-    live: Live,
+    /// Always there until the guard is taken apart.
+    live: Option<Live>,
     undo: Option<Undo>,
     frozen: Option<Frozen>,
-    frames: Vec<Frame>,
     clocks: Clocks,
     /// When it stopped.
     pub(super) start: Instant,
@@ -190,79 +230,88 @@ pub(super) struct Still {
 impl Still {
     /// Sends all that is left: files, memory, and the state of everything else.
     pub(super) fn send_rest(&mut self, pipe: &Pipe) -> Result<(), CopyError> {
-        let dirty = self.live.shared_files();
-        let mut sink = |record| pipe.item(&Item::File(record)).map_err(|_| crate::storage::SinkClosed);
-        self.live.files.round(&dirty, true, &mut sink)?;
-        let holders = Holders::of(&self.live.freezer)?;
-        let captured = files::capture(&holders.source(self.live.init, self.live.id_base))
+        let (Some(live), Some(frozen)) = (&mut self.live, &self.frozen) else {
+            return Err(CopyError::Link);
+        };
+        let mut watch = Stopwatch::start("rest of a VE");
+        live.send_files(true, pipe)?;
+        watch.lap("files");
+        let holders = Holders::of(&live.freezer)?;
+        let captured = files::capture(&holders.source(live.init, live.id_base))
             .map_err(CaptureError::Blocked)?;
         self.undo = Some(captured.undo);
+        watch.lap("descriptors");
         for (object, file) in holders.memfds(&captured.files, &captured.tables)? {
-            self.live.tracker.add_memfd(object, file);
+            live.tracker.add_memfd(object, file);
         }
-        self.live.tracker.last_round(&mut pipe.clone())?;
-        let Some(frozen) = &self.frozen else { return Err(CopyError::Link) };
-        let ids = IdMap { base: self.live.id_base, count: ID_COUNT };
-        let processes = capture::capture(frozen, self.live.tracker.processes(), ids)?;
-        let known = Some(self.live.network.settings.as_slice());
-        let network = state::capture(&self.live.netns, &self.live.expected, known)?;
+        live.tracker.last_round(&mut pipe.clone())?;
+        watch.lap("memory");
+        let strangers = live.strangers();
+        if !strangers.is_empty() {
+            return Err(CopyError::Strangers(strangers));
+        }
+        let ids = IdMap { base: live.id_base, count: ID_COUNT };
+        let processes = capture::capture(frozen, live.tracker.processes(), ids)?;
+        watch.lap("processes");
+        let known = Some(live.network.settings.as_slice());
+        let network = state::capture(&live.netns, &live.expected, known)?;
         if !network.blockers.is_empty() {
             return Err(CaptureError::Blocked(network.blockers).into());
         }
-        let network = network.network;
+        watch.lap("network");
         let state = State {
             processes,
             files: captured.files,
             tables: captured.tables,
-            network,
+            network: network.network,
             clocks: self.clocks,
         };
         pipe.state(&state).map_err(|_| CopyError::Link)
     }
 
+    /// The VE goes on, and is copied further.
+    pub(super) fn back(mut self) -> Result<Live, CopyError> {
+        self.wake();
+        self.live.take().ok_or(CopyError::Link)
+    }
+
     /// From here on only the log decides whether the VE may run here again.
-    pub(super) fn seal(mut self) -> SealedVe {
+    pub(super) fn seal(mut self) -> Result<SealedVe, CopyError> {
+        let live = self.live.take().ok_or(CopyError::Link)?;
         if let Some(undo) = self.undo.take() {
             undo.seal();
         }
-        let sealed = self.frozen.take().map(Frozen::seal);
-        let hold = self.live.hold.take();
-        let frames = std::mem::take(&mut self.frames);
-        SealedVe {
-            sealed,
-            hold,
-            frames,
-            freezer: self.live.freezer.clone(),
-            init: self.live.init,
-            id_base: self.live.id_base,
+        Ok(SealedVe {
+            sealed: self.frozen.take().map(Frozen::seal),
+            frames: Vec::new(),
+            live,
             start: self.start,
+        })
+    }
+
+    /// Connections first, then processes, then packets.
+    fn wake(&mut self) {
+        drop(self.undo.take());
+        drop(self.frozen.take());
+        if let Some(Live { hold: Some(hold), .. }) = &mut self.live
+            && let Err(error) = hold.reopen(&[])
+        {
+            tracing::error!(%error, "cannot deliver the held packets of a VE");
         }
     }
 }
 
 impl Drop for Still {
     fn drop(&mut self) {
-        drop(self.undo.take());
-        drop(self.frozen.take());
-        if let Some(mut hold) = self.live.hold.take() {
-            if let Err(error) = hold.reopen(&self.frames) {
-                tracing::error!(%error, "cannot deliver the held packets of a VE");
-            }
-            if let Err(error) = hold.remove() {
-                tracing::warn!(%error, "cannot remove the hold on the packets of a VE");
-            }
-        }
+        self.wake();
     }
 }
 
 /// A VE that stands still until the log says who owns it.
 pub(super) struct SealedVe {
     sealed: Option<Sealed>,
-    hold: Option<Hold>,
+    live: Live,
     frames: Vec<Frame>,
-    freezer: PathBuf,
-    init: i32,
-    id_base: u32,
     /// When it stopped.
     pub(super) start: Instant,
 }
@@ -270,7 +319,7 @@ pub(super) struct SealedVe {
 impl SealedVe {
     /// Takes the frames that were held since the last call.
     pub(super) fn drain(&mut self) -> Vec<Frame> {
-        let Some(hold) = &mut self.hold else { return Vec::new() };
+        let Some(hold) = &mut self.live.hold else { return Vec::new() };
         match hold.drain() {
             Ok(drained) => {
                 if drained.lost > 0 {
@@ -289,14 +338,14 @@ impl SealedVe {
 
     /// The log says that the VE is ours: it goes on here.
     pub(super) fn resume(&mut self) -> Result<(), CopyError> {
-        let holders = Holders::of(&self.freezer)?;
-        files::mend(&holders.source(self.init, self.id_base)).map_err(CaptureError::Blocked)?;
+        let holders = Holders::of(&self.live.freezer)?;
+        files::mend(&holders.source(self.live.init, self.live.id_base))
+            .map_err(CaptureError::Blocked)?;
         if let Some(sealed) = self.sealed.take() {
             sealed.unseal().thaw()?;
         }
-        if let Some(mut hold) = self.hold.take() {
+        if let Some(hold) = &mut self.live.hold {
             hold.reopen(&self.frames)?;
-            hold.remove()?;
         }
         Ok(())
     }
@@ -318,8 +367,8 @@ impl Holders {
             if status.text("State").is_ok_and(|state| state.starts_with('Z')) {
                 continue;
             }
-            let pidfd =
-                task::pidfd_open(host).map_err(|source| CopyError::Process { pid: host, source })?;
+            let pidfd = task::pidfd_open(host)
+                .map_err(|source| CopyError::Process { pid: host, source })?;
             all.push((host, inner, name.to_owned(), pidfd));
         }
         Ok(Self(all))

@@ -28,6 +28,7 @@ use tokio::sync::mpsc;
 use super::{
     journal::{Journal, Step},
     messages::{Item, State},
+    stopwatch::Stopwatch,
 };
 use crate::{
     network::{
@@ -45,7 +46,7 @@ const CLOCK_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Why a VE could not be built.
 #[derive(Debug, thiserror::Error)]
-pub enum BuildError {
+pub(super) enum BuildError {
     /// Its processes.
     #[error(transparent)]
     Rebuild(#[from] RebuildError),
@@ -195,10 +196,7 @@ fn build(
 }
 
 /// What can wait until the VE runs: its routes as they were, and late frames.
-fn finish_network(
-    site: Site,
-    orders: &mut mpsc::Receiver<Order>,
-) -> Result<(), BuildError> {
+fn finish_network(site: Site, orders: &mut mpsc::Receiver<Order>) -> Result<(), BuildError> {
     let Site { netns, network, hold, .. } = site;
     if let Err(error) = state::set_routes(&netns, &network, Routes::Exact) {
         tracing::warn!(%error, "the routes of a VE keep a large initial window");
@@ -223,15 +221,19 @@ struct Built {
 
 fn finish(site: &mut Site, skeleton: Skeleton, state: &State) -> Result<Built, BuildError> {
     let mut skeleton = skeleton;
+    let mut watch = Stopwatch::start("rebuild of a VE");
     state::rebuild(&site.netns, &state.network, Routes::ForRestore)?;
     site.network = state.network.clone();
+    watch.lap("network");
     let mut files = skeleton.open_files(&state.files)?;
+    watch.lap("files");
     skeleton.install(&state.processes, &state.tables, &files)?;
+    watch.lap("descriptors");
     skeleton.complete(&state.processes)?;
-    files
-        .finish(&state.files, &state.tables, &mut skeleton)
-        .map_err(RebuildError::Files)?;
+    watch.lap("processes");
+    files.finish(&state.files, &state.tables, &mut skeleton).map_err(RebuildError::Files)?;
     let ready = skeleton.finalize(&state.processes)?;
+    watch.lap("registers");
     let frozen = Frozen::freeze(&site.freezer)?;
     wait_for_clocks(site.clock_offsets, state.clocks)?;
     Ok(Built { ready, files, frozen })
@@ -256,16 +258,22 @@ fn wait_for_clocks(offsets: Clocks, shown: Clocks) -> Result<(), BuildError> {
 /// From here on the VE runs here and nowhere else.
 fn release(site: &mut Site, built: Built, frames: &[Frame]) -> Result<(), BuildError> {
     let Built { ready, files, frozen } = built;
+    let mut watch = Stopwatch::start("release of a VE");
     ready.release(&frozen)?;
+    watch.lap("detach");
     site.journal.write(site.migration, Step::Released)?;
+    watch.lap("journal");
     if let Some(hold) = &mut site.hold {
         hold.open_outgoing()?;
     }
     if let Some(announcer) = &site.announcer {
         announcer.send();
     }
+    watch.lap("announce");
     files.release();
+    watch.lap("connections");
     frozen.thaw()?;
+    watch.lap("thaw");
     if let Some(hold) = &mut site.hold {
         hold.replay(frames);
         hold.release()?;

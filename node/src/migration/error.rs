@@ -17,7 +17,7 @@ use crate::{
 
 /// Why a VE was not moved. It runs on where it was, unless the error says otherwise.
 #[derive(Debug, thiserror::Error)]
-pub enum MigrateError {
+pub(super) enum MigrateError {
     /// It does not run.
     #[error("VE {ve} is not running")]
     NotRunning {

@@ -20,36 +20,36 @@ use crate::{api::Failure, template::Digest};
 
 /// The first message: all that the target needs to know to say yes or no, and to get ready.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Offer {
+pub(super) struct Offer {
     /// The migration in the log.
-    pub migration: MigrationId,
+    pub(super) migration: MigrationId,
     /// The VE.
-    pub ve: VeId,
+    pub(super) ve: VeId,
     /// The epoch in which the source owns it.
-    pub epoch: Epoch,
+    pub(super) epoch: Epoch,
     /// The text of the VE's configuration.
-    pub configuration: String,
+    pub(super) configuration: String,
     /// The archive of the template below the VE's files.
-    pub template: Digest,
+    pub(super) template: Digest,
     /// Names, file systems, mounts, and what the clocks show as this is sent.
-    pub container: Container,
+    pub(super) container: Container,
     /// Links, addresses and routes.
-    pub network: Network,
+    pub(super) network: Network,
     /// The hash of the kernel's vdso: both ends must have the same.
-    pub vdso: [u8; 32],
+    pub(super) vdso: [u8; 32],
     /// The size of the extended CPU state, which the target's CPU must be able to hold.
-    pub extended_state_len: u64,
+    pub(super) extended_state_len: u64,
     /// The memory that the VE uses, in bytes.
-    pub memory_bytes: u64,
+    pub(super) memory_bytes: u64,
     /// The files that the VE has changed, in bytes.
-    pub disk_bytes: u64,
+    pub(super) disk_bytes: u64,
     /// Only look whether it would work.
-    pub check_only: bool,
+    pub(super) check_only: bool,
 }
 
 /// From source to target, after the [`Offer`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum ToTarget {
+pub(super) enum ToTarget {
     /// Everything is said; the source will not run the VE again unless the log says so.
     Sealed {
         /// The frames for the VE that were held so far.
@@ -68,7 +68,7 @@ pub enum ToTarget {
 
 /// From target to source.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum ToSource {
+pub(super) enum ToSource {
     /// The target is able and has made room.
     Accepted {
         /// The target lacks the template: send it first.
@@ -99,7 +99,7 @@ pub enum ToSource {
 
 /// One piece of the bulk stream.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Item {
+pub(super) enum Item {
     /// A piece of the template's archive.
     Template(#[serde(with = "serde_bytes")] Vec<u8>),
     /// The archive is complete.
@@ -122,18 +122,18 @@ pub enum Item {
 
 /// Everything about a frozen VE that is not memory or files.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct State {
+pub(super) struct State {
     /// The processes.
-    pub processes: Processes,
+    pub(super) processes: Processes,
     /// What is open.
-    pub files: Files,
+    pub(super) files: Files,
     /// The descriptor table of each process.
-    pub tables: BTreeMap<i32, Vec<Descriptor>>,
+    pub(super) tables: BTreeMap<i32, Vec<Descriptor>>,
     /// Links, addresses, routes and neighbours at the freeze.
-    pub network: Network,
+    pub(super) network: Network,
     /// What the VE's clocks showed at the freeze: they never show less afterwards.
-    pub clocks: Clocks,
+    pub(super) clocks: Clocks,
 }
 
 /// The most bytes of a [`State`] in one [`Item`].
-pub const STATE_PIECE: usize = 1 << 20;
+pub(super) const STATE_PIECE: usize = 1 << 20;

@@ -18,6 +18,7 @@ mod report;
 mod rounds;
 mod settle;
 mod source;
+mod stopwatch;
 mod target;
 
 use std::{sync::Arc, time::Duration};
@@ -79,9 +80,7 @@ impl Migrations {
         sink: &Sink,
     ) -> Result<Option<Report>, Failure> {
         let find = |error: crate::ve::VeError| match error {
-            crate::ve::VeError::Unknown { .. } => {
-                Failure::new("ve-unknown", 10, error.to_string())
-            }
+            crate::ve::VeError::Unknown { .. } => Failure::new("ve-unknown", 10, error.to_string()),
             crate::ve::VeError::Locked { .. } => Failure::new("ve-locked", 20, error.to_string()),
             other => other.into(),
         };

@@ -8,22 +8,22 @@ use std::time::Duration;
 
 /// What one round measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Measured {
+pub(super) struct Measured {
     /// Bytes of pages and files sent.
-    pub bytes: u64,
+    pub(super) bytes: u64,
     /// From its start until the target had applied all of it.
-    pub time: Duration,
+    pub(super) time: Duration,
 }
 
 /// What cannot be made smaller by more rounds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Fixed {
+pub(super) struct Fixed {
     /// Processes in the VE.
-    pub processes: usize,
+    pub(super) processes: usize,
     /// Threads in the VE.
-    pub threads: usize,
+    pub(super) threads: usize,
     /// Open descriptors in the VE.
-    pub descriptors: usize,
+    pub(super) descriptors: usize,
 }
 
 impl Fixed {
@@ -41,7 +41,7 @@ impl Fixed {
 
 /// What to do after a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub(super) enum Next {
     /// Copy again what was written meanwhile.
     Again,
     /// Freeze now: the blackout is predicted to take this long.
@@ -60,7 +60,7 @@ const GOOD_ENOUGH: Duration = Duration::from_millis(2);
 
 /// Decides after each round.
 #[derive(Debug)]
-pub struct Policy {
+pub(super) struct Policy {
     budget: Duration,
     rounds: Vec<Measured>,
     best: Duration,
@@ -69,12 +69,12 @@ pub struct Policy {
 
 impl Policy {
     /// For a blackout of at most `budget`.
-    pub fn new(budget: Duration) -> Self {
+    pub(super) fn new(budget: Duration) -> Self {
         Self { budget, rounds: Vec::new(), best: Duration::MAX, since_best: 0 }
     }
 
     /// Takes the measurements of a round and says how to go on.
-    pub fn after(&mut self, round: Measured, fixed: Fixed) -> Next {
+    pub(super) fn after(&mut self, round: Measured, fixed: Fixed) -> Next {
         self.rounds.push(round);
         let delta = self.predicted_delta();
         let predicted = delta + fixed.cost();
@@ -95,7 +95,7 @@ impl Policy {
     }
 
     /// True when the last word was to freeze although the budget cannot be met.
-    pub fn is_over_budget(&self, predicted: Duration) -> bool {
+    pub(super) fn is_over_budget(&self, predicted: Duration) -> bool {
         predicted > self.budget
     }
 
@@ -128,7 +128,9 @@ mod tests {
         let mut policy = Policy::new(Duration::from_millis(100));
         assert_eq!(policy.after(round(256.0, 800), Fixed::default()), Next::Again);
         let next = policy.after(round(0.1, 5), Fixed::default());
-        assert!(matches!(next, Next::Freeze { predicted } if predicted < Duration::from_millis(10)));
+        assert!(
+            matches!(next, Next::Freeze { predicted } if predicted < Duration::from_millis(10))
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use ckpt_engine::{container::clock_offsets, sys::netns::Netns};
-use ckpt_format::codec;
+use ckpt_format::{codec, container::Container as Plan};
 use coordinator::{Command, MigrationId, ProposeError, Stage};
 use tokio::task::spawn_blocking;
 use transport::{BulkReceiver, ControlReceiver, ControlSender, Link, LinkError, NodeId};
@@ -27,7 +27,7 @@ use crate::{
         Announcer, Hold,
         state::{self, Routes},
     },
-    storage::FileApplier,
+    storage::{FileApplier, TreeError, target_trees},
     template::TemplateError,
     ve::{INTERFACE, Prepared, VeError},
 };
@@ -75,7 +75,7 @@ impl From<TakeInError> for Failure {
         match error {
             TakeInError::Refused(failure) => failure,
             TakeInError::Ve(error) => error.into(),
-            TakeInError::Build(BuildError::Files(error)) if error.is_no_space() => {
+            TakeInError::Build(BuildError::Files(error @ TreeError::Full { .. })) => {
                 Self::new("no-space", 31, chain(&error))
             }
             other => Self::new("target-failed", 7, chain(&other)),
@@ -162,7 +162,7 @@ impl Incoming {
     /// Directories, cgroups, a container that waits, and a network that lets nothing pass.
     async fn make_room(&self) -> Result<(Prepared, Site), TakeInError> {
         let offer = &self.offer;
-        let prepared = self
+        let mut prepared = self
             .context
             .runtime
             .prepare(admit::arrival(offer).map_err(TakeInError::Refused)?, &Sink::nowhere())
@@ -170,9 +170,9 @@ impl Incoming {
         let journal = Journal::new(prepared.directory());
         journal.write(offer.migration, Step::Building)?;
         let migration = offer.migration;
-        let network = offer.network.clone();
+        let (plan, network) = (offer.container.clone(), offer.network.clone());
         Ok(spawn_blocking(move || {
-            let site = site(&prepared, network, migration, journal)?;
+            let site = site(&mut prepared, plan, network, migration, journal)?;
             Ok::<_, TakeInError>((prepared, site))
         })
         .await??)
@@ -237,8 +237,7 @@ impl Incoming {
                 Ok(())
             }
             other => {
-                let returned =
-                    Command::ReturnVe { migration, epoch: self.offer.epoch.next() };
+                let returned = Command::ReturnVe { migration, epoch: self.offer.epoch.next() };
                 self.context.coordinator().propose(returned).await?;
                 match other {
                     Some(News::Failed(error)) => Err(error.into()),
@@ -322,7 +321,8 @@ pub(super) async fn report_running(
 
 /// Everything that the builder needs, from what the runtime has prepared.
 fn site(
-    prepared: &Prepared,
+    prepared: &mut Prepared,
+    plan: Plan,
     network: ckpt_format::network::Network,
     migration: MigrationId,
     journal: Journal,
@@ -347,13 +347,14 @@ fn site(
         }
         None => None,
     };
+    let trees = target_trees(&plan, std::mem::take(&mut prepared.container.trees));
     let channel = prepared.container.channel.try_clone();
     Ok(Site {
         init,
         channel: channel.map_err(system("copy a descriptor"))?,
         id_base: prepared.id_base,
         freezer: prepared.cgroups().freezer().to_owned(),
-        applier: FileApplier::new(target_trees(prepared)?, prepared.id_base),
+        applier: FileApplier::new(trees, prepared.id_base)?,
         clock_offsets: clock_offsets(init).map_err(system("read the clocks of a VE"))?,
         network,
         netns,
@@ -363,4 +364,3 @@ fn site(
         migration,
     })
 }
-

@@ -234,15 +234,10 @@ impl Runtime {
     }
 
     /// As [`Self::forget`], but with `keep` the files stay, under a name that no VE has.
-    pub async fn leave(
-        self: &Arc<Self>,
-        operation: Operation,
-        keep: bool,
-    ) -> Result<(), VeError> {
+    pub async fn leave(self: &Arc<Self>, operation: Operation, keep: bool) -> Result<(), VeError> {
         if keep {
             let directory = operation.ve.directory();
-            let kept = directory.with_extension("migrated");
-            operation.ve.keep_files(&kept)?;
+            keep_files(directory, &directory.with_extension("migrated"))?;
         }
         self.forget(operation).await
     }
@@ -261,4 +256,20 @@ impl Runtime {
         info!(id = %ve.id, "gone to another node");
         Ok(())
     }
+}
+
+/// Puts the files and the configuration of a VE aside. The mount that shows them goes on.
+fn keep_files(directory: &Path, kept: &Path) -> Result<(), VeError> {
+    match std::fs::remove_dir_all(kept) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            return Err(VeError::file("remove", kept)(source));
+        }
+        _ => {}
+    }
+    std::fs::create_dir(kept).map_err(VeError::file("make", kept))?;
+    for name in ["store", "ve.conf"] {
+        let path = directory.join(name);
+        std::fs::rename(&path, kept.join(name)).map_err(VeError::file("move", &path))?;
+    }
+    Ok(())
 }

@@ -321,6 +321,11 @@ impl Runtime {
         found.ok_or_else(|| VeError::Unknown { ve: ve.to_owned() })
     }
 
+    /// Where everything of this node lies.
+    pub fn state_dir(&self) -> &Path {
+        &self.config.state_dir
+    }
+
     /// The templates of this node.
     pub fn templates(&self) -> &Templates {
         &self.templates

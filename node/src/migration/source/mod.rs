@@ -33,7 +33,7 @@ use super::{
     settle::{self, Verdict},
 };
 use crate::{
-    api::Sink,
+    api::{Sink, chain},
     cluster::Cluster,
     ve::{Operation, Runtime},
 };
@@ -44,6 +44,9 @@ const ANSWER: Duration = Duration::from_secs(60);
 const REBUILD: Duration = Duration::from_secs(10);
 /// How long the target may take to let the VE run before the log is asked.
 const RUN: Duration = Duration::from_secs(5);
+/// How often a VE is stopped in vain before its state counts as unmovable.
+const VAIN_STOPS_MAX: u32 = 8;
+const VAIN_PAUSE: Duration = Duration::from_millis(50);
 /// How long frames that still arrive here are passed on.
 const TAIL: Duration = Duration::from_millis(300);
 const TAIL_STEP: Duration = Duration::from_millis(20);
@@ -83,9 +86,13 @@ pub(super) async fn migrate(
     let start = Instant::now();
     let offer = Offer::look(context, operation, &wish.target).await?;
     let precopy = offer.propose(sink).await?;
-    let (precopy, rounds) = precopy.copy(wish.max_downtime, sink).await?;
-    let stopped = precopy.stop().await?;
-    let copied = stopped.send_rest().await?;
+    let (mut precopy, rounds) = precopy.copy(wish.max_downtime, sink).await?;
+    let copied = loop {
+        match precopy.stop().await?.send_rest().await? {
+            Rest::Sent(copied) => break copied,
+            Rest::NotNow(running) => precopy = running,
+        }
+    };
     copied.hand_over(start, rounds, wish.keep).await
 }
 
@@ -107,6 +114,8 @@ struct Session {
     pump: JoinHandle<Result<(), LinkError>>,
     /// This node's name and the target's.
     names: (String, String),
+    /// How often the VE was stopped in vain.
+    vain_stops: u32,
 }
 
 /// A migration that the log knows of. Dropped unsettled, the log is told that it is off.
@@ -142,11 +151,7 @@ struct Rounds {
 
 impl Precopy {
     /// Rounds, until freezing is worth it.
-    async fn copy(
-        self,
-        budget: Duration,
-        sink: &Sink,
-    ) -> Result<(Self, Rounds), MigrateError> {
+    async fn copy(self, budget: Duration, sink: &Sink) -> Result<(Self, Rounds), MigrateError> {
         let Self { mut session, mut live } = self;
         let mut policy = Policy::new(budget);
         let mut reports: Vec<RoundReport> = Vec::new();
@@ -183,7 +188,7 @@ impl Precopy {
     /// Stops the VE; the downtime clock starts.
     async fn stop(self) -> Result<Stopped, MigrateError> {
         let Self { session, live } = self;
-        let still = spawn_blocking(move || live.freeze()).await??;
+        let still = spawn_blocking(move || live.freeze()).await?.map_err(|(_, error)| error)?;
         Ok(Stopped { session, still })
     }
 }
@@ -194,9 +199,17 @@ struct Stopped {
     still: Still,
 }
 
+/// What came of sending the rest.
+enum Rest {
+    /// The target stands ready.
+    Sent(Copied),
+    /// Something passing was in the way; the VE runs and is copied on.
+    NotNow(Precopy),
+}
+
 impl Stopped {
     /// Sends all that is left and waits until the target stands ready.
-    async fn send_rest(self) -> Result<Copied, MigrateError> {
+    async fn send_rest(self) -> Result<Rest, MigrateError> {
         let Self { mut session, still } = self;
         let pipe = session.pipe.clone();
         let (still, sent) = spawn_blocking(move || {
@@ -205,11 +218,21 @@ impl Stopped {
             (still, sent)
         })
         .await?;
-        sent?;
+        match sent {
+            Ok(()) => {}
+            Err(cause) if cause.is_passing() && session.vain_stops < VAIN_STOPS_MAX => {
+                tracing::info!(%cause, "stopped in vain; trying again");
+                session.vain_stops += 1;
+                let live = spawn_blocking(move || still.back()).await??;
+                tokio::time::sleep(VAIN_PAUSE * session.vain_stops).await;
+                return Ok(Rest::NotNow(Precopy { session, live }));
+            }
+            Err(cause) => return Err(cause.into()),
+        }
         match session.talk.answer(REBUILD).await? {
             ToSource::Ready { restore_ms } => {
                 let ready_ms = ms(still.start.elapsed());
-                Ok(Copied { session, still, restore_ms, ready_ms })
+                Ok(Rest::Sent(Copied { session, still, restore_ms, ready_ms }))
             }
             _ => Err(MigrateError::Protocol),
         }
@@ -236,7 +259,7 @@ impl Copied {
         let freeze_ms = ms(still.freeze);
         session.begun.journal.write(session.begun.migration, Step::Sealed)?;
         session.begun.settled = true;
-        let mut sealed = still.seal();
+        let mut sealed = still.seal()?;
         let frames = sealed.drain();
         let told = session.talk.sender.send(&ToTarget::Sealed { frames }).await;
         let answer = match told {
@@ -245,7 +268,9 @@ impl Copied {
         };
         let total_ms = ms(sealed.start.elapsed());
         match answer {
-            Ok(ToSource::Running { .. }) => pass_on_late_frames(&mut session.talk, &mut sealed).await,
+            Ok(ToSource::Running { .. }) => {
+                pass_on_late_frames(&mut session.talk, &mut sealed).await
+            }
             other => {
                 let cause = other.err().unwrap_or(MigrateError::Protocol);
                 session.settle(&mut sealed, &cause).await?;
@@ -254,7 +279,10 @@ impl Copied {
         let bytes = session.pipe.bytes();
         let names = session.names.clone();
         let ve = session.operation.ve.id.number();
-        session.leave(sealed, keep).await?;
+        if let Err(error) = session.leave(sealed, keep).await {
+            // The VE has moved all the same; its journal has the rest removed at the next start.
+            tracing::error!(ve, "cannot remove the copy of a moved VE: {}", chain(&error));
+        }
         Ok(Report {
             ve,
             source: names.0,
@@ -299,9 +327,9 @@ impl Session {
         match settle::ask(&self.begun.context.coordinator(), self.begun.migration).await {
             Verdict::Moved => Ok(()),
             Verdict::Stays => {
-                        tokio::task::block_in_place(|| sealed.resume())?;
+                tokio::task::block_in_place(|| sealed.resume())?;
                 self.begun.journal.remove().map_err(MigrateError::Inside)?;
-                Err(MigrateError::Stayed { cause: crate::api::chain(cause) })
+                Err(MigrateError::Stayed { cause: chain(cause) })
             }
         }
     }
@@ -314,8 +342,7 @@ impl Session {
         // The target may have been told already that nothing follows.
         let _ = talk.sender.send(&ToTarget::Finished).await;
         pump.abort();
-        let (coordinator, migration) = (begun.context.coordinator(), begun.migration);
-        tokio::spawn(async move { settle::finish(&coordinator, migration).await });
+        settle::finish(&begun.context.coordinator(), begun.migration).await;
         Ok(())
     }
 }
@@ -324,4 +351,3 @@ impl Session {
 fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
-

@@ -8,7 +8,6 @@ use ckpt_engine::{
     sys::netns::Netns,
     track::Tracker,
 };
-use ckpt_format::container::Clocks;
 use coordinator::{Command, Epoch, MigrationId, VeId};
 use tokio::task::spawn_blocking;
 use transport::NodeId;
@@ -17,7 +16,7 @@ use super::{ANSWER, Begun, Context, Precopy, Session, Talk};
 use crate::{
     api::Sink,
     migration::{
-        blackout::{self, Live},
+        blackout::{self, CopyError, Live},
         error::MigrateError,
         facts,
         journal::{Journal, Step},
@@ -28,7 +27,7 @@ use crate::{
         Hold,
         state::{self, Expected},
     },
-    storage::FileTracker,
+    storage::{self, FileTracker, source_trees},
     template::Digest,
     ve::{Handle, INTERFACE, Operation},
 };
@@ -58,9 +57,8 @@ impl Offer {
         let state = coordinator.read().await?;
         let own = coordinator.node();
         let name = || target.to_owned();
-        let target = state
-            .node_named(target)
-            .ok_or_else(|| MigrateError::UnknownNode { name: name() })?;
+        let target =
+            state.node_named(target).ok_or_else(|| MigrateError::UnknownNode { name: name() })?;
         if target == own {
             return Err(MigrateError::SameNode { name: name() });
         }
@@ -111,7 +109,7 @@ impl Offer {
             _ => return Err(MigrateError::Protocol),
         };
         let (pipe, pump) = Pipe::start(talk.bulk.open().await?);
-        let mut session = Session { begun, operation, talk, pipe, pump, names };
+        let mut session = Session { begun, operation, talk, pipe, pump, names, vain_stops: 0 };
         if template_missing {
             session.send_template(message.template, sink).await?;
         }
@@ -129,11 +127,10 @@ impl Session {
             let mut sent = 0;
             loop {
                 let mut bytes = vec![0; 1 << 20];
-                let count = std::io::Read::read(&mut archive, &mut bytes)
-                    .map_err(MigrateError::Archive)?;
+                let count =
+                    std::io::Read::read(&mut archive, &mut bytes).map_err(MigrateError::Archive)?;
                 bytes.truncate(count);
-                let item =
-                    if count == 0 { Item::TemplateEnd } else { Item::Template(bytes) };
+                let item = if count == 0 { Item::TemplateEnd } else { Item::Template(bytes) };
                 pipe.item(&item).map_err(|_| MigrateError::Broken)?;
                 if count == 0 {
                     return Ok::<_, MigrateError>(());
@@ -168,7 +165,9 @@ fn look_at(handle: &Handle) -> Result<(Live, Message), MigrateError> {
             return Err(MigrateError::Blocked(blockers));
         }
     };
-    let files = FileTracker::new(source_trees(handle, &plan));
+    let trees = source_trees(init, &plan, &handle.upper, id_base).map_err(CopyError::Files)?;
+    let disk_bytes = storage::size(&trees).map_err(CopyError::Files)?;
+    let files = FileTracker::new(trees);
     let message = Message {
         migration: MigrationId(rand::random()),
         ve: VeId(handle.id.number()),
@@ -180,7 +179,7 @@ fn look_at(handle: &Handle) -> Result<(Live, Message), MigrateError> {
         vdso: facts::vdso_hash(),
         extended_state_len: facts::extended_state_len(),
         memory_bytes: memory_bytes(&freezer),
-        disk_bytes: files.size(),
+        disk_bytes,
         check_only: false,
     };
     let hold = match &handle.interface {
@@ -192,7 +191,6 @@ fn look_at(handle: &Handle) -> Result<(Live, Message), MigrateError> {
         id_base,
         tracker: Tracker::new(&freezer, id_base),
         freezer,
-        upper: handle.upper.clone(),
         clock_offsets: clock_offsets(init).map_err(MigrateError::Inside)?,
         files,
         netns,
@@ -206,9 +204,7 @@ fn look_at(handle: &Handle) -> Result<(Live, Message), MigrateError> {
 /// The interfaces that the VE was given.
 fn expected(handle: &Handle) -> Vec<Expected> {
     let given = handle.interface.iter();
-    given
-        .map(|interface| Expected { name: INTERFACE.to_owned(), mac: interface.mac })
-        .collect()
+    given.map(|interface| Expected { name: INTERFACE.to_owned(), mac: interface.mac }).collect()
 }
 
 /// The memory that all processes of a cgroup have in use, counted for each of them.

@@ -24,10 +24,8 @@ impl Talk {
         name: &str,
     ) -> Result<Self, MigrateError> {
         let name = || name.to_owned();
-        let peer = context
-            .cluster
-            .peer(target)
-            .ok_or_else(|| MigrateError::NoAddress { name: name() })?;
+        let peer =
+            context.cluster.peer(target).ok_or_else(|| MigrateError::NoAddress { name: name() })?;
         let link = peer
             .link(Service::Migration)
             .await

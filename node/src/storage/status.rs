@@ -1,0 +1,110 @@
+//! What a file is, and which one.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use ckpt_engine::sys::handle::handle;
+use ckpt_format::tree::Timestamp;
+use nix::{
+    errno::Errno,
+    fcntl::AtFlags,
+    sys::stat::{FileStat, fstat, fstatat},
+};
+
+/// Which file: the same for all its names and through renames, another one for a later file that
+/// got the same inode number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Identity {
+    pub(super) inode: u64,
+    /// What the file system's handle adds to the number; 0 where there are no handles.
+    version: u64,
+    /// `S_IFMT` of the mode, which an inode keeps for life.
+    pub(super) kind: u32,
+}
+
+/// What stat(2) tells.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Status {
+    pub(super) accessed: Timestamp,
+    pub(super) rdev: u64,
+    /// What it takes on its file system.
+    pub(super) occupied_bytes: u64,
+    pub(super) stamp: Stamp,
+}
+
+/// What stays the same as long as nobody changes a file by a system call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) size: u64,
+    pub(super) modified: Timestamp,
+    pub(super) changed: Timestamp,
+}
+
+fn timestamp(seconds: i64, nanoseconds: i64) -> Timestamp {
+    Timestamp { seconds, nanoseconds: u32::try_from(nanoseconds).unwrap_or(0) }
+}
+
+impl From<FileStat> for Status {
+    fn from(stat: FileStat) -> Self {
+        Self {
+            accessed: timestamp(stat.st_atime, stat.st_atime_nsec),
+            rdev: stat.st_rdev,
+            occupied_bytes: u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512),
+            stamp: Stamp {
+                mode: stat.st_mode,
+                uid: stat.st_uid,
+                gid: stat.st_gid,
+                size: u64::try_from(stat.st_size).unwrap_or(0),
+                modified: timestamp(stat.st_mtime, stat.st_mtime_nsec),
+                changed: timestamp(stat.st_ctime, stat.st_ctime_nsec),
+            },
+        }
+    }
+}
+
+fn errno(source: io::Error) -> Errno {
+    Errno::from_raw(source.raw_os_error().unwrap_or(libc::EIO))
+}
+
+fn version(directory: BorrowedFd<'_>, name: &std::ffi::CStr) -> Result<u64, Errno> {
+    let Some(handle) = handle(directory, name).map_err(errno)? else { return Ok(0) };
+    // The same in every process; there is no attacker, as the kernel makes the handles.
+    let mut hasher = DefaultHasher::new();
+    handle.hash(&mut hasher);
+    Ok(hasher.finish())
+}
+
+fn identity(stat: &FileStat, version: u64) -> Identity {
+    Identity { inode: stat.st_ino, version, kind: stat.st_mode & libc::S_IFMT }
+}
+
+/// Which file is open, and what it is.
+pub(super) fn of_open(file: BorrowedFd<'_>) -> Result<(Identity, Status), Errno> {
+    let stat = fstat(file)?;
+    Ok((identity(&stat, version(file, c"")?), stat.into()))
+}
+
+/// Which file a name means, and what it is. When `steady` is false the name may come to mean
+/// another file at any moment, and the two answers must be about the same one.
+pub(super) fn of_name(
+    directory: BorrowedFd<'_>,
+    name: &std::ffi::CStr,
+    steady: bool,
+) -> Result<(Identity, Status), Errno> {
+    /// Somebody who renames in a loop is looked at in the next round.
+    const ATTEMPTS: usize = 8;
+    for _ in 0..ATTEMPTS {
+        let before = version(directory, name)?;
+        let stat = fstatat(directory.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        if steady || before == version(directory, name)? {
+            return Ok((identity(&stat, before), stat.into()));
+        }
+    }
+    Err(Errno::ENOENT)
+}
