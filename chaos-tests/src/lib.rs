@@ -1,6 +1,7 @@
 //! A cluster on one machine, workloads that check themselves, and clients that know every answer.
 
 pub mod client;
+pub mod scene;
 pub mod testbed;
 pub mod workload;
 

@@ -245,6 +245,9 @@ fn enter(
         .and_then(|()| dup2_stdout(&output))
         .and_then(|()| dup2_stderr(&errors))
         .map_err(failed)?;
+    // What the daemon inherited from whoever started it must not get into a VE: a descriptor with
+    // its other end outside could never be moved.
+    clone::close_on_exec_from(3).map_err(at("keep descriptors out"))?;
     let source = execute(&program.arguments, &program.environment);
     Err((format!("run {}", program.arguments.first().map_or("", String::as_str)), source))
 }

@@ -15,7 +15,7 @@ use ckpt_format::{
 use super::{
     Source, deleted, epoll, event,
     find::{Found, Object, Refusal},
-    lock, memfd, path, pipe, process, socket, tcp, timer, unix,
+    lock, memfd, path, pipe, process, socket, tcp, terminal, timer, unix,
 };
 use crate::sys::descriptor::{self, Query};
 
@@ -30,13 +30,14 @@ pub struct Captured {
     pub undo: Undo,
 }
 
-/// Puts back what the capture had to change in sockets of the VE.
+/// Puts back what the capture had to change in sockets and terminals of the VE.
 ///
 /// Dropping it puts everything back, so that no error path leaves a connection stuck.
 /// [`Undo::seal`] is for the one case in which the originals must die in silence.
 #[derive(Debug, Default)]
 pub struct Undo {
     pub(super) connections: Vec<tcp::Repaired>,
+    pub(super) terminals: Vec<terminal::Drained>,
 }
 
 impl Undo {
@@ -44,6 +45,7 @@ impl Undo {
     /// tells their peers nothing. The last descriptors that we hold are closed.
     pub fn seal(mut self) {
         self.connections.drain(..).for_each(tcp::Repaired::seal);
+        self.terminals.drain(..).for_each(terminal::Drained::seal);
     }
 }
 
@@ -67,6 +69,7 @@ enum Class {
     Signal,
     Epoll,
     Process,
+    Terminal(terminal::Side),
     Socket(socket::Protocol),
 }
 
@@ -79,6 +82,8 @@ pub(super) struct Capture<'a> {
     /// Places in [`Files::deleted`] and [`Files::pipes`] by inode.
     pub(super) deleted: HashMap<(u64, u64), u32>,
     pub(super) pipes: HashMap<(u64, u64), u32>,
+    /// Places in [`Files::terminals`] by number.
+    pub(super) terminals: HashMap<u32, u32>,
     /// The mounts that init can see.
     mounts: HashSet<u64>,
     pub(super) network: socket::Network,
@@ -173,6 +178,7 @@ impl<'a> Capture<'a> {
             files: Files::default(),
             deleted: HashMap::new(),
             pipes: HashMap::new(),
+            terminals: HashMap::new(),
             mounts,
             network: socket::Network::of(source.init)
                 .map_err(|error| unreadable("the network namespace", error))?,
@@ -203,8 +209,11 @@ impl<'a> Capture<'a> {
                 self.inside_the_mounts(object).map(|()| Class::ByPath)
             }
             libc::S_IFCHR => {
-                path::check_device(object)?;
-                self.inside_the_mounts(object).map(|()| Class::ByPath)
+                if let Some(side) = terminal::side(object) {
+                    return terminal::check(&self.found, object, side)
+                        .map(|()| Class::Terminal(side));
+                }
+                path::check_device(object).map(|()| Class::ByPath)
             }
             libc::S_IFIFO => pipe::check(&self.found, object).map(|()| Class::Pipe),
             libc::S_IFSOCK => self.network.protocol(object).map(Class::Socket),
@@ -216,9 +225,14 @@ impl<'a> Capture<'a> {
         self.is_inside_the_mounts(object.status.mount, &object.link)
     }
 
+    /// Whether init can see this mount.
+    pub(super) fn is_mounted(&self, mount: u64) -> bool {
+        self.mounts.contains(&mount)
+    }
+
     /// Refuses what was reached through a mount that is none of the VE's.
     pub(super) fn is_inside_the_mounts(&self, mount: u64, path: &[u8]) -> Result<(), Refusal> {
-        if self.mounts.contains(&mount) {
+        if self.is_mounted(mount) {
             return Ok(());
         }
         let path = String::from_utf8_lossy(path);
@@ -254,6 +268,7 @@ impl<'a> Capture<'a> {
             Class::Timer => timer::capture(&self.found.objects[place])?,
             Class::Epoll => Kind::Epoll { entries: Vec::new() },
             Class::Process => process::capture(self.source, &self.found.objects[place])?,
+            Class::Terminal(side) => terminal::capture(self, place, side)?,
             Class::Socket(protocol) => socket::capture(self, place, protocol)?,
         };
         let object = &self.found.objects[place];

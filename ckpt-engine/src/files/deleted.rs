@@ -1,6 +1,7 @@
 //! Files that are open but have no name any more: their contents travel with the VE's state.
 
 use std::{
+    collections::hash_map::Entry,
     fs::File,
     io,
     os::{
@@ -159,11 +160,10 @@ pub(super) fn rebuild(
 ) -> Result<OwnedFd, RebuildError> {
     let description = rebuild.files.deleted.get(file as usize).ok_or(RebuildError::Damaged)?;
     let id_base = rebuild.target.id_base;
-    if !rebuild.deleted.contains_key(&file) {
-        let made = make(description, id_base)?;
-        rebuild.deleted.insert(file, made);
-    }
-    let made = &rebuild.deleted[&file];
+    let made = match rebuild.deleted.entry(file) {
+        Entry::Occupied(made) => made.into_mut(),
+        Entry::Vacant(place) => place.insert(make(description, id_base)?),
+    };
     let failed = |source| RebuildError::Open { path: lossy(&description.path), source };
     let fd = rebuild.target.reopen(made.as_fd(), flags).map_err(failed)?;
     path::seek(fd, offset).map_err(failed)

@@ -49,6 +49,7 @@ mod rebuild;
 mod remote;
 mod socket;
 mod tcp;
+mod terminal;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -20,14 +20,21 @@ use super::{
 use crate::sys::descriptor;
 
 /// The character devices that are the same on every host, by major and minor number.
-const DEVICES: &[(u32, u32)] = &[
-    (1, 3),  // null
-    (1, 5),  // zero
-    (1, 7),  // full
-    (1, 8),  // random
-    (1, 9),  // urandom
-    (1, 11), // kmsg
+const DEVICES: &[(u32, u32, &str)] = &[
+    (1, 3, "/dev/null"),
+    (1, 5, "/dev/zero"),
+    (1, 7, "/dev/full"),
+    (1, 8, "/dev/random"),
+    (1, 9, "/dev/urandom"),
+    (1, 11, "/dev/kmsg"),
 ];
+
+/// The name that a device has in every VE.
+fn device_name(object: &Object) -> Option<&'static str> {
+    let number = (libc::major(object.status.special), libc::minor(object.status.special));
+    let device = DEVICES.iter().find(|device| (device.0, device.1) == number)?;
+    (object.file_type() == libc::S_IFCHR).then_some(device.2)
+}
 
 /// Devices worth a name of their own in a message.
 const KNOWN: &[(u32, u32, &str, &str)] = &[
@@ -41,7 +48,7 @@ const KNOWN: &[(u32, u32, &str, &str)] = &[
 /// Refuses devices that are bound to the host.
 pub(super) fn check_device(object: &Object) -> Result<(), Refusal> {
     let number = (libc::major(object.status.special), libc::minor(object.status.special));
-    if DEVICES.contains(&number) {
+    if device_name(object).is_some() {
         return Ok(());
     }
     let name = lossy(&object.link);
@@ -76,8 +83,15 @@ pub(super) fn capture(capture: &Capture<'_>, id: usize) -> Result<Kind, Refusal>
     let object = &capture.found.objects[id];
     let offset =
         if object.is_path_only() { 0 } else { Info::of(object.fd())?.number("pos", 10)? };
+    // A common device that was opened on the host, such as the `/dev/null` of a command started
+    // from there, is the same one here.
+    let outside = !capture.is_mounted(object.status.mount);
+    let path = match device_name(object).filter(|_| outside) {
+        Some(name) => name.as_bytes().to_vec(),
+        None => object.link.clone(),
+    };
     Ok(Kind::Path(PathFile {
-        path: object.link.clone(),
+        path,
         offset,
         file_type: object.file_type(),
         device: object.status.special,

@@ -18,8 +18,8 @@ use nix::{
 };
 
 use super::{
-    Argument, Remote, deleted, epoll, event, lock, memfd, path, pipe, process, socket, tcp, timer,
-    unix,
+    Argument, Remote, deleted, epoll, event, lock, memfd, path, pipe, process, socket, tcp,
+    terminal, timer, unix,
 };
 use crate::sys::{
     descriptor::{self, Change},
@@ -117,6 +117,7 @@ pub(super) struct Rebuild<'a> {
     pub(super) target: &'a Target,
     pub(super) deleted: HashMap<u32, OwnedFd>,
     pub(super) pipes: pipe::Pipes,
+    pub(super) terminals: terminal::Terminals,
     pub(super) made: Vec<Option<OwnedFd>>,
     pub(super) connections: Vec<tcp::Connection>,
     /// Ends of unix sockets whose peers are gone, by the end that is left.
@@ -141,6 +142,7 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
         target,
         deleted: HashMap::new(),
         pipes: HashMap::new(),
+        terminals: HashMap::new(),
         made: files.files.iter().map(|_| None).collect(),
         connections: Vec::new(),
         gone: HashMap::new(),
@@ -153,6 +155,7 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
             rebuild.made[place] = Some(rebuild.make(file)?);
         }
     }
+    terminal::settle(&mut rebuild)?;
     unix::fill(&mut rebuild)?;
     for (place, file) in files.files.iter().enumerate() {
         if let Some(fd) = rebuild.made[place].as_ref().filter(|_| !file.locks.is_empty()) {
@@ -180,6 +183,12 @@ impl Rebuild<'_> {
                 return memfd::rebuild(self, *object, *offset, file.flags);
             }
             Kind::Pipe { pipe } => return pipe::rebuild(self, *pipe, file.flags),
+            Kind::PtyMaster { terminal } => {
+                return terminal::rebuild(self, *terminal, true, file.flags);
+            }
+            Kind::PtySlave { terminal, .. } => {
+                return terminal::rebuild(self, *terminal, false, file.flags);
+            }
             Kind::Event(event) => event::rebuild_event(*event)?,
             Kind::Signal { mask } => event::rebuild_signal(*mask)?,
             Kind::Timer(timer) => timer::rebuild(timer)?,
@@ -216,6 +225,7 @@ impl Rebuilt {
     ) -> Result<(), RebuildError> {
         unix::finish(files, tables, remote)?;
         lock::finish(files, tables, remote)?;
+        terminal::finish(files, tables, remote)?;
         for (place, file) in files.files.iter().enumerate() {
             let Some(owner) = file.owner else { continue };
             let id = FileId(u32::try_from(place).map_err(|_| RebuildError::Damaged)?);

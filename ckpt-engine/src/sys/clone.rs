@@ -70,6 +70,16 @@ pub fn close_from(first: i32) -> io::Result<()> {
     }
 }
 
+/// Lets every descriptor from `first` upwards end with the next program that this process becomes.
+pub fn close_on_exec_from(first: i32) -> io::Result<()> {
+    let (first, flags) = (first.cast_unsigned(), libc::CLOSE_RANGE_CLOEXEC);
+    // SAFETY: no pointers, and no descriptor is closed before the process image is replaced.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Moves a descriptor to `number` and closes all others of the process, whoever holds them.
 /// The result is closed on exec. For a process that never returns to whoever held the others.
 pub fn only_descriptor(descriptor: OwnedFd, number: RawFd) -> io::Result<OwnedFd> {

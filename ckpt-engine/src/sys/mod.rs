@@ -20,6 +20,7 @@ pub mod tap;
 pub mod task;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod tty;
 pub mod userfault;
 pub mod vm;
 pub mod xattr;

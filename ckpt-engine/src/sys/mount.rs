@@ -16,6 +16,9 @@ const FSCONFIG_SET_FLAG: c_uint = 0;
 const FSCONFIG_SET_STRING: c_uint = 1;
 const FSCONFIG_SET_FD: c_uint = 5;
 const FSCONFIG_CMD_CREATE: c_uint = 6;
+const FSCONFIG_CMD_RECONFIGURE: c_uint = 7;
+const FSPICK_CLOEXEC: c_uint = 1;
+const FSPICK_EMPTY_PATH: c_uint = 8;
 const MOVE_MOUNT_F_EMPTY_PATH: c_uint = 0x4;
 
 /// `MOUNT_ATTR_*` of mount_setattr(2) that describe one mount.
@@ -71,6 +74,19 @@ impl FilesystemContext {
         let kind = text(kind)?;
         // SAFETY: the string is terminated and lives through the call.
         owned(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) }).map(Self)
+    }
+
+    /// Starts with the file system behind a mount, to change options of it.
+    pub fn pick(mount: BorrowedFd<'_>) -> io::Result<Self> {
+        let fd = mount.as_raw_fd();
+        let flags = FSPICK_CLOEXEC | FSPICK_EMPTY_PATH;
+        // SAFETY: the string is terminated and lives through the call.
+        owned(unsafe { libc::syscall(libc::SYS_fspick, fd, c"".as_ptr(), flags) }).map(Self)
+    }
+
+    /// Makes the options set since [`Self::pick`] count.
+    pub fn reconfigure(self) -> io::Result<()> {
+        self.config(FSCONFIG_CMD_RECONFIGURE, None, std::ptr::null(), 0)
     }
 
     /// Sets an option; one without a value is a flag.

@@ -35,11 +35,16 @@ pub fn pair(kind: i32) -> io::Result<(OwnedFd, OwnedFd)> {
 /// Options whose value holds a pointer, which would reach behind the bytes passed here.
 fn holds_pointer(level: i32, name: i32) -> bool {
     const TCP_ZEROCOPY_RECEIVE: i32 = 35;
-    (level == libc::SOL_SOCKET && name == libc::SO_ATTACH_FILTER)
-        || (level == libc::SOL_SOCKET && name == libc::SO_ATTACH_REUSEPORT_CBPF)
-        || (level == libc::IPPROTO_TCP && name == TCP_ZEROCOPY_RECEIVE)
-        // The tables of netfilter.
-        || ((level == libc::IPPROTO_IP || level == libc::IPPROTO_IPV6) && (64..=127).contains(&name))
+    match level {
+        libc::SOL_SOCKET => {
+            matches!(name, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_REUSEPORT_CBPF)
+        }
+        libc::IPPROTO_TCP => name == TCP_ZEROCOPY_RECEIVE,
+        // The tables of netfilter, of ARP and of bridges.
+        libc::IPPROTO_IP => matches!(name, 64 | 65 | 96 | 97 | 128..=131),
+        libc::IPPROTO_IPV6 => matches!(name, 64 | 65),
+        _ => false,
+    }
 }
 
 /// getsockopt(2) into `value`; returns how many bytes there are.
@@ -268,9 +273,10 @@ impl Guarded {
     pub fn new(room: usize) -> io::Result<Self> {
         let room = room.next_multiple_of(PAGE);
         let mut map = memmap2::MmapMut::map_anon(room + PAGE)?;
+        let page = map[room..].as_mut_ptr();
         // SAFETY: the page is the last one of `map`, which nothing reads or writes but the
         // kernel in `peek_boundary`, which then returns EFAULT.
-        check(unsafe { libc::mprotect(map.as_mut_ptr().add(room).cast(), PAGE, libc::PROT_NONE) })?;
+        check(unsafe { libc::mprotect(page.cast(), PAGE, libc::PROT_NONE) })?;
         Ok(Self { map, room })
     }
 }

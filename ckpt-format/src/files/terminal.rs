@@ -3,18 +3,17 @@
 use serde::{Deserialize, Serialize};
 
 /// A pseudo terminal of the VE.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terminal {
     /// The number under `/dev/pts`.
     pub index: u32,
-    /// The path of the file system's `ptmx` node that made it, inside the VE.
-    #[serde(with = "serde_bytes")]
-    pub ptmx: Vec<u8>,
-    /// `struct termios2`.
+    /// `struct termios2`; empty when the master is closed.
     #[serde(with = "serde_bytes")]
     pub settings: Vec<u8>,
     /// `struct winsize`: rows, columns, and the size in pixels.
     pub window: [u16; 4],
+    /// Every slave was closed after one was open: the master reads the end.
+    pub hung_up: bool,
     /// Packet mode (`TIOCPKT`).
     pub packet_mode: bool,
     /// `TIOCEXCL`.

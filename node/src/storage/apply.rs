@@ -49,6 +49,7 @@ pub struct FileApplier {
 enum Order {
     Apply(Box<FileRecord>),
     Flush,
+    Finish,
 }
 
 impl FileApplier {
@@ -82,7 +83,17 @@ impl FileApplier {
 
     /// Waits until all records are carried out.
     pub fn flush(&mut self) -> Result<(), TreeError> {
-        self.order(Order::Flush)?;
+        self.answer_to(Order::Flush)
+    }
+
+    /// Waits until all records are carried out and ends the work: each tmpfs has its own limits
+    /// again. To be called before the VE runs.
+    pub fn finish(mut self) -> Result<(), TreeError> {
+        self.answer_to(Order::Finish)
+    }
+
+    fn answer_to(&mut self, order: Order) -> Result<(), TreeError> {
+        self.order(order)?;
         match self.answers.recv() {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
@@ -131,25 +142,31 @@ struct Worker {
 
 impl Worker {
     fn run(&mut self, trees: Vec<TargetTree>, id_base: u32, orders: &Receiver<Order>) {
-        let ready = become_user(id_base).map_err(at("become the owner of", b""));
-        let ids = Ids { base: id_base };
-        self.makers = trees.into_iter().map(|tree| (tree.number, Maker::new(tree, ids))).collect();
-        let mut result = ready;
-        loop {
-            if result.is_err() {
-                // Nobody may be listening any more; then nobody misses it.
-                let _ = self.answer.send(result);
-                return;
-            }
+        let mut result = self.start(trees, id_base);
+        while result.is_ok() {
             result = match orders.recv() {
                 Ok(Order::Apply(record)) => self.apply(*record),
-                Ok(Order::Flush) => match self.answer.send(Ok(())) {
-                    Ok(()) => Ok(()),
-                    Err(_) => return,
-                },
+                Ok(Order::Flush) => self.answer.send(Ok(())).map_err(|_| TreeError::Closed),
+                Ok(Order::Finish) => {
+                    let done = self.makers.iter_mut().try_for_each(|(_, maker)| maker.finish());
+                    let _ = self.answer.send(done);
+                    return;
+                }
+                // The container goes, or is kept as it is.
                 Err(_) => return,
             };
         }
+        // Nobody may be listening any more; then nobody misses it.
+        let _ = self.answer.send(result);
+    }
+
+    fn start(&mut self, trees: Vec<TargetTree>, id_base: u32) -> Result<(), TreeError> {
+        become_user(id_base).map_err(at("become the owner of", b""))?;
+        for tree in trees {
+            let number = tree.number;
+            self.makers.push((number, Maker::new(tree, Ids { base: id_base })?));
+        }
+        Ok(())
     }
 
     fn apply(&mut self, record: FileRecord) -> Result<(), TreeError> {

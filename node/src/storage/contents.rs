@@ -123,8 +123,8 @@ impl Blocks {
         }
         let hash = hash(bytes);
         match self.hashes.insert(index, hash) {
-            None => run.sparse(start, bytes),
-            Some(old) if old != hash => run.add(start, bytes),
+            None => run.pages(start, bytes, false),
+            Some(old) if old != hash => run.pages(start, bytes, true),
             Some(_) => Ok(()),
         }
     }
@@ -204,14 +204,26 @@ impl<E> Run<'_, E> {
         Ok(())
     }
 
-    /// Adds a block to a place that reads as zeros on the target: only what is not zero.
-    fn sparse(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Failure<E>> {
+    /// Adds a block without its pages of zeros, which are made holes where the target may have
+    /// something else. So a file never needs more space there than here.
+    fn pages(&mut self, offset: u64, bytes: &[u8], holes: bool) -> Result<(), Failure<E>> {
         let mut at = offset;
-        for page in bytes.chunks(PAGE_SIZE) {
-            if !is_zero(page) {
-                self.add(at, page)?;
+        for group in
+            bytes.chunks(PAGE_SIZE).collect::<Vec<_>>().chunk_by(|a, b| is_zero(a) == is_zero(b))
+        {
+            let length: usize = group.iter().map(|page| page.len()).sum();
+            if !is_zero(group[0]) {
+                for page in group {
+                    self.add(at, page)?;
+                    at += page.len() as u64;
+                }
+                continue;
             }
-            at += page.len() as u64;
+            if holes {
+                self.flush()?;
+                (self.emit)(Change::Hole(at, length as u64)).map_err(Failure::Emit)?;
+            }
+            at += length as u64;
         }
         Ok(())
     }

@@ -22,6 +22,7 @@ use super::{
     apply::TargetTree,
     attributes::{self, Ids},
     error::{TreeError, at, show},
+    limits::{self, Limits},
     path,
     remove::{self, MountPoints},
 };
@@ -31,6 +32,8 @@ pub(super) struct Maker {
     top: OwnedFd,
     mount_points: MountPoints,
     ids: Ids,
+    /// The limits that the file system gets back at the end.
+    limits: Option<Limits>,
     /// Where parked files are, while there are any.
     parking: Option<Parking>,
     /// The directory that was used last, with its path.
@@ -46,14 +49,25 @@ struct Parking {
 }
 
 impl Maker {
-    pub(super) fn new(tree: TargetTree, ids: Ids) -> Self {
-        Self {
+    pub(super) fn new(tree: TargetTree, ids: Ids) -> Result<Self, TreeError> {
+        let limits = limits::raise(&tree.top).map_err(at("make room in", b""))?;
+        Ok(Self {
             top: tree.top,
+            limits,
             mount_points: MountPoints::new(tree.mount_points),
             ids,
             parking: None,
             recent_directory: None,
             recent_file: None,
+        })
+    }
+
+    /// Gives the file system its own limits back.
+    pub(super) fn finish(&mut self) -> Result<(), TreeError> {
+        self.forget();
+        match self.limits.take() {
+            Some(limits) => limits::set(&self.top, limits).map_err(at("limit the space in", b"")),
+            None => Ok(()),
         }
     }
 
@@ -70,7 +84,7 @@ impl Maker {
                 let size = i64::try_from(size).map_err(io::Error::other);
                 let size = size.map_err(at("resize", &path))?;
                 let file = self.file(&path)?;
-                ftruncate(&file, size).map_err(at("resize", &path))
+                ftruncate(file, size).map_err(at("resize", &path))
             }
             Step::Data { path, offset, data } => {
                 let file = self.file(&path)?;

@@ -16,6 +16,7 @@ mod attributes;
 mod check;
 mod contents;
 mod error;
+mod limits;
 mod make;
 mod mirror;
 mod path;

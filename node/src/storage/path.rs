@@ -101,7 +101,8 @@ mod tests {
         let top = File::open(directory.path()).unwrap();
         assert!(open_directory(top.as_fd(), b"in").is_ok());
         assert!(open_directory(top.as_fd(), b"").is_ok());
-        assert_eq!(open_directory(top.as_fd(), b"out").unwrap_err(), Errno::ELOOP);
+        assert!(open_directory(top.as_fd(), b"out").is_err());
+        assert_eq!(open_directory(top.as_fd(), b"out/etc").unwrap_err(), Errno::ELOOP);
         assert_eq!(open_directory(top.as_fd(), b"in/../..").unwrap_err(), Errno::EXDEV);
     }
 

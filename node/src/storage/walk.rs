@@ -137,14 +137,16 @@ impl Walk<'_> {
                 children.insert(name.to_bytes().to_vec(), Entry::Whiteout);
                 continue;
             }
-            if !scan.nodes.contains_key(&identity) {
+            let seen = scan.nodes.contains_key(&identity);
+            if seen && identity.kind == libc::S_IFDIR {
+                // It has been moved here since it was seen elsewhere.
+                continue;
+            }
+            if !seen {
                 let Some(detail) = self.detail(opened.as_fd(), here, name, &identity)? else {
                     continue;
                 };
                 scan.nodes.insert(identity, found(status, detail));
-            } else if identity.kind == libc::S_IFDIR {
-                // It has been moved here since it was seen elsewhere.
-                continue;
             }
             if identity.kind == libc::S_IFDIR {
                 let name = name.to_bytes();

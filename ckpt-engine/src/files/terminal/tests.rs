@@ -1,0 +1,132 @@
+//! Terminals of a file system of their own.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+};
+
+use nix::{
+    fcntl::OFlag,
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    sys::stat::Mode,
+};
+
+use crate::{
+    files::testing::{Child, rebuild},
+    sys::tty,
+};
+
+/// Gives this thread terminals of its own.
+fn new_terminals() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let nothing = None::<&str>;
+    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+    let options = Some("newinstance,ptmxmode=0666,mode=620,gid=5");
+    mount(Some("devpts"), "/dev/pts", Some("devpts"), MsFlags::empty(), options).unwrap();
+}
+
+fn open_pair() -> (OwnedFd, OwnedFd) {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let master = nix::fcntl::open("/dev/pts/ptmx", flags, Mode::empty()).unwrap();
+    tty::set_locked(master.as_fd(), false).unwrap();
+    let slave = tty::slave(master.as_fd(), libc::O_RDWR).unwrap();
+    (master, slave)
+}
+
+/// A terminal with a line and a half in one direction and some output in the other.
+fn busy_pair() -> (OwnedFd, OwnedFd) {
+    let (master, slave) = open_pair();
+    tty::set_window(master.as_fd(), &[24, 80, 1, 2]).unwrap();
+    let mut settings = tty::settings(slave.as_fd()).unwrap();
+    // No echo, which would mix with the output.
+    settings[12] &= !8;
+    tty::set_settings(slave.as_fd(), &settings).unwrap();
+    File::from(slave.try_clone().unwrap()).write_all(b"hello\n").unwrap();
+    File::from(master.try_clone().unwrap()).write_all(b"line one\npar").unwrap();
+    (master, slave)
+}
+
+fn check_busy_pair(master: OwnedFd, slave: OwnedFd) {
+    assert_eq!(tty::window(slave.as_fd()).unwrap(), [24, 80, 1, 2]);
+    assert_eq!(tty::settings(slave.as_fd()).unwrap()[12] & 8, 0);
+    let (mut master, mut slave) = (File::from(master), File::from(slave));
+    let mut buffer = [0; 100];
+    let length = slave.read(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"line one\n");
+    master.write_all(b"tial\n").unwrap();
+    let length = slave.read(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"partial\n");
+    let length = master.read(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"hello\r\n");
+}
+
+#[test]
+fn a_terminal_keeps_its_number_settings_and_buffers() {
+    new_terminals();
+    let zero = open_pair();
+    let (master, slave) = busy_pair();
+    assert_eq!(tty::query(master.as_fd(), tty::Query::Index).unwrap(), 1);
+    let child = Child::holding(&[master.as_fd(), slave.as_fd()]);
+    let numbers = [master.as_raw_fd(), slave.as_raw_fd()];
+    drop((master, slave));
+    let captured = child.capture();
+    let crate::files::Captured { files, tables, undo } = captured;
+    undo.seal();
+    drop(child);
+    drop(zero);
+    let captured = crate::files::Captured { files, tables, undo: crate::files::Undo::default() };
+    let copy = rebuild(&captured);
+    let [master, slave] = numbers.map(|number| copy.of(number));
+    drop(copy);
+    assert_eq!(tty::query(master.as_fd(), tty::Query::Index).unwrap(), 1);
+    check_busy_pair(master, slave);
+}
+
+#[test]
+fn an_aborted_capture_puts_the_buffers_back() {
+    new_terminals();
+    let (master, slave) = busy_pair();
+    let child = Child::holding(&[master.as_fd(), slave.as_fd()]);
+    drop(child.capture());
+    check_busy_pair(master, slave);
+}
+
+#[test]
+fn a_terminal_of_the_host_is_a_blocker() {
+    new_terminals();
+    let (master, slave) = open_pair();
+    let child = Child::holding(&[slave.as_fd()]);
+    let blockers = child.blockers();
+    assert_eq!(blockers.len(), 1);
+    assert_eq!(blockers[0].object, "a terminal whose other side is outside the VE");
+    drop(master);
+    assert_eq!(child.blockers(), [], "a terminal that was hung up has no other side");
+    let captured = child.capture();
+    let number = slave.as_raw_fd();
+    drop((slave, child));
+    let copy = rebuild(&captured);
+    let mut slave = File::from(copy.of(number));
+    drop(copy);
+    assert_eq!(slave.read(&mut [0; 4]).unwrap(), 0);
+    assert_eq!(slave.write(b"x").unwrap_err().raw_os_error(), Some(libc::EIO));
+}
+
+#[test]
+fn a_master_remembers_that_its_slave_has_gone() {
+    new_terminals();
+    let (left, slave) = open_pair();
+    drop(slave);
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
+    let fresh = nix::fcntl::open("/dev/pts/ptmx", flags, Mode::empty()).unwrap();
+    let child = Child::holding(&[left.as_fd(), fresh.as_fd()]);
+    let numbers = [left.as_raw_fd(), fresh.as_raw_fd()];
+    let captured = child.capture();
+    drop((left, fresh, child));
+    let copy = rebuild(&captured);
+    let [mut left, mut fresh] = numbers.map(|number| File::from(copy.of(number)));
+    drop(copy);
+    assert_eq!(left.read(&mut [0; 4]).unwrap_err().raw_os_error(), Some(libc::EIO));
+    assert_eq!(fresh.read(&mut [0; 4]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}

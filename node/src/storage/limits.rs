@@ -1,0 +1,46 @@
+//! Room to work in a tmpfs.
+//!
+//! A tmpfs that is full on the source can be copied only if the target may hold more for a
+//! moment: what is gone and what has come overlap while the rounds run.
+
+use std::{io, os::fd::AsFd};
+
+use ckpt_engine::sys::mount::FilesystemContext;
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+
+/// The limits that a tmpfs has of its own.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    bytes: u64,
+    inodes: u64,
+}
+
+/// Raises the limits of a file system if it is a tmpfs, and tells what they were.
+pub(super) fn raise(top: impl AsFd) -> io::Result<Option<Limits>> {
+    /// Even the smallest one gets so much more.
+    const BYTES_MORE: u64 = 64 << 20;
+    const INODES_MORE: u64 = 64 << 10;
+    let status = fstatfs(top.as_fd())?;
+    if status.filesystem_type() != TMPFS_MAGIC {
+        return Ok(None);
+    }
+    let block = u64::try_from(status.block_size()).unwrap_or(4096);
+    let limits = Limits { bytes: status.blocks().saturating_mul(block), inodes: status.files() };
+    let more = |now: u64, more: u64| if now == 0 { 0 } else { now.saturating_mul(2) + more };
+    let raised =
+        Limits { bytes: more(limits.bytes, BYTES_MORE), inodes: more(limits.inodes, INODES_MORE) };
+    set(top, raised)?;
+    Ok(Some(limits))
+}
+
+/// Gives a tmpfs its limits back.
+pub(super) fn set(top: impl AsFd, limits: Limits) -> io::Result<()> {
+    let context = FilesystemContext::pick(top.as_fd())?;
+    // No limit stays none: the kernel does not take a limit away or add one later.
+    for (name, value) in [("size", limits.bytes), ("nr_inodes", limits.inodes)] {
+        if value != 0 {
+            context.set(name, Some(&value.to_string()))?;
+        }
+    }
+    context.reconfigure()
+}
