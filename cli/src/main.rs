@@ -31,13 +31,13 @@ const PROGRAMS: &[Program] = &[
 
 fn main() -> ExitCode {
     let mut arguments: Vec<OsString> = std::env::args_os().collect();
-    if let Some(program) = arguments.first().and_then(|name| find(name)) {
+    if let Some(program) = arguments.first().and_then(find) {
         return program(arguments);
     }
     if !arguments.is_empty() {
         arguments.remove(0);
     }
-    if let Some(program) = arguments.first().and_then(|name| find(name)) {
+    if let Some(program) = arguments.first().and_then(find) {
         return program(arguments);
     }
     let names: Vec<_> = PROGRAMS.iter().map(|(name, _)| *name).collect();

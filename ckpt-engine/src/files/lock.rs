@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs, io,
+    io,
     os::fd::BorrowedFd,
 };
 
@@ -14,7 +14,7 @@ use ckpt_format::{
 
 use super::{
     Argument, Remote, Source,
-    find::{Found, Refusal},
+    find::{Found, Object, Refusal},
     info::{Info, parse},
     rebuild::RebuildError,
 };

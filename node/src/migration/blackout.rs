@@ -42,7 +42,7 @@ use crate::{
 
 /// Why a VE could not be copied. It runs on.
 #[derive(Debug, thiserror::Error)]
-pub enum CopyError {
+pub(super) enum CopyError {
     /// Its memory.
     #[error(transparent)]
     Memory(#[from] TrackError),
@@ -123,6 +123,48 @@ impl Live {
         let mut sink = |record| pipe.item(&Item::File(record)).map_err(|_| SinkClosed);
         self.files.round(&mapped, last, &mut sink)?;
         Ok(())
+    }
+
+    /// Sends files and memory of the VE that stands still, and reads everything else but its
+    /// network. What was changed in it for that is undone by the first value.
+    fn rest(
+        &mut self,
+        frozen: &Frozen,
+        clocks: Clocks,
+        pipe: &Pipe,
+    ) -> (Option<Undo>, Result<State, CopyError>) {
+        let mut watch = Stopwatch::start("rest of a VE");
+        if let Err(error) = self.send_files(true, pipe) {
+            return (None, Err(error));
+        }
+        watch.lap("files");
+        let captured = Holders::of(&self.freezer).and_then(|holders| {
+            let captured = files::capture(&holders.source(self.init, self.id_base))
+                .map_err(CaptureError::Blocked)?;
+            Ok((holders, captured))
+        });
+        let (holders, captured) = match captured {
+            Ok(captured) => captured,
+            Err(error) => return (None, Err(error)),
+        };
+        watch.lap("descriptors");
+        let state = holders.memfds(&captured.files, &captured.tables).and_then(|memfds| {
+            for (object, file) in memfds {
+                self.tracker.add_memfd(object, file);
+            }
+            self.tracker.last_round(&mut pipe.clone())?;
+            watch.lap("memory");
+            let strangers = self.strangers();
+            if !strangers.is_empty() {
+                return Err(CopyError::Strangers(strangers));
+            }
+            let ids = IdMap { base: self.id_base, count: ID_COUNT };
+            let processes = capture::capture(frozen, self.tracker.processes(), ids)?;
+            watch.lap("processes");
+            let (files, tables) = (captured.files, captured.tables);
+            Ok(State { processes, files, tables, network: Network::default(), clocks })
+        });
+        (Some(captured.undo), state)
     }
 
     /// The processes that the host has put into the VE (`vzctl exec`) and that cannot move.
@@ -233,40 +275,22 @@ impl Still {
         let (Some(live), Some(frozen)) = (&mut self.live, &self.frozen) else {
             return Err(CopyError::Link);
         };
-        let mut watch = Stopwatch::start("rest of a VE");
-        live.send_files(true, pipe)?;
-        watch.lap("files");
-        let holders = Holders::of(&live.freezer)?;
-        let captured = files::capture(&holders.source(live.init, live.id_base))
-            .map_err(CaptureError::Blocked)?;
-        self.undo = Some(captured.undo);
-        watch.lap("descriptors");
-        for (object, file) in holders.memfds(&captured.files, &captured.tables)? {
-            live.tracker.add_memfd(object, file);
-        }
-        live.tracker.last_round(&mut pipe.clone())?;
-        watch.lap("memory");
-        let strangers = live.strangers();
-        if !strangers.is_empty() {
-            return Err(CopyError::Strangers(strangers));
-        }
-        let ids = IdMap { base: live.id_base, count: ID_COUNT };
-        let processes = capture::capture(frozen, live.tracker.processes(), ids)?;
-        watch.lap("processes");
-        let known = Some(live.network.settings.as_slice());
-        let network = state::capture(&live.netns, &live.expected, known)?;
-        if !network.blockers.is_empty() {
-            return Err(CaptureError::Blocked(network.blockers).into());
-        }
-        watch.lap("network");
-        let state = State {
-            processes,
-            files: captured.files,
-            tables: captured.tables,
-            network: network.network,
-            clocks: self.clocks,
-        };
-        pipe.state(&state).map_err(|_| CopyError::Link)
+        let netns = live.netns.try_clone();
+        let netns = netns.map_err(|source| CopyError::Process { pid: live.init, source })?;
+        let (expected, settings) = (live.expected.clone(), live.network.settings.clone());
+        std::thread::scope(|scope| {
+            let network = scope.spawn(|| state::capture(&netns, &expected, Some(&settings)));
+            let (undo, state) = live.rest(frozen, self.clocks, pipe);
+            self.undo = undo;
+            let network =
+                network.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let mut state = state?;
+            if !network.blockers.is_empty() {
+                return Err(CaptureError::Blocked(network.blockers).into());
+            }
+            state.network = network.network;
+            pipe.state(&state).map_err(|_| CopyError::Link)
+        })
     }
 
     /// The VE goes on, and is copied further.

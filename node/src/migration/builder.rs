@@ -36,7 +36,6 @@ use crate::{
         state::{self, Routes},
     },
     storage::{FileApplier, TreeError},
-    ve::VeError,
 };
 
 /// Pieces that may wait, of up to a mebibyte each.
@@ -68,9 +67,6 @@ pub(super) enum BuildError {
         /// How far the VE's clock would have gone back.
         behind: Duration,
     },
-    /// The journal.
-    #[error(transparent)]
-    Journal(#[from] VeError),
     /// Something of the host.
     #[error("cannot {what}")]
     System {
@@ -261,7 +257,7 @@ fn release(site: &mut Site, built: Built, frames: &[Frame]) -> Result<(), BuildE
     let mut watch = Stopwatch::start("release of a VE");
     ready.release(&frozen)?;
     watch.lap("detach");
-    site.journal.write(site.migration, Step::Released)?;
+    site.journal.write(site.migration, Step::Released).map_err(system("write the journal"))?;
     watch.lap("journal");
     if let Some(hold) = &mut site.hold {
         hold.open_outgoing()?;

@@ -113,6 +113,9 @@ pub(super) enum MigrateError {
     /// The container of the VE.
     #[error(transparent)]
     Container(#[from] ContainerError),
+    /// The journal.
+    #[error("cannot write the journal of the migration")]
+    Journal(#[source] std::io::Error),
     /// The VE cannot be looked into.
     #[error("cannot look into the VE")]
     Inside(#[source] std::io::Error),
@@ -162,6 +165,7 @@ impl From<MigrateError> for Failure {
             | MigrateError::Network(_)
             | MigrateError::Template(_)
             | MigrateError::Archive(_)
+            | MigrateError::Journal(_)
             | MigrateError::Container(_)
             | MigrateError::Inside(_)
             | MigrateError::Daemon(_) => ("system", 2),

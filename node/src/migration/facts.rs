@@ -25,5 +25,5 @@ pub(super) fn memory_available() -> u64 {
 /// What a file system has left, in bytes.
 pub(super) fn disk_free(path: &Path) -> u64 {
     nix::sys::statvfs::statvfs(path)
-        .map_or(0, |stat| stat.blocks_available() as u64 * stat.fragment_size() as u64)
+        .map_or(0, |stat| stat.blocks_available() * stat.fragment_size())
 }

@@ -1,6 +1,8 @@
 //! What a daemon must know of a migration after it has died in the middle of it.
 //!
-//! One small file beside the VE, written before the step that it announces, and synced. On the
+//! One small file beside the VE, replaced as a whole before the step that it announces. It speaks
+//! of living processes, which a power cut ends as well, so it outlives a killed daemon but need
+//! not be on the disk: nothing waits for the disk in the blackout. On the
 //! source: *copying* (the VE may be let go on at any time) and *sealed* (only the log says).
 //! On the target: *building* (nothing of it may live on) and *released* (it runs here).
 
@@ -48,8 +50,11 @@ impl Journal {
     }
 
     /// Writes the next step down.
-    pub(super) fn write(&self, migration: MigrationId, step: Step) -> Result<(), VeError> {
-        ve::write_durably(&self.0, &Entry { migration, step })
+    pub(super) fn write(&self, migration: MigrationId, step: Step) -> io::Result<()> {
+        let entry = serde_json::to_vec(&Entry { migration, step }).map_err(io::Error::from)?;
+        let draft = self.0.with_extension("new");
+        std::fs::write(&draft, entry)?;
+        std::fs::rename(&draft, &self.0)
     }
 
     /// What was written last, if a migration is under way.

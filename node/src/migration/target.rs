@@ -56,8 +56,8 @@ pub(super) enum TakeInError {
     /// The template could not be taken in.
     #[error(transparent)]
     Template(#[from] TemplateError),
-    /// A thread could not be started.
-    #[error("cannot start the builder")]
+    /// The host does not give what it takes.
+    #[error("cannot start to build")]
     Thread(#[source] std::io::Error),
     /// What came is not what was announced.
     #[error("the source does not follow the protocol")]
@@ -137,22 +137,26 @@ impl Incoming {
             admit::receive_template(&self.context, &self.offer, &mut stream).await?;
         }
         let (prepared, site) = self.make_room().await?;
-        if template_missing {
-            self.sender.send(&ToSource::Accepted { template_missing: false }).await?;
-        }
-        let journal = Journal::new(prepared.directory());
         let mut builder = Builder::start(site).map_err(TakeInError::Thread)?;
-        self.grow(&mut builder, &mut stream).await?;
-        // Written down before the log is asked, while the source seals its copy.
+        // All that must be on the disk is written now, and not in the blackout; until the
+        // journal says otherwise a daemon that finds it removes it.
         let ve = self.context.runtime.adopt(prepared).await?;
-        match self.switch(&mut builder).await {
+        let operation = ve.operate("arrive")?;
+        let done = async {
+            if template_missing {
+                self.sender.send(&ToSource::Accepted { template_missing: false }).await?;
+            }
+            self.grow(&mut builder, &mut stream).await?;
+            self.switch(&mut builder).await
+        };
+        match done.await {
             Ok(()) => {
-                self.after(builder, &journal).await;
+                drop(operation);
+                self.after(builder, &Journal::new(ve.directory())).await;
                 Ok(())
             }
             Err(error) => {
-                builder.end();
-                let operation = ve.operate("abort")?;
+                spawn_blocking(move || builder.end()).await?;
                 self.context.runtime.forget(operation).await?;
                 Err(error)
             }
@@ -168,14 +172,14 @@ impl Incoming {
             .prepare(admit::arrival(offer).map_err(TakeInError::Refused)?, &Sink::nowhere())
             .await?;
         let journal = Journal::new(prepared.directory());
-        journal.write(offer.migration, Step::Building)?;
+        journal.write(offer.migration, Step::Building).map_err(TakeInError::Thread)?;
         let migration = offer.migration;
         let (plan, network) = (offer.container.clone(), offer.network.clone());
-        Ok(spawn_blocking(move || {
+        spawn_blocking(move || {
             let site = site(&mut prepared, plan, network, migration, journal)?;
-            Ok::<_, TakeInError>((prepared, site))
+            Ok((prepared, site))
         })
-        .await??)
+        .await?
     }
 
     /// Feeds the builder until the VE stands ready.

@@ -24,7 +24,7 @@ mod settings;
 mod start;
 mod stop;
 
-pub(crate) use self::place::{read as read_durable, write as write_durably};
+pub(crate) use self::place::read as read_durable;
 pub use self::{
     create::Created,
     error::VeError,

@@ -208,10 +208,12 @@ impl Runtime {
     pub async fn boot(self: &Arc<Self>) {
         for ve in self.all() {
             let settings = ve.settings();
-            if settings.on_boot && !settings.disabled && ve.running().is_none() {
-                if let Err(problem) = self.start(&ve, false).await {
-                    error!(id = %ve.id, "cannot start this VE: {}", chain(&problem));
-                }
+            if settings.on_boot
+                && !settings.disabled
+                && ve.running().is_none()
+                && let Err(problem) = self.start(&ve, false).await
+            {
+                error!(id = %ve.id, "cannot start this VE: {}", chain(&problem));
             }
         }
     }

@@ -179,6 +179,13 @@ impl Precopy {
             match policy.after(Measured { bytes, time }, fixed) {
                 Next::Again => {}
                 Next::Freeze { predicted } => {
+                    if policy.is_over_budget(predicted) {
+                        sink.log(format!(
+                            "the VE writes too much to meet {} ms: about {:.0} ms are expected",
+                            budget.as_millis(),
+                            ms(predicted)
+                        ));
+                    }
                     return Ok((Self { session, live }, Rounds { reports, predicted }));
                 }
             }
@@ -257,7 +264,11 @@ impl Copied {
     ) -> Result<Report, MigrateError> {
         let Self { mut session, still, restore_ms, ready_ms } = self;
         let freeze_ms = ms(still.freeze);
-        session.begun.journal.write(session.begun.migration, Step::Sealed)?;
+        session
+            .begun
+            .journal
+            .write(session.begun.migration, Step::Sealed)
+            .map_err(MigrateError::Journal)?;
         session.begun.settled = true;
         let mut sealed = still.seal()?;
         let frames = sealed.drain();

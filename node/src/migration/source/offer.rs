@@ -100,7 +100,7 @@ impl Offer {
         let migration = message.migration;
         let journal = Journal::new(operation.ve.directory());
         let begun = Begun { context, migration, journal, settled: false };
-        begun.journal.write(migration, Step::Copying)?;
+        begun.journal.write(migration, Step::Copying).map_err(MigrateError::Journal)?;
         message.container.clocks = live.clocks().map_err(MigrateError::Inside)?;
         talk.sender.send(&message).await?;
         let template_missing = match talk.answer_or_cancel(ANSWER, sink).await? {
