@@ -56,14 +56,9 @@ pub(super) fn of_daemon(layout: &Layout, node: &Host) -> Result<PathBuf, Testbed
     Ok(unified_mount()?.join(layout.cgroup()).join(node.to_string()).join("daemon"))
 }
 
-/// Makes a process end with the testbed.
+/// Makes a process, and what it starts from now on, end with the testbed.
 pub(super) fn adopt(layout: &Layout, pid: u32) -> Result<(), TestbedError> {
-    enter(&unified_mount()?.join(layout.cgroup()).join(COMMANDS), pid)
-}
-
-/// Moves a process into a cgroup.
-pub(super) fn enter(cgroup: &Path, pid: u32) -> Result<(), TestbedError> {
-    let file = cgroup.join("cgroup.procs");
+    let file = unified_mount()?.join(layout.cgroup()).join(COMMANDS).join("cgroup.procs");
     match fs::write(&file, pid.to_string()) {
         // It has ended already.
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
@@ -74,16 +69,9 @@ pub(super) fn enter(cgroup: &Path, pid: u32) -> Result<(), TestbedError> {
 /// Ends every process of the testbed and removes its cgroups.
 pub(super) fn remove(layout: &Layout) -> Result<(), TestbedError> {
     let top = unified_mount()?.join(layout.cgroup());
-    if top.exists() {
-        kill(&top)?;
-        remove_tree(&top)?;
-    }
-    for place in v1_places(layout) {
-        if place.exists() {
-            remove_tree(&place)?;
-        }
-    }
-    Ok(())
+    // Killed again before each attempt: a process may just have been on its way in.
+    remove_tree(&top, || kill(&top))?;
+    v1_places(layout).iter().try_for_each(|place| remove_tree(place, || Ok(())))
 }
 
 fn kill(top: &Path) -> Result<(), TestbedError> {
@@ -116,11 +104,15 @@ fn kill(top: &Path) -> Result<(), TestbedError> {
 
 /// Removes a cgroup and those below it. One whose last process has just ended stays busy for a
 /// moment, and nothing tells when the moment is over.
-fn remove_tree(top: &Path) -> Result<(), TestbedError> {
+fn remove_tree(
+    top: &Path,
+    clear: impl Fn() -> Result<(), TestbedError>,
+) -> Result<(), TestbedError> {
     let deadline = Instant::now() + PATIENCE;
-    loop {
+    while top.exists() {
+        clear()?;
         match remove_once(top) {
-            Ok(()) => return Ok(()),
+            Ok(()) => break,
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                 if Instant::now() > deadline {
                     let name = top.display().to_string();
@@ -131,6 +123,7 @@ fn remove_tree(top: &Path) -> Result<(), TestbedError> {
             Err(error) => return Err(system("remove", top)(error)),
         }
     }
+    Ok(())
 }
 
 fn remove_once(top: &Path) -> io::Result<()> {

@@ -1,7 +1,5 @@
 //! Joins the nodes of a testbed into a cluster, with the programs that a user would use.
 
-use std::process::Command;
-
 use super::{Host, Testbed, TestbedError, system};
 
 /// The first node founds the cluster, each other one joins it with a token of its own.
@@ -26,17 +24,12 @@ pub(super) fn join(testbed: &Testbed) -> Result<(), TestbedError> {
 }
 
 fn vzcluster(testbed: &Testbed, node: &Host, arguments: &[&str]) -> Result<String, TestbedError> {
-    let program = testbed.layout.programs().join("vzcluster");
-    let mut command = Command::new(&program);
-    command
+    let output = testbed
+        .command(node, "vzcluster")
         .args(arguments)
         .stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped());
-    let output = testbed
-        .spawn(node, &mut command)?
-        .wait_with_output()
-        .map_err(system("wait for", &program))?;
+        .output()
+        .map_err(system("run", "vzcluster"))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }

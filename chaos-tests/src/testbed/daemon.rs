@@ -29,6 +29,10 @@ use super::{
 const READY_SECONDS: u64 = 30;
 const LOG_TAIL_LINES: usize = 12;
 
+/// Puts itself into a cgroup and becomes the daemon. Were it put there from outside, a testbed
+/// killed in between would leave a daemon that nobody finds.
+const INTO_CGROUP: &str = "echo $$ > \"$1\" && shift && exec \"$@\"";
+
 /// A daemon, told apart from a later process with the same number by when it started.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Daemon {
@@ -55,8 +59,11 @@ impl Daemon {
         remove_file(&ready)?;
         let listener = UnixDatagram::bind(&ready).map_err(system("bind", &ready))?;
         let program = layout.programs().join("vzd");
-        let mut command = Command::new(&program);
+        let mut command = Command::new("sh");
         command
+            .args(["-c", INTO_CGROUP, "sh"])
+            .arg(cgroups::of_daemon(layout, node)?.join("cgroup.procs"))
+            .arg(&program)
             .arg("--config")
             .arg(&configuration)
             .current_dir("/")
@@ -71,7 +78,6 @@ impl Daemon {
             .run(|| command.spawn())
             .map_err(system("enter the namespace of", node.to_string()))?
             .map_err(system("run", &program))?;
-        cgroups::enter(&cgroups::of_daemon(layout, node)?, child.id())?;
         let pid = i32::try_from(child.id()).expect("a process number fits");
         let started = start_time(pid).unwrap_or_default();
         Ok(Starting { daemon: Self { pid, started }, listener, node: *node, log })

@@ -18,6 +18,7 @@
 //! nothing behind even when every process of it was killed half way.
 
 use std::{
+    ffi::OsStr,
     io,
     path::{Path, PathBuf},
     process::{Child, Command},
@@ -319,7 +320,24 @@ impl Testbed {
         };
     }
 
-    /// Starts a command on a host. It goes away with the testbed.
+    /// A command that runs on a host and goes away with the testbed, whatever it starts. Its
+    /// process becomes the program, so its number, input, output and exit status are the
+    /// program's.
+    pub fn command(&self, host: &Host, program: impl AsRef<OsStr>) -> Command {
+        // By way of the testbed program: it is inside before the program runs. A process that
+        // was moved from outside could have children by then.
+        let mut command = Command::new(self.state.programs.join("testbed"));
+        command.args(["--name", self.layout.name()]).arg("--dir").arg(self.layout.base());
+        match host {
+            Host::Node(_) => command.args(["exec", &host.to_string()]),
+            Host::Client => command.arg("client"),
+        };
+        command.arg("--").arg(program);
+        command
+    }
+
+    /// Starts a command on a host, as [`Self::prepare`] makes it. It goes away with the testbed,
+    /// but what it starts in its first moment may not: for a shell use [`Self::command`].
     pub fn spawn(&self, host: &Host, command: &mut Command) -> Result<Child, TestbedError> {
         self.prepare(host, command);
         let netns = self.layout.open_netns(host)?;

@@ -16,7 +16,6 @@ mod joining;
 mod registry;
 mod service;
 mod status;
-mod ves;
 
 pub use admission::JoinAnswer;
 pub use coordinator::{Desired, VeFacts, VeId};

@@ -92,7 +92,7 @@ impl VeError {
     }
 
     /// The stable code, and the exit status that OpenVZ's users know.
-    fn code(&self) -> (&str, i32) {
+    fn code(&self) -> (&'static str, i32) {
         match self {
             Self::Unknown { .. } => ("ve-unknown", 14),
             Self::Exists { .. } => ("ve-exists", 44),
@@ -118,7 +118,6 @@ impl VeError {
             Self::Network(_) => ("network-failed", 34),
             Self::Registry(RegistryError::IdTaken { .. }) => ("ve-exists", 44),
             Self::Registry(RegistryError::NotOwner { .. }) => ("ve-elsewhere", 14),
-            Self::Registry(RegistryError::Refused(failure)) => (&failure.code, failure.exit),
             Self::Registry(RegistryError::Unavailable(_)) => ("cluster-unavailable", 3),
             Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 ("no-space", 46)

@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use futures_util::future::BoxFuture;
 
 use super::VeId;
-use crate::api::Failure;
 
 /// What makes a VE unique in a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,9 +55,6 @@ pub enum RegistryError {
         /// Whose it is.
         node: String,
     },
-    /// The cluster refuses for a reason of its own.
-    #[error(transparent)]
-    Refused(Failure),
     /// The cluster cannot decide now.
     #[error("the cluster does not answer")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
