@@ -11,6 +11,7 @@ mod terminal;
 mod vzcluster;
 mod vzctl;
 mod vzlist;
+mod vzmigrate;
 mod vznode;
 mod vzpkg;
 
@@ -23,6 +24,7 @@ const PROGRAMS: &[Program] = &[
     ("vzcluster", vzcluster::run),
     ("vzctl", vzctl::run),
     ("vzlist", vzlist::run),
+    ("vzmigrate", vzmigrate::run),
     ("vznode", vznode::run),
     ("vzpkg", vzpkg::run),
 ];
