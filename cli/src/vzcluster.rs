@@ -112,6 +112,7 @@ fn carry_out(common: &Common, command: Command) -> Result<(), Failure> {
 fn show(status: &ClusterStatus) {
     let leader = status.leader.as_deref().unwrap_or("none");
     let state = match (status.clustered, status.confirmed) {
+        _ if status.removed => "this node was removed from it; what follows may be old",
         (false, _) => "alone",
         (true, true) => "working",
         (true, false) => "no majority answers; what follows may be old",

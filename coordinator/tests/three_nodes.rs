@@ -102,7 +102,6 @@ impl Cluster {
 
     async fn restart(&mut self, index: usize) {
         let address = self.addresses[index];
-        eventually("the port is free", || std::net::UdpSocket::bind(address).is_ok()).await;
         let node = self.open(index, address).await;
         self.nodes[index] = Some(node);
     }

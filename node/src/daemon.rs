@@ -59,13 +59,14 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let socket = config.socket();
     let cluster = Cluster::open(&config.state_dir).await?;
     let runtime = Runtime::open(&config).map_err(DaemonError::Runtime)?;
+    runtime.set_registry(cluster.clone());
     let daemon = Arc::new(Daemon { config, cluster: cluster.clone(), runtime: runtime.clone() });
     api::serve(daemon, &socket)?;
     info!(socket = %socket.display(), "ready");
     if let Err(source) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         warn!(%source, "cannot tell the service manager that we are ready");
     }
-    tokio::spawn(async move { runtime.boot().await });
+    tokio::spawn(enter_and_boot(cluster.clone(), runtime));
     tokio::select! {
         _ = terminate.recv() => info!("stopping on SIGTERM"),
         _ = interrupt.recv() => info!("stopping on SIGINT"),
@@ -73,4 +74,15 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let _ = std::fs::remove_file(&socket);
     cluster.close().await;
     Ok(())
+}
+
+/// Makes sure that the cluster knows the VEs of this node, and starts those that boot with it.
+async fn enter_and_boot(cluster: Arc<Cluster>, runtime: Arc<Runtime>) {
+    for ve in runtime.all() {
+        let running = ve.running().is_some();
+        if let Err(problem) = cluster.adopt(ve.own_entry(), running).await {
+            warn!(id = %ve.id, "the cluster does not take the VE: {}", api::chain(&problem));
+        }
+    }
+    runtime.boot().await;
 }

@@ -22,7 +22,8 @@ fn main() -> ExitCode {
         return ckpt_engine::container::seed_main();
     }
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_env("VZD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("VZD_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,openraft=error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let config = match arguments.config.as_deref().map_or(Ok(Config::default()), Config::load) {
         Ok(config) => config,

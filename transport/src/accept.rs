@@ -19,6 +19,9 @@ use crate::tls;
 /// The largest answer to a request to join, and the largest request, in bytes.
 pub(crate) const JOIN_MAX: usize = 64 << 10;
 
+/// Why a standing connection is closed: the peer was removed from the cluster.
+const REMOVED: u32 = 1;
+
 /// The first frame of a stream on a connection for services.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Open {
@@ -132,8 +135,7 @@ fn check(endpoint: &Inner, connection: &quinn::Connection, hello: &Hello) -> Res
     if !certificates.first().is_some_and(|certificate| tls::names_node(certificate, node)) {
         return Err(Refusal::Identity);
     }
-    let gate = endpoint.gate.read().unwrap_or_else(PoisonError::into_inner).clone();
-    if gate.is_some_and(|gate| gate.is_removed(node)) {
+    if is_removed(endpoint, node) {
         return Err(Refusal::Removed);
     }
     match hello.purpose {
@@ -142,6 +144,11 @@ fn check(endpoint: &Inner, connection: &quinn::Connection, hello: &Hello) -> Res
         }
         _ => Ok(()),
     }
+}
+
+fn is_removed(endpoint: &Inner, node: NodeId) -> bool {
+    let gate = endpoint.gate.read().unwrap_or_else(PoisonError::into_inner).clone();
+    gate.is_some_and(|gate| gate.is_removed(node))
 }
 
 fn knows_session(endpoint: &Inner, node: NodeId, session: u128) -> bool {
@@ -186,6 +193,11 @@ async fn serve(endpoint: Arc<Inner>, guest: Guest) {
     let endpoint = Arc::downgrade(&endpoint);
     while let Ok((send, recv)) = guest.connection.accept_bi().await {
         let Some(endpoint) = endpoint.upgrade() else { return };
+        if is_removed(&endpoint, guest.peer.node) {
+            // It was a member when it connected.
+            guest.connection.close(REMOVED.into(), Refusal::Removed.to_string().as_bytes());
+            return;
+        }
         let peer = guest.peer.clone();
         tokio::spawn(async move {
             let node = peer.node;

@@ -183,5 +183,14 @@ impl Endpoint {
     pub async fn shut_down(&self, patience: Duration) {
         self.0.quic.close(0u32.into(), b"shutting down");
         let _ = tokio::time::timeout(patience, self.0.quic.wait_idle()).await;
+        // Clones of this endpoint may live on in tasks that have not noticed yet. The library
+        // keeps the socket before the current one, so it takes two new ones to free ours.
+        for _ in 0..2 {
+            let replaced = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))
+                .and_then(|socket| self.0.quic.rebind(socket));
+            if let Err(error) = replaced {
+                tracing::warn!(%error, "the port stays taken until the last stream has ended");
+            }
+        }
     }
 }

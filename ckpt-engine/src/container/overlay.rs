@@ -58,6 +58,11 @@ impl Layers {
             context.set_descriptor("lowerdir+", lower.as_fd())?;
             context.set_descriptor("upperdir", upper.as_fd())?;
             context.set_descriptor("workdir", work.as_fd())?;
+            // Whatever the host's defaults are: notes of these kinds in the upper layer would
+            // refer to this host's lower layer, and the files could not go to another one.
+            for feature in ["redirect_dir", "metacopy", "index"] {
+                context.set(feature, Some("off"))?;
+            }
             let mount = context.mount(0)?;
             set_attributes(mount.as_fd(), 0)?;
             Ok(mount)

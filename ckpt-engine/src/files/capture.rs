@@ -13,7 +13,7 @@ use ckpt_format::{
 };
 
 use super::{
-    Source, deleted, epoll, event,
+    Holder, Source, deleted, epoll, event,
     find::{Found, Object, Refusal},
     lock, memfd, path, pipe, process, socket, tcp, terminal, timer, unix,
 };
@@ -151,7 +151,22 @@ pub fn check(source: &Source<'_>) -> Vec<Blocker> {
     if let Err((place, why)) = lock::capture(source, &capture.found) {
         blockers.extend(capture.found.blockers(source, place, &why));
     }
+    blockers.extend(source.processes.iter().filter_map(traced));
     blockers
+}
+
+/// A process that a debugger holds cannot be held by us.
+fn traced(holder: &Holder<'_>) -> Option<Blocker> {
+    let status = fs::read_to_string(format!("/proc/{}/status", holder.host_pid)).ok()?;
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?.trim();
+    let tracer: u32 = tracer.parse().ok()?;
+    (tracer != 0 && tracer != std::process::id()).then(|| Blocker {
+        pid: holder.pid,
+        command: holder.command.clone(),
+        fd: None,
+        object: format!("a process traced by pid {tracer} of the host"),
+        hint: "end the debugger (strace, gdb) that holds it".to_owned(),
+    })
 }
 
 /// Keeps the place of a description that is refused, so that the others keep their numbers.

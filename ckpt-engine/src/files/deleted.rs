@@ -24,7 +24,6 @@ use nix::{
 use super::{
     capture::Capture,
     find::{Object, Refusal},
-    info::Info,
     path,
     rebuild::{Rebuild, RebuildError, lossy},
 };
@@ -54,7 +53,7 @@ pub(super) fn check(object: &Object) -> Result<(), Refusal> {
 
 pub(super) fn capture(capture: &mut Capture<'_>, id: usize) -> Result<Kind, Refusal> {
     let object = &capture.found.objects[id];
-    let offset = Info::of(object.fd())?.number("pos", 10)?;
+    let offset = object.info()?.number("pos", 10)?;
     if let Some(&file) = capture.deleted.get(&object.inode()) {
         return Ok(Kind::Deleted { file, offset });
     }

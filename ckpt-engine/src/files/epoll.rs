@@ -16,7 +16,7 @@ use ckpt_format::files::{EpollEntry, FileId, Kind};
 use super::{
     capture::Capture,
     find::{Object, Refusal},
-    info::{Info, parse},
+    info::parse,
     rebuild::{Rebuild, RebuildError},
 };
 use crate::sys::{
@@ -52,7 +52,7 @@ fn read_line(text: &str) -> io::Result<Line> {
 /// Captured after all other files, because anything may be watched.
 pub(super) fn capture(capture: &Capture<'_>, id: usize) -> Result<Kind, Refusal> {
     let object = &capture.found.objects[id];
-    let info = Info::of(object.fd())?;
+    let info = object.info()?;
     let mut seen: HashMap<i32, u32> = HashMap::new();
     let mut entries = Vec::new();
     for text in info.all("tfd") {

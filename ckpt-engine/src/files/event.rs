@@ -10,13 +10,12 @@ use ckpt_format::files::{EventCounter, Kind};
 
 use super::{
     find::{Object, Refusal},
-    info::Info,
     rebuild::RebuildError,
 };
 use crate::sys;
 
 pub(super) fn capture_event(object: &Object) -> Result<Kind, Refusal> {
-    let info = Info::of(object.fd())?;
+    let info = object.info()?;
     let count = info.number("eventfd-count", 16)?;
     // Kernels before 6.5 do not tell; there the flag is lost on the rare semaphore.
     let semaphore = info.number("eventfd-semaphore", 10).unwrap_or(0) != 0;
@@ -33,7 +32,7 @@ pub(super) fn rebuild_event(event: EventCounter) -> Result<OwnedFd, RebuildError
 }
 
 pub(super) fn capture_signal(object: &Object) -> Result<Kind, Refusal> {
-    let mask = Info::of(object.fd())?.number("sigmask", 16)?;
+    let mask = object.info()?.number("sigmask", 16)?;
     Ok(Kind::Signal { mask })
 }
 

@@ -4,6 +4,7 @@
 //! where inodes are shared (all eventfds have one, and so has a file that is open twice).
 
 use std::{
+    borrow::Cow,
     cmp::Ordering,
     collections::{BTreeMap, HashMap},
     fs, io,
@@ -13,7 +14,10 @@ use std::{
 use ckpt_format::{blocker::Blocker, files::FileId, process::Descriptor};
 use nix::errno::Errno;
 
-use super::{Holder, Source, info::Info};
+use super::{
+    Holder, Source,
+    info::{Directory, Info},
+};
 use crate::sys::descriptor::{self, Query, Status};
 
 /// One open file description of the VE.
@@ -30,12 +34,22 @@ pub(super) struct Object {
     /// Who holds it: the place in [`Source::processes`] and the number there. Empty for one that
     /// is only in flight in a socket's queue.
     pub(super) holders: Vec<(usize, i32)>,
+    /// Its fdinfo as one of its holders sees it, read when it was found.
+    info: Option<Info>,
 }
 
 impl Object {
     /// The descriptor, borrowed.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// Its fdinfo. That of a timer is not kept, because reading its time changes it.
+    pub(super) fn info(&self) -> io::Result<Cow<'_, Info>> {
+        match &self.info {
+            Some(info) => Ok(Cow::Borrowed(info)),
+            None => Info::of(self.fd()).map(Cow::Owned),
+        }
     }
 
     /// `S_IFMT` of the mode.
@@ -117,13 +131,20 @@ impl Found {
         if blockers.is_empty() { Ok(found) } else { Err(blockers) }
     }
 
-    fn add_process(&mut self, place: usize, holder: &Holder<'_>) -> io::Result<()> {
+    fn add_process(&mut self, holder_place: usize, holder: &Holder<'_>) -> io::Result<()> {
         let numbers = match numbers(holder.host_pid) {
             // A process that has ended meanwhile, or is a zombie, holds nothing.
             Err(error) if has_ended(&error) => Vec::new(),
             other => other?,
         };
         let mut table = Vec::with_capacity(numbers.len());
+        let directory = match Directory::of_process(holder.host_pid) {
+            Err(error) if has_ended(&error) => {
+                self.tables.insert(holder.pid, table);
+                return Ok(());
+            }
+            other => other?,
+        };
         for fd in numbers {
             // In a running VE a descriptor can be closed at any moment.
             let fetched = match descriptor::fetch(holder.pidfd, fd) {
@@ -131,14 +152,23 @@ impl Found {
                 Err(error) if has_ended(&error) => break,
                 other => other?,
             };
-            let info = match Info::of_process(holder.host_pid, fd) {
+            let known = self.objects.len();
+            let file = self.add(fetched)?;
+            let place = file.0 as usize;
+            // What has no inode of its own is described there, and nowhere else.
+            let describes = place == known && self.objects[place].file_type() == 0;
+            let read = if describes { directory.whole(fd) } else { directory.head(fd) };
+            let info = match read {
                 Err(error) if has_ended(&error) => continue,
                 other => other?,
             };
             let close_on_exec =
                 info.number("flags", 8)? & u64::from(libc::O_CLOEXEC.cast_unsigned()) != 0;
-            let file = self.add(fetched)?;
-            self.objects[file.0 as usize].holders.push((place, fd));
+            let object = &mut self.objects[place];
+            object.holders.push((holder_place, fd));
+            if place == known {
+                object.info = Some(info);
+            }
             table.push(Descriptor { fd, file, close_on_exec });
         }
         self.tables.insert(holder.pid, table);
@@ -166,9 +196,12 @@ impl Found {
             Err(place) => {
                 let id = u32::try_from(objects.len()).map_err(io::Error::other)?;
                 let flags = descriptor::query(fd.as_fd(), Query::GetFlags)?;
-                let link = own_link(fd.as_fd())?;
+                // The links of sockets tell nothing but their inode.
+                let is_socket = status.mode & libc::S_IFMT == libc::S_IFSOCK;
+                let link = if is_socket { Vec::new() } else { own_link(fd.as_fd())? };
                 bucket.insert(place, id);
-                self.objects.push(Object { fd, status, flags, link, holders: Vec::new() });
+                let (holders, info) = (Vec::new(), None);
+                self.objects.push(Object { fd, status, flags, link, holders, info });
                 Ok(FileId(id))
             }
         }

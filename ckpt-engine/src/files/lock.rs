@@ -15,7 +15,7 @@ use ckpt_format::{
 use super::{
     Argument, Remote, Source,
     find::{Found, Refusal},
-    info::{Info, parse},
+    info::{Directory, Info, parse},
     rebuild::RebuildError,
 };
 use crate::sys::descriptor;
@@ -98,7 +98,8 @@ pub(super) fn capture(source: &Source<'_>, found: &Found) -> Result<Locks, (usiz
         // Those of a process are shown at its own descriptors only, at each for the inode.
         for &(holder, fd) in &object.holders {
             let process = &source.processes[holder];
-            let info = match Info::of_process(process.host_pid, fd) {
+            let directory = Directory::of_process(process.host_pid);
+            let info = match directory.and_then(|directory| directory.whole(fd)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 other => other.map_err(refused)?,
             };

@@ -14,7 +14,6 @@ use ckpt_format::{
 use super::{
     capture::Capture,
     find::{Object, Refusal},
-    info::Info,
     path,
     rebuild::{Rebuild, RebuildError, lossy},
 };
@@ -28,7 +27,7 @@ pub(super) fn is_memfd(object: &Object) -> bool {
 pub(super) fn capture(capture: &mut Capture<'_>, id: usize) -> Result<Kind, Refusal> {
     let object = &capture.found.objects[id];
     let status = object.status;
-    let offset = Info::of(object.fd())?.number("pos", 10)?;
+    let offset = object.info()?.number("pos", 10)?;
     if !capture.files.memfds.iter().any(|memfd| memfd.id == status.inode) {
         let name = object.link.strip_prefix(b"/memfd:").unwrap_or(&[]);
         let name = name.strip_suffix(b" (deleted)").unwrap_or(name);

@@ -39,6 +39,7 @@ mod find;
 mod info;
 mod lock;
 mod memfd;
+mod multicast;
 mod netlink;
 mod options;
 mod packet;

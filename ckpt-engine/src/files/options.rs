@@ -22,6 +22,9 @@ const SO_PASSPIDFD: i32 = 76;
 const SO_BUF_LOCK: i32 = 72;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
 
+/// A packet filter, whose value is its program.
+const FILTER: (i32, i32) = (SOL, libc::SO_ATTACH_FILTER);
+
 const COMMON: &[Entry] = &[
     Entry(SOL, libc::SO_REUSEADDR, 4, 0),
     Entry(SOL, libc::SO_KEEPALIVE, 4, 0),
@@ -38,17 +41,23 @@ const COMMON: &[Entry] = &[
 
 const INET: &[Entry] = &[
     Entry(SOL, libc::SO_REUSEPORT, 4, 0),
-    Entry(SOL, libc::SO_BROADCAST, 4, 0),
     Entry(SOL, libc::SO_DONTROUTE, 4, 0),
     Entry(IP, libc::IP_TOS, 4, 0),
     Entry(IP, libc::IP_TTL, 4, 64),
     Entry(IP, libc::IP_RECVERR, 4, 0),
     Entry(IP, libc::IP_PKTINFO, 4, 0),
-    Entry(IP, libc::IP_FREEBIND, 4, 0),
     Entry(IP, libc::IP_TRANSPARENT, 4, 0),
     Entry(IP, libc::IP_MTU_DISCOVER, 4, 1),
+];
+
+/// Those that matter before there is a connection only.
+const BEFORE_CONNECTION: &[Entry] = &[
+    Entry(IP, libc::IP_FREEBIND, 4, 0),
     Entry(IP, libc::IP_BIND_ADDRESS_NO_PORT, 4, 0),
     Entry(IP, IP_LOCAL_PORT_RANGE, 4, 0),
+    Entry(TCP, libc::TCP_SYNCNT, 4, 6),
+    Entry(TCP, libc::TCP_DEFER_ACCEPT, 4, 0),
+    Entry(TCP, libc::TCP_FASTOPEN, 4, 0),
 ];
 
 const INET6: &[Entry] = &[
@@ -65,16 +74,14 @@ const STREAM: &[Entry] = &[
     Entry(TCP, libc::TCP_KEEPIDLE, 4, 7200),
     Entry(TCP, libc::TCP_KEEPINTVL, 4, 75),
     Entry(TCP, libc::TCP_KEEPCNT, 4, 9),
-    Entry(TCP, libc::TCP_SYNCNT, 4, 6),
     Entry(TCP, libc::TCP_LINGER2, 4, 60),
-    Entry(TCP, libc::TCP_DEFER_ACCEPT, 4, 0),
     Entry(TCP, libc::TCP_USER_TIMEOUT, 4, 0),
-    Entry(TCP, libc::TCP_FASTOPEN, 4, 0),
     // The name of the congestion control, padded with zeros.
     Entry(TCP, libc::TCP_CONGESTION, 16, 0),
 ];
 
 const DATAGRAM: &[Entry] = &[
+    Entry(SOL, libc::SO_BROADCAST, 4, 0),
     Entry(SOL, libc::SO_NO_CHECK, 4, 0),
     Entry(SOL, libc::SO_RXQ_OVFL, 4, 0),
     Entry(IP, libc::IP_MULTICAST_TTL, 4, 1),
@@ -103,7 +110,7 @@ const NETLINK: &[Entry] = &[
 /// Which options a socket has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Family {
-    Tcp { v6: bool },
+    Tcp { v6: bool, connected: bool },
     Udp { v6: bool },
     Unix,
     Netlink,
@@ -111,15 +118,19 @@ pub(super) enum Family {
 
 impl Family {
     fn entries(self) -> impl Iterator<Item = &'static Entry> {
-        let nothing: &[Entry] = &[];
-        let (network, version, own): (&[Entry], &[Entry], &[Entry]) = match self {
-            Self::Tcp { v6 } => (INET, if v6 { INET6 } else { nothing }, STREAM),
-            Self::Udp { v6 } => (INET, if v6 { INET6 } else { nothing }, DATAGRAM),
-            Self::Unix => (nothing, nothing, UNIX),
-            Self::Netlink => (nothing, nothing, NETLINK),
+        let when = |condition: bool, entries: &'static [Entry]| {
+            if condition { entries } else { &[] }
+        };
+        let (network, version, own, fresh): (&[Entry], &[Entry], &[Entry], &[Entry]) = match self {
+            Self::Tcp { v6, connected } => {
+                (INET, when(v6, INET6), STREAM, when(!connected, BEFORE_CONNECTION))
+            }
+            Self::Udp { v6 } => (INET, when(v6, INET6), DATAGRAM, &[]),
+            Self::Unix => (&[], &[], UNIX, &[]),
+            Self::Netlink => (&[], &[], NETLINK, &[]),
         };
         // IP_TOS also sets the priority, so the common ones come last.
-        network.iter().chain(version).chain(own).chain(COMMON)
+        network.iter().chain(version).chain(own).chain(fresh).chain(COMMON)
     }
 }
 
@@ -140,6 +151,11 @@ pub(super) fn capture(fd: BorrowedFd<'_>, family: Family) -> io::Result<Vec<Sock
             options.push(SocketOption { level, name, value });
         }
     }
+    let filter = socket::filter(fd)?;
+    if !filter.is_empty() {
+        let (level, name) = FILTER;
+        options.push(SocketOption { level, name, value: filter });
+    }
     for name in [libc::SO_SNDBUF, libc::SO_RCVBUF, SO_BUF_LOCK] {
         let mut value = [0u8; 4];
         socket::option(fd, SOL, name, &mut value)?;
@@ -155,6 +171,10 @@ fn is_buffer(option: &SocketOption) -> bool {
 /// Sets all options but the sizes of the buffers, before the socket is bound.
 pub(super) fn rebuild(fd: BorrowedFd<'_>, options: &[SocketOption]) -> io::Result<()> {
     for option in options.iter().filter(|option| !is_buffer(option)) {
+        if (option.level, option.name) == FILTER {
+            socket::attach_filter(fd, &option.value)?;
+            continue;
+        }
         let result = socket::set_option(fd, option.level, option.name, &option.value);
         // A congestion control that this kernel does not have is no reason to stop: the
         // connection works with the kernel's own choice.

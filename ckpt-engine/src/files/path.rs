@@ -14,7 +14,6 @@ use nix::{fcntl::OFlag, sys::stat::Mode};
 use super::{
     capture::Capture,
     find::{Object, Refusal},
-    info::Info,
     rebuild::{RebuildError, lossy},
 };
 use crate::sys::descriptor;
@@ -81,8 +80,7 @@ fn reopen_flags(flags: u32) -> OFlag {
 
 pub(super) fn capture(capture: &Capture<'_>, id: usize) -> Result<Kind, Refusal> {
     let object = &capture.found.objects[id];
-    let offset =
-        if object.is_path_only() { 0 } else { Info::of(object.fd())?.number("pos", 10)? };
+    let offset = if object.is_path_only() { 0 } else { object.info()?.number("pos", 10)? };
     // A common device that was opened on the host, such as the `/dev/null` of a command started
     // from there, is the same one here.
     let outside = !capture.is_mounted(object.status.mount);

@@ -7,7 +7,6 @@ use ckpt_format::files::Kind;
 use super::{
     Source,
     find::{Object, Refusal},
-    info::Info,
     rebuild::{RebuildError, Target},
 };
 use crate::sys::descriptor;
@@ -18,7 +17,7 @@ pub(super) fn is_pidfd(object: &Object) -> bool {
 }
 
 pub(super) fn capture(source: &Source<'_>, object: &Object) -> Result<Kind, Refusal> {
-    let host_pid: i32 = Info::of(object.fd())?.text("Pid")?.parse().map_err(io::Error::other)?;
+    let host_pid: i32 = object.info()?.text("Pid")?.parse().map_err(io::Error::other)?;
     let pid = source.pid_inside(host_pid).ok_or_else(|| {
         Refusal::new(
             "a pidfd of a process that has ended or is outside the VE",

@@ -11,7 +11,7 @@ use ckpt_format::files::Kind;
 use super::{
     capture::Capture,
     find::{Object, Refusal},
-    netlink, options,
+    multicast, netlink, options,
     rebuild::{Rebuild, RebuildError, set_status},
     tcp, udp, unix,
 };
@@ -32,6 +32,7 @@ pub(super) struct Network {
     /// `SO_NETNS_COOKIE` of the VE's network.
     cookie: u64,
     unix: unix::Diagnosis,
+    groups: multicast::Groups,
 }
 
 impl Network {
@@ -47,7 +48,8 @@ impl Network {
         let diagnosis = thread::scope(|scope| scope.spawn(work).join())
             .unwrap_or_else(|_| Err(io::Error::other("the thread in the VE's network panicked")))?;
         let unix = unix::dump(diagnosis.as_fd())?;
-        Ok(Self { cookie: cookie(diagnosis.as_fd())?, unix })
+        let groups = multicast::Groups::of(host_pid)?;
+        Ok(Self { cookie: cookie(diagnosis.as_fd())?, unix, groups })
     }
 
     /// The unix sockets of the network.
@@ -73,7 +75,9 @@ impl Network {
                 Ok(Protocol::Tcp { v6: domain == libc::AF_INET6 })
             }
             (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP) => {
-                Ok(Protocol::Udp { v6: domain == libc::AF_INET6 })
+                let v6 = domain == libc::AF_INET6;
+                self.groups.check(object, v6)?;
+                Ok(Protocol::Udp { v6 })
             }
             (libc::AF_NETLINK, _, protocol) => {
                 netlink::check(protocol).map(|()| Protocol::Netlink { protocol })

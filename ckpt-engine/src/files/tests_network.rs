@@ -146,6 +146,35 @@ fn a_memfd_keeps_its_descriptions() {
 }
 
 #[test]
+fn packet_filters_go_along() {
+    // Accepts everything: BPF_RET | BPF_K, with the largest length.
+    let accept = [6u8, 0, 0, 0, 0xff, 0xff, 0, 0];
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket::attach_filter(socket.as_fd(), &accept).unwrap();
+    let child = Child::holding(&[socket.as_fd()]);
+    let number = socket.as_raw_fd();
+    drop(socket);
+    let captured = child.capture();
+    drop(child);
+    let copy = rebuild(&captured);
+    assert_eq!(socket::filter(copy.of(number).as_fd()).unwrap(), accept);
+}
+
+#[test]
+fn members_of_multicast_groups_are_blockers() {
+    new_network();
+    let member = UdpSocket::bind("0.0.0.0:5353").unwrap();
+    let other = UdpSocket::bind("0.0.0.0:5454").unwrap();
+    let group = "224.0.0.251".parse().unwrap();
+    member.join_multicast_v4(&group, &"127.0.0.1".parse().unwrap()).unwrap();
+    let child = Child::holding(&[member.as_fd(), other.as_fd()]);
+    let blockers = child.blockers();
+    assert_eq!(blockers.len(), 1);
+    assert_eq!(blockers[0].object, "a member of the multicast group 224.0.0.251");
+    assert_eq!(blockers[0].fd, Some(member.as_raw_fd()));
+}
+
+#[test]
 fn objects_that_cannot_be_moved_are_named() {
     let audit = socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER).unwrap();
     let packet = socket::socket(libc::AF_PACKET, libc::SOCK_RAW, 0).unwrap();

@@ -318,3 +318,56 @@ pub fn unix_node(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     // SAFETY: the request takes no argument and returns a new descriptor.
     own(libc::c_long::from(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCUNIXFILE) }))
 }
+
+/// The classic packet filter of a socket: eight bytes for each instruction, none without one.
+pub fn filter(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    const SO_GET_FILTER: i32 = libc::SO_ATTACH_FILTER;
+    // This option counts instructions, not bytes: asked with a length of 0 it tells how many.
+    let mut count: libc::socklen_t = 0;
+    // SAFETY: with a length of 0 the kernel writes nothing but the length.
+    check(unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_GET_FILTER,
+            ptr::null_mut(),
+            &raw mut count,
+        )
+    })?;
+    let mut instructions = vec![0u64; count as usize];
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    // SAFETY: the kernel writes `count` instructions of eight bytes, which is what there is.
+    check(unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_GET_FILTER,
+            instructions.as_mut_ptr().cast(),
+            &raw mut count,
+        )
+    })?;
+    Ok(instructions.iter().flat_map(|instruction| instruction.to_ne_bytes()).collect())
+}
+
+/// `SO_ATTACH_FILTER` with the instructions that [`filter`] gives.
+pub fn attach_filter(fd: BorrowedFd<'_>, instructions: &[u8]) -> io::Result<()> {
+    let words = instructions.as_chunks::<8>().0.iter();
+    let mut words: Vec<u64> = words.map(|chunk| u64::from_ne_bytes(*chunk)).collect();
+    let program = libc::sock_fprog {
+        len: words.len().try_into().map_err(|_| io::ErrorKind::InvalidInput)?,
+        filter: words.as_mut_ptr().cast(),
+    };
+    // SAFETY: `program` tells how many instructions of eight bytes `words` holds, and the kernel
+    // checks them before it keeps a copy.
+    check(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    })
+}

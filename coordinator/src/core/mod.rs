@@ -3,6 +3,8 @@
 mod apply;
 mod command;
 mod ids;
+#[cfg(test)]
+mod invariants;
 mod state;
 
 pub(crate) use apply::Core;

@@ -14,6 +14,8 @@ const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 /// The layout of the store; another one is refused.
 const FORMAT: &[u8] = b"1";
+/// The log is read once and then only written: a small cache will do. In bytes.
+const CACHE: usize = 1 << 20;
 /// Operations that may share a transaction.
 const BATCH_MAX: usize = 256;
 
@@ -136,8 +138,10 @@ pub(super) struct Opened {
 
 /// Opens or makes the store at `path`.
 pub(super) fn open(path: &Path) -> Result<Opened, StoreError> {
-    let database =
-        Database::create(path).map_err(|source| StoreError::Open { path: path.into(), source })?;
+    let database = Database::builder()
+        .set_cache_size(CACHE)
+        .create(path)
+        .map_err(|source| StoreError::Open { path: path.into(), source })?;
     let access = |source: redb::Error| StoreError::Access { path: path.into(), source };
     prepare(&database).map_err(access)?;
     let held = read_all(&database).map_err(access)?;

@@ -93,7 +93,13 @@ fn config() -> Config {
         election_timeout_max: ELECTION_MS.1,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
         max_in_snapshot_log_to_keep: SNAPSHOT_EVERY,
-        // Entries are flushed one batch at a time; an election needs a working majority first.
+        // The library's queues are made for clusters that do nothing else.
+        api_channel_size: Some(1024),
+        api_batch_capacity: 256,
+        notification_channel_size: Some(1024),
+        state_machine_channel_size: Some(256),
+        log_stage_capacity: Some(256),
+        // A node that comes back must not unseat a leader whom a majority still hears.
         enable_pre_vote: Some(true),
         ..Config::default()
     }
@@ -182,11 +188,21 @@ impl Node {
         }
     }
 
-    /// Returns when the leadership may have changed.
+    /// Returns when another leader or term is known than at the time of the call.
     pub(crate) async fn leadership_changed(&self) {
         use openraft::async_runtime::watch::WatchReceiver as _;
         let mut metrics = self.raft.server_metrics();
-        let _ = metrics.changed().await;
+        let known = {
+            let metrics = metrics.borrow_watched();
+            (metrics.current_leader, metrics.vote)
+        };
+        // A new receiver may take the value it begins with for a change.
+        while metrics.changed().await.is_ok() {
+            let metrics = metrics.borrow_watched();
+            if (metrics.current_leader, metrics.vote) != known {
+                return;
+            }
+        }
     }
 
     /// As the leader, brings the replicas in line with the members the state names: one step at

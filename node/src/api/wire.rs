@@ -13,6 +13,7 @@ pub(super) const DESCRIPTORS_MAX: usize = 8;
 /// A request, by the part of the daemon that answers it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[expect(clippy::large_enum_variant, reason = "there is one of it at a time")]
 pub enum Request {
     /// About the daemon itself.
     Node(NodeRequest),

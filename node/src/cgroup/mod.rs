@@ -272,11 +272,13 @@ impl Cgroups {
 
     /// Ends all processes. Returns when none is left.
     pub fn kill_all(&self) -> Result<(), CgroupError> {
-        match write(&self.unified.join("cgroup.kill"), "1") {
-            Err(CgroupError::File { source, .. }) if gone(&source) => return Ok(()),
-            other => other?,
+        let killed = write(&self.unified.join("cgroup.kill"), "1")
+            .and_then(|()| unified::wait(&self.unified, "populated 0", "empty", SETTLE_MAX));
+        match killed {
+            // Whoever watches the VE was faster and has removed it: nothing can be in there.
+            Err(CgroupError::File { source, .. }) if gone(&source) => Ok(()),
+            other => other,
         }
-        unified::wait(&self.unified, "populated 0", "empty", SETTLE_MAX)
     }
 
     /// Removes the cgroups. All processes must have ended.

@@ -37,6 +37,8 @@ impl From<ClusterError> for Failure {
                 .with_hint("vzcluster init makes a cluster, vzcluster join enters one"),
             ClusterError::Clustered { .. } => Self::new("already-clustered", exit::STATE, text)
                 .with_hint("remove it there first: vzcluster remove NODE on another node"),
+            ClusterError::Removed => Self::new("removed", exit::STATE, text)
+                .with_hint("it can join again with a new token"),
             ClusterError::NoAddress => Self::new("no-address", exit::BAD_VALUE, text)
                 .with_hint("give --address IP of this host on the cluster's network"),
             ClusterError::NoNode { .. } => Self::new("no-such-node", exit::STATE, text)
@@ -120,9 +122,9 @@ fn ve_taken(clashes: &[Clash], text: String) -> Failure {
     if has(|clash| matches!(clash, Clash::Number { .. })) {
         Failure::new("ve-exists", exit::VE_EXISTS, text)
     } else if has(|clash| matches!(clash, Clash::Address { .. })) {
-        Failure::new("ip-in-use", exit::ADDRESS_IN_USE, text)
+        Failure::new("address-in-use", exit::ADDRESS_IN_USE, text)
     } else {
-        Failure::new("ve-name-taken", exit::VE_NAME, text)
+        Failure::new("name-in-use", exit::VE_NAME, text)
     }
 }
 

@@ -37,7 +37,7 @@ impl Cluster {
         let _one = self.changing.lock().await;
         let token: JoinToken = options.token.parse()?;
         let old = self.active();
-        self.expect_alone(&old)?;
+        self.expect_alone(&old).await?;
         let mut member = old.member.clone();
         member.address = Some(choose_address(options.address.as_deref())?);
         member.name = options.name.unwrap_or(member.name);
@@ -59,6 +59,10 @@ impl Cluster {
         Authority::from_pem(&authority, &authority_key)?.save(prepared.path())?;
         identity.save(prepared.path())?;
         prepared.set_member(&member)?;
+        if let Some(endpoint) = &old.endpoint {
+            // That of a cluster which has removed this node.
+            endpoint.shut_down(CLOSING).await;
+        }
         let endpoint = bind(&member, identity)?;
         old.coordinator.stop(CLOSING).await;
         let directory = prepared.install(&self.state_directory)?;
@@ -72,7 +76,7 @@ impl Cluster {
 
     fn request(&self, token: &JoinToken, member: &Member, signing: &SigningRequest) -> JoinRequest {
         let state = self.coordinator().state();
-        let ves = state.ves.iter().map(|(&ve, record)| VeBrought {
+        let ves = state.owned_by(self.node()).map(|(ve, record)| VeBrought {
             ve,
             facts: record.facts.clone(),
             desired: record.desired,

@@ -70,6 +70,9 @@ pub enum ClusterError {
         /// Its name there.
         name: String,
     },
+    /// The cluster has removed this node.
+    #[error("this node was removed from the cluster")]
+    Removed,
     /// No address was given and none can be guessed.
     #[error("this host has no address towards other networks")]
     NoAddress,
@@ -218,7 +221,7 @@ impl Cluster {
     pub async fn init(self: &Arc<Self>, options: InitOptions) -> Result<Member, ClusterError> {
         let _one = self.changing.lock().await;
         let active = self.active();
-        self.expect_alone(&active)?;
+        self.expect_alone(&active).await?;
         let mut member = active.member.clone();
         member.address = Some(choose_address(options.address.as_deref())?);
         member.name = options.name.unwrap_or(member.name);
@@ -238,19 +241,21 @@ impl Cluster {
     }
 
     /// Only a node that nobody else relies on may become a member of something new.
-    pub(super) fn expect_alone(&self, active: &Active) -> Result<(), ClusterError> {
-        match active.member.address {
-            Some(_) => Err(ClusterError::Clustered { name: active.member.name.clone() }),
-            None => Ok(()),
+    pub(super) async fn expect_alone(&self, active: &Active) -> Result<(), ClusterError> {
+        if active.member.address.is_none() || is_removed(active).await {
+            Ok(())
+        } else {
+            Err(ClusterError::Clustered { name: active.member.name.clone() })
         }
     }
 
     /// A ticket for one node, good for `lifetime`.
     pub async fn token(&self, lifetime: Duration) -> Result<JoinToken, ClusterError> {
         let active = self.active();
-        let (Some(endpoint), Some(address)) = (active.endpoint, active.member.address) else {
+        let (Some(endpoint), Some(address)) = (&active.endpoint, active.member.address) else {
             return Err(ClusterError::NotClustered);
         };
+        expect_member(&active).await?;
         let token = JoinToken::create(address, endpoint.identity().authority_fingerprint());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let expires = (now + lifetime).as_millis();
@@ -265,6 +270,7 @@ impl Cluster {
     /// Removes another node, by name or number.
     pub async fn remove(&self, name: &str) -> Result<NodeId, ClusterError> {
         let active = self.active();
+        expect_member(&active).await?;
         let state = active.coordinator.read().await?;
         let node =
             state.node_named(name).ok_or_else(|| ClusterError::NoNode { name: name.to_owned() })?;
@@ -283,6 +289,34 @@ impl Cluster {
             endpoint.shut_down(Duration::from_millis(500)).await;
         }
     }
+}
+
+/// Some things only a member may do, and this node may know already that it is none any more.
+async fn expect_member(active: &Active) -> Result<(), ClusterError> {
+    let known = active.coordinator.state().removed.contains_key(&active.member.node);
+    // Where nobody leads, the reason may be that the others do not speak to this node.
+    let silent = active.coordinator.leadership().leader.is_none();
+    if known || (silent && is_removed(active).await) { Err(ClusterError::Removed) } else { Ok(()) }
+}
+
+/// Whether the cluster has removed this node: from its own log, or, where it was away when that
+/// happened, from the mouth of another member.
+async fn is_removed(active: &Active) -> bool {
+    let state = active.coordinator.state();
+    if state.removed.contains_key(&active.member.node) {
+        return true;
+    }
+    for node in state.nodes.keys().filter(|node| **node != active.member.node) {
+        let Some(peer) = active.coordinator.peer(*node) else { continue };
+        let refusal = transport::Refusal::Removed;
+        match peer.connect().await {
+            Err(transport::ConnectError::Refused { refusal: why, .. }) if why == refusal => {
+                return true;
+            }
+            _ => {}
+        }
+    }
+    false
 }
 
 pub(super) async fn open_log(

@@ -8,7 +8,7 @@ use coordinator::{Desired, State};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
 use serde::{Deserialize, Serialize};
-use transport::{CallError, CallHandler, ConnectError, NodeId, PeerInfo, Service};
+use transport::{CallError, CallHandler, ConnectError, NodeId, PeerInfo, Refusal, Service};
 
 use super::service::{Active, Cluster};
 use crate::api::chain;
@@ -92,6 +92,8 @@ pub struct ClusterStatus {
     pub leader: Option<String>,
     /// Whether this node listens for others.
     pub clustered: bool,
+    /// Whether the cluster has removed this node.
+    pub removed: bool,
     /// Whether the state was confirmed by a majority just now.
     pub confirmed: bool,
     /// The nodes.
@@ -142,27 +144,35 @@ impl Cluster {
             node: active.member.name.clone(),
             leader: leader.map(named),
             clustered: active.member.address.is_some(),
+            removed: state.removed.contains_key(&active.member.node)
+                || nodes.iter().any(|(_, removed)| *removed),
             confirmed,
             ves: ves.collect(),
-            nodes,
+            nodes: nodes.into_iter().map(|(node, _)| node).collect(),
         }
     }
 }
 
-async fn view_node(active: &Active, state: &State, node: NodeId) -> NodeView {
+/// A node as it is seen, and whether it says that this one was removed.
+async fn view_node(active: &Active, state: &State, node: NodeId) -> (NodeView, bool) {
     let facts = &state.nodes[&node];
     let leadership = active.coordinator.leadership();
     let begun = Instant::now();
-    let (node_state, problem, about) = if node == active.member.node {
-        (NodeState::Here, None, Some(about(leadership.applied)))
+    let (mut problem, mut removed) = (None, false);
+    let (node_state, about) = if node == active.member.node {
+        (NodeState::Here, Some(about(leadership.applied)))
     } else {
         match ask(active, node).await {
-            Ok(about) => (NodeState::Reachable, None, Some(about)),
-            Err((node_state, problem)) => (node_state, Some(problem), None),
+            Ok(about) => (NodeState::Reachable, Some(about)),
+            Err(silence) => {
+                problem = Some(silence.problem);
+                removed = silence.removed;
+                (silence.state, None)
+            }
         }
     };
     let reachable = node_state == NodeState::Reachable;
-    NodeView {
+    let view = NodeView {
         id: node.0,
         name: facts.name.clone(),
         address: facts.address,
@@ -174,12 +184,21 @@ async fn view_node(active: &Active, state: &State, node: NodeId) -> NodeView {
         protocol: facts.versions.newest,
         version: about.map(|about| about.version),
         ves: state.owned_by(node).count(),
-    }
+    };
+    (view, removed)
 }
 
-async fn ask(active: &Active, node: NodeId) -> Result<About, (NodeState, String)> {
+/// Why a node said nothing.
+struct Silence {
+    state: NodeState,
+    problem: String,
+    removed: bool,
+}
+
+async fn ask(active: &Active, node: NodeId) -> Result<About, Silence> {
     let Some(peer) = active.coordinator.peer(node) else {
-        return Err((NodeState::Unreachable, "its address is not known".to_owned()));
+        let problem = "its address is not known".to_owned();
+        return Err(Silence { state: NodeState::Unreachable, problem, removed: false });
     };
     peer.call::<_, About>(Service::Status, &(), PATIENCE).await.map_err(|error| {
         let state = match &error {
@@ -194,6 +213,12 @@ async fn ask(active: &Active, node: NodeId) -> Result<About, (NodeState, String)
             } => NodeState::Incompatible,
             _ => NodeState::Unreachable,
         };
-        (state, chain(&error))
+        let refusal = Refusal::Removed;
+        let removed = matches!(
+            &error,
+            CallError::Connect { source: ConnectError::Refused { refusal: why, .. }, .. }
+                if *why == refusal
+        );
+        Silence { state, problem: chain(&error), removed }
     })
 }

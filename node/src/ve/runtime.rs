@@ -151,6 +151,12 @@ impl Ve {
         lock(&self.state)
     }
 
+    /// What the cluster keeps of it.
+    pub(crate) fn own_entry(&self) -> Entry {
+        let file = self.state().file.clone();
+        self.entry(&file)
+    }
+
     pub(super) fn entry(&self, file: &ConfigFile) -> Entry {
         let settings = Settings::read(file);
         Entry {
@@ -202,10 +208,12 @@ impl Runtime {
     pub async fn boot(self: &Arc<Self>) {
         for ve in self.all() {
             let settings = ve.settings();
-            if settings.on_boot && !settings.disabled && ve.running().is_none() {
-                if let Err(problem) = self.start(&ve, false).await {
-                    error!(id = %ve.id, "cannot start this VE: {}", chain(&problem));
-                }
+            let wanted = settings.on_boot && !settings.disabled && ve.running().is_none();
+            let Some(operation) = wanted.then(|| ve.operate("start").ok()).flatten() else {
+                continue;
+            };
+            if let Err(problem) = self.start(&operation.ve, false).await {
+                error!(id = %ve.id, "cannot start this VE: {}", chain(&problem));
             }
         }
     }
@@ -291,7 +299,10 @@ impl Runtime {
         // What the kernel makes of reboot(2) inside a pid namespace.
         let reboot = matches!(status, Some(WaitStatus::Signaled(_, Signal::SIGHUP, _)));
         let outcome = match reboot {
-            true => self.start(&ve, false).await,
+            true => match ve.operate("start") {
+                Ok(operation) => self.start(&operation.ve, false).await,
+                Err(problem) => Err(problem),
+            },
             false => self.set_desired(ve.id, false).await,
         };
         if let Err(problem) = outcome {

@@ -18,11 +18,11 @@ use nix::{
     sys::stat::Mode,
 };
 use tokio::task::spawn_blocking;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{Running, Runtime, Settings, Ve, VeError, VeId, place};
 use crate::{
-    api::Sink,
+    api::{Sink, chain},
     cgroup::Cgroups,
     network::{Interface, InterfaceConfig, NetworkError},
 };
@@ -49,7 +49,16 @@ impl Runtime {
         }
         self.set_desired(id, true).await?;
         let (runtime, new) = (self.clone(), ve.clone());
-        let running = spawn_blocking(move || runtime.launch(&new, &settings)).await??;
+        let launched = spawn_blocking(move || runtime.launch(&new, &settings)).await;
+        let running = match launched.map_err(VeError::from).and_then(|launched| launched) {
+            Ok(running) => running,
+            Err(problem) => {
+                if let Err(second) = self.set_desired(id, false).await {
+                    warn!(%id, "cannot take its start back: {}", chain(&second));
+                }
+                return Err(problem);
+            }
+        };
         info!(%id, init = running.init, "started");
         self.runs(ve, running);
         Ok(())

@@ -138,7 +138,8 @@ pub(in super::super) fn capture(
     let fd = object.fd();
     let info = Info::of(fd)?;
     let local = address::local(fd)?;
-    let options = options::capture(fd, Family::Tcp { v6 })?;
+    let connected = !matches!(info.state, LISTEN | CLOSE | SYN_SENT);
+    let options = options::capture(fd, Family::Tcp { v6, connected })?;
     let (state, repaired) = match info.state {
         LISTEN if info.waiting > 0 => return Err(waiting(info.waiting)),
         LISTEN => (TcpState::Listening { backlog: info.backlog }, None),

@@ -85,6 +85,9 @@ pub(in super::super) fn connect(
         TcpState::Connected(connection) => {
             let local = tcp.local.ok_or(RebuildError::Damaged)?;
             repair(fd, &local, connection).map_err(failed)?;
+            if connection.unsent == 0 {
+                options::rebuild_buffers(fd, &tcp.options).map_err(failed)?;
+            }
             go_on(&local, connection).map_err(failed)?
         }
     };
@@ -193,6 +196,9 @@ impl Connection {
                 options::set(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, self.reuse)?;
                 if let Some(fin) = closed_by_peer {
                     fin.deliver()?;
+                }
+                if unsent.is_empty() {
+                    return Ok(());
                 }
                 fill_unsent(fd, unsent)?;
                 if *close {
