@@ -26,7 +26,7 @@ use crate::{talk::Common, vzctl::interactive};
 pub(crate) fn enter(common: &Common, ve: &str, command: Option<String>) -> Result<u8, Failure> {
     let arguments = match command {
         Some(command) => vec!["/bin/sh".to_owned(), "-c".to_owned(), command],
-        None => ["/bin/sh", "-c", "exec /bin/bash -l 2>/dev/null || exec /bin/sh -l"]
+        None => ["/bin/sh", "-c", "[ -x /bin/bash ] && exec /bin/bash -l; exec /bin/sh -l"]
             .map(str::to_owned)
             .into(),
     };

@@ -94,7 +94,8 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("demo: {}", chaos_tests::chain(&error));
-            ExitCode::from(2)
+            // As the shell reports a program that SIGINT has ended.
+            ExitCode::from(if matches!(error, DemoError::Interrupted) { 130 } else { 2 })
         }
     }
 }
@@ -170,9 +171,10 @@ impl<'a> Demo<'a> {
         let started = Instant::now();
         self.vz(home, &["vzctl", "start", VE])?;
         self.wait_for_redis(home)?;
-        for setting in [["protected-mode", "no"], ["save", ""], ["bind", "* -::*"]] {
-            let [name, value] = setting;
-            self.vz(home, &["vzctl", "exec2", VE, "redis-cli", "config", "set", name, value])?;
+        // One word each: the VE's shell takes the line apart.
+        for setting in ["protected-mode no", "save ''", "bind '* -::*'"] {
+            let line = format!("redis-cli config set {setting}");
+            self.vz(home, &["vzctl", "exec2", VE, &line])?;
         }
         step(started, &format!("started; its redis listens on {ADDRESS}"));
         Ok(())
@@ -283,7 +285,7 @@ impl<'a> Demo<'a> {
             .chain(command.get_args())
             .map(|word| word.to_string_lossy().into_owned())
             .collect();
-        Err(DemoError::Command { command: words.join(" "), host: host.clone(), status })
+        Err(DemoError::Command { command: words.join(" "), host: *host, status })
     }
 
     /// Waits for a child; ends it when the demo is interrupted.

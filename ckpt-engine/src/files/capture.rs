@@ -15,7 +15,7 @@ use ckpt_format::{
 use super::{
     Holder, Source, deleted, epoll, event,
     find::{Found, Object, Refusal},
-    lock, memfd, path, pipe, process, socket, tcp, terminal, timer, unix,
+    inotify, lock, memfd, path, pipe, process, socket, tcp, terminal, timer, unix,
 };
 use crate::sys::descriptor::{self, Query};
 
@@ -68,6 +68,7 @@ enum Class {
     Timer,
     Signal,
     Epoll,
+    Inotify,
     Process,
     Terminal(terminal::Side),
     Socket(socket::Protocol),
@@ -282,6 +283,7 @@ impl<'a> Capture<'a> {
             Class::Signal => event::capture_signal(&self.found.objects[place])?,
             Class::Timer => timer::capture(&self.found.objects[place])?,
             Class::Epoll => Kind::Epoll { entries: Vec::new() },
+            Class::Inotify => inotify::capture(&self.found.objects[place], self.source.init)?,
             Class::Process => process::capture(self.source, &self.found.objects[place])?,
             Class::Terminal(side) => terminal::capture(self, place, side)?,
             Class::Socket(protocol) => socket::capture(self, place, protocol)?,
@@ -307,6 +309,7 @@ fn anonymous(name: &[u8]) -> Result<Class, Refusal> {
         b"[timerfd]" => Class::Timer,
         b"[signalfd]" => Class::Signal,
         b"[eventpoll]" => Class::Epoll,
+        b"inotify" => Class::Inotify,
         other => return Err(known_anonymous(other)),
     })
 }

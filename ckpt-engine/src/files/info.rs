@@ -61,6 +61,11 @@ impl Info {
         })
     }
 
+    /// All lines that begin with these words.
+    pub(super) fn lines_from<'a>(&'a self, start: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.lines().filter(move |line| line.starts_with(start))
+    }
+
     /// The value of the first line with this name.
     pub(super) fn text(&self, name: &str) -> io::Result<&str> {
         let missing = || io::Error::new(io::ErrorKind::InvalidData, "no such line in fdinfo");

@@ -37,6 +37,7 @@ mod epoll;
 mod event;
 mod find;
 mod info;
+mod inotify;
 mod lock;
 mod memfd;
 mod multicast;

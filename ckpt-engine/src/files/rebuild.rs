@@ -18,8 +18,8 @@ use nix::{
 };
 
 use super::{
-    Argument, Remote, deleted, epoll, event, lock, memfd, path, pipe, process, socket, tcp,
-    terminal, timer, unix,
+    Argument, Remote, deleted, epoll, event, inotify, lock, memfd, path, pipe, process, socket,
+    tcp, terminal, timer, unix,
 };
 use crate::sys::{
     descriptor::{self, Change},
@@ -193,6 +193,7 @@ impl Rebuild<'_> {
             Kind::Signal { mask } => event::rebuild_signal(*mask)?,
             Kind::Timer(timer) => timer::rebuild(timer)?,
             Kind::Epoll { .. } => epoll::make()?,
+            Kind::Inotify { watches } => inotify::rebuild(watches)?,
             Kind::Process { pid, thread } => process::rebuild(self.target, *pid, *thread)?,
             // Sockets are made before, because they refer to each other.
             _ => return Err(RebuildError::Damaged),

@@ -88,3 +88,23 @@ pub fn now(clock: i32) -> io::Result<u64> {
     check(unsafe { libc::clock_gettime(clock, &raw mut time) })?;
     Ok(nanoseconds(time))
 }
+
+/// inotify_init1(2).
+pub fn inotify() -> io::Result<OwnedFd> {
+    // SAFETY: the call takes one integer and touches no memory of ours.
+    own(libc::c_long::from(unsafe { libc::inotify_init1(libc::IN_CLOEXEC) }))
+}
+
+/// inotify_add_watch(2) of a path without symbolic links, under this number.
+pub fn watch(inotify: BorrowedFd<'_>, number: i32, path: &[u8], mask: u32) -> io::Result<()> {
+    const INOTIFY_IOC_SETNEXTWD: libc::c_ulong = 0x4004_4900;
+    let path = std::ffi::CString::new(path).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let raw = inotify.as_raw_fd();
+    // SAFETY: the request takes the number by value.
+    check(unsafe { libc::ioctl(raw, INOTIFY_IOC_SETNEXTWD, libc::c_long::from(number)) })?;
+    let mask = mask | libc::IN_DONT_FOLLOW;
+    // SAFETY: `path` is NUL-terminated and only read.
+    let got = unsafe { libc::inotify_add_watch(raw, path.as_ptr(), mask) };
+    check(got)?;
+    if got == number { Ok(()) } else { Err(io::ErrorKind::AlreadyExists.into()) }
+}
