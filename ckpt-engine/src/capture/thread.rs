@@ -55,7 +55,6 @@ pub(super) fn from_outside(
     abort_critical_section(host, &mut stopped.registers, rseq);
     let mut registers = stopped.registers;
     restart_interrupted(&mut registers);
-    restart_timed(&mut registers);
     let pending = ptrace::pending_signals(tid, false).map_err(control)?;
     let scheduling = task::scheduling(tid).map_err(control)?;
     Ok(Thread {
@@ -137,18 +136,6 @@ fn credentials(status: &Status, ids: IdMap) -> Result<Credentials, ProcError> {
         secure_bits: 0,
         no_new_privileges: status.number("NoNewPrivs", 10)? != 0,
     })
-}
-
-const ERESTART_RESTARTBLOCK: i64 = -516;
-const ERESTARTNOHAND: i64 = -514;
-
-/// A call that the kernel would continue with the time that is left cannot be continued in
-/// another process, whose kernel knows nothing of it: it is made again from the start, which is
-/// exact for absolute times and repeats the whole interval for relative ones.
-fn restart_timed(registers: &mut Registers) {
-    if registers.orig_rax as i64 >= 0 && registers.rax as i64 == ERESTART_RESTARTBLOCK {
-        registers.rax = ERESTARTNOHAND as u64;
-    }
 }
 
 /// `struct rseq` has `rseq_cs` at 8; `struct rseq_cs` is version and flags, then start, length
