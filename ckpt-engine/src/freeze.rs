@@ -9,6 +9,9 @@ use std::{
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+/// How long the state is looked at again and again before notifications are waited for.
+const SPIN: Duration = Duration::from_millis(5);
+
 /// How long the kernel may take to stop or continue everything.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -126,8 +129,14 @@ fn wait(cgroup: &Path, frozen: bool) -> Result<(), FreezeError> {
         let Some(left) = TIMEOUT.checked_sub(start.elapsed()) else {
             return Err(FreezeError::Timeout { cgroup: cgroup.to_owned() });
         };
+        // It takes tens of microseconds for a few tasks, but the kernel sends at most one
+        // notification of a change in 10 ms (CGROUP_FILE_NOTIFY_MIN_INTV).
+        if start.elapsed() < SPIN {
+            std::thread::yield_now();
+            continue;
+        }
         let timeout =
-            PollTimeout::try_from(left.min(Duration::from_millis(20))).unwrap_or(PollTimeout::ZERO);
+            PollTimeout::try_from(left.min(Duration::from_millis(2))).unwrap_or(PollTimeout::ZERO);
         let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
         poll(&mut fds, timeout).map_err(|error| failed(error.into()))?;
     }

@@ -4,13 +4,14 @@
 //! They all talk to the daemon of this host and to nothing else. Data goes to standard output,
 //! talk to standard error.
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing is what they are for")]
+#![expect(clippy::print_stderr, reason = "printing is what they are for")]
 
 mod talk;
 mod terminal;
 mod vzcluster;
 mod vzctl;
 mod vzlist;
+mod vzmigrate;
 mod vznode;
 mod vzpkg;
 
@@ -23,19 +24,20 @@ const PROGRAMS: &[Program] = &[
     ("vzcluster", vzcluster::run),
     ("vzctl", vzctl::run),
     ("vzlist", vzlist::run),
+    ("vzmigrate", vzmigrate::run),
     ("vznode", vznode::run),
     ("vzpkg", vzpkg::run),
 ];
 
 fn main() -> ExitCode {
     let mut arguments: Vec<OsString> = std::env::args_os().collect();
-    if let Some(program) = arguments.first().and_then(|name| find(name)) {
+    if let Some(program) = arguments.first().and_then(find) {
         return program(arguments);
     }
     if !arguments.is_empty() {
         arguments.remove(0);
     }
-    if let Some(program) = arguments.first().and_then(|name| find(name)) {
+    if let Some(program) = arguments.first().and_then(find) {
         return program(arguments);
     }
     let names: Vec<_> = PROGRAMS.iter().map(|(name, _)| *name).collect();

@@ -9,6 +9,7 @@ use crate::{
     api::{self, ServeError},
     cluster::{Cluster, ClusterError},
     config::Config,
+    migration::Migrations,
     ve::{Runtime, VeError},
 };
 
@@ -46,6 +47,8 @@ pub struct Daemon {
     pub cluster: Arc<Cluster>,
     /// The VEs.
     pub runtime: Arc<Runtime>,
+    /// The VEs on their way.
+    pub migrations: Migrations,
 }
 
 /// Runs the daemon until SIGTERM or SIGINT. VEs go on without it.
@@ -60,7 +63,10 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let cluster = Cluster::open(&config.state_dir).await?;
     let runtime = Runtime::open(&config).map_err(DaemonError::Runtime)?;
     runtime.set_registry(cluster.clone());
-    let daemon = Arc::new(Daemon { config, cluster: cluster.clone(), runtime: runtime.clone() });
+    let migrations = Migrations::new(runtime.clone(), cluster.clone());
+    migrations.serve();
+    let daemon =
+        Arc::new(Daemon { config, cluster: cluster.clone(), runtime: runtime.clone(), migrations });
     api::serve(daemon, &socket)?;
     info!(socket = %socket.display(), "ready");
     if let Err(source) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {

@@ -285,7 +285,7 @@ impl<'a> Demo<'a> {
             .chain(command.get_args())
             .map(|word| word.to_string_lossy().into_owned())
             .collect();
-        Err(DemoError::Command { command: words.join(" "), host: host.clone(), status })
+        Err(DemoError::Command { command: words.join(" "), host: *host, status })
     }
 
     /// Waits for a child; ends it when the demo is interrupted.

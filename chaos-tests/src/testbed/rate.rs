@@ -48,8 +48,10 @@ impl FromStr for Rate {
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [(1_000_000_000, "gbit"), (1_000_000, "mbit"), (1_000, "kbit"), (1, "bit")];
-        let (size, unit) =
-            units.into_iter().find(|(size, _)| self.bits_per_s % size == 0).unwrap_or((1, "bit"));
+        let (size, unit) = units
+            .into_iter()
+            .find(|(size, _)| self.bits_per_s.is_multiple_of(*size))
+            .unwrap_or((1, "bit"));
         write!(f, "{}{unit}", self.bits_per_s / size)
     }
 }

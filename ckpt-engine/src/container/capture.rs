@@ -96,19 +96,31 @@ fn names(init: i32) -> io::Result<(String, String)> {
     })
 }
 
+/// How far the clocks of a container are ahead of the host's.
+pub fn clock_offsets(init: i32) -> io::Result<Clocks> {
+    Ok(parse_offsets(&read_proc(&format!("/proc/{init}/timens_offsets"))?))
+}
+
 /// What the clocks show inside, from the host's and the offsets of the namespace.
 fn clocks(offsets: &str) -> io::Result<Clocks> {
+    let (host, offsets) = (host_clocks()?, parse_offsets(offsets));
+    Ok(Clocks {
+        monotonic_ns: host.monotonic_ns.saturating_add(offsets.monotonic_ns),
+        boottime_ns: host.boottime_ns.saturating_add(offsets.boottime_ns),
+    })
+}
+
+fn parse_offsets(offsets: &str) -> Clocks {
     let offset = |clock: &str| {
         let mut words = offsets.lines().find(|line| line.starts_with(clock))?.split_whitespace();
         let seconds: i64 = words.nth(1)?.parse().ok()?;
         let rest: i64 = words.next()?.parse().ok()?;
         Some(seconds.saturating_mul(1_000_000_000).saturating_add(rest))
     };
-    let host = host_clocks()?;
-    Ok(Clocks {
-        monotonic_ns: host.monotonic_ns.saturating_add(offset("monotonic").unwrap_or(0)),
-        boottime_ns: host.boottime_ns.saturating_add(offset("boottime").unwrap_or(0)),
-    })
+    Clocks {
+        monotonic_ns: offset("monotonic").unwrap_or(0),
+        boottime_ns: offset("boottime").unwrap_or(0),
+    }
 }
 
 /// What the clocks show on the host.

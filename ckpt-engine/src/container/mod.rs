@@ -35,7 +35,7 @@ use nix::sys::{
 };
 
 pub use self::{
-    capture::{Captured, capture, foreign_namespaces, host_clocks},
+    capture::{Captured, capture, clock_offsets, foreign_namespaces, host_clocks},
     enter::{Entered, Entry, Program, enter, open_terminal},
     error::ContainerError,
     overlay::Layers,

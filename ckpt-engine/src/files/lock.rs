@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs, io,
+    io,
     os::fd::BorrowedFd,
 };
 
@@ -14,7 +14,7 @@ use ckpt_format::{
 
 use super::{
     Argument, Remote, Source,
-    find::{Found, Refusal},
+    find::{Found, Object, Refusal},
     info::{Directory, Info, parse},
     rebuild::RebuildError,
 };
@@ -64,23 +64,18 @@ pub(super) struct Locks {
     pub(super) records: Vec<RecordLock>,
 }
 
-/// The inodes that somebody on this host has locked.
-fn locked_inodes() -> io::Result<HashSet<u64>> {
-    let table = fs::read_to_string("/proc/locks")?;
-    let inode = |line: &str| {
-        let name = line.split_whitespace().find(|word| word.matches(':').count() == 2)?;
-        name.rsplit(':').next()?.parse().ok()
-    };
-    Ok(table.lines().filter_map(inode).collect())
+/// Files whose descriptions are asked for locks. The table of all locks, `/proc/locks`, would name
+/// them at once, but to open it waits for a grace period of the kernel, 10 ms and more.
+fn may_be_locked(object: &Object) -> bool {
+    !object.is_path_only() && matches!(object.file_type(), libc::S_IFREG | libc::S_IFDIR)
 }
 
 /// Finds all locks; a description with a lease on it is refused.
 pub(super) fn capture(source: &Source<'_>, found: &Found) -> Result<Locks, (usize, Refusal)> {
     let mut locks = Locks::default();
-    let inodes = locked_inodes().map_err(|error| (0, error.into()))?;
     let mut records = HashSet::new();
     for (place, object) in found.objects.iter().enumerate() {
-        if !inodes.contains(&object.status.inode) || object.is_path_only() {
+        if !may_be_locked(object) {
             continue;
         }
         let refused = |error: io::Error| (place, Refusal::from(error));

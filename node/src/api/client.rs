@@ -39,6 +39,11 @@ impl Client {
         Ok(Self { stream })
     }
 
+    /// A handle that asks for the request to be given up. Its end is still waited for.
+    pub fn canceller(&self) -> io::Result<Canceller> {
+        Ok(Canceller(self.stream.try_clone()?))
+    }
+
     /// Sends a request and waits for its end. Every event before the end goes to `on_event`,
     /// with the descriptor that came beside it.
     pub fn call<T: DeserializeOwned>(
@@ -73,6 +78,17 @@ impl Client {
     /// [`Client::call`] for a request that sends no descriptors and whose events do not matter.
     pub fn ask<T: DeserializeOwned>(self, request: &Request) -> Result<T, Failure> {
         self.call(request, &[], &mut |_, _| ())
+    }
+}
+
+/// Gives a request up that another thread waits for.
+#[derive(Debug)]
+pub struct Canceller(UnixStream);
+
+impl Canceller {
+    /// Tells the daemon.
+    pub fn cancel(&self) -> io::Result<()> {
+        self.0.shutdown(std::net::Shutdown::Write)
     }
 }
 

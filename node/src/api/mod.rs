@@ -15,7 +15,7 @@ mod template;
 mod ve;
 mod wire;
 
-pub use client::Client;
+pub use client::{Canceller, Client};
 pub use cluster::{ClusterRequest, MemberView};
 pub use node::{NodeRequest, NodeStatus};
 pub use server::{ServeError, Sink, serve};

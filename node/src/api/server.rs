@@ -21,7 +21,7 @@ use super::{
     Event, Failure, Progress, Request, cluster, node, template, ve,
     wire::{DESCRIPTORS_MAX, REQUEST_LIMIT},
 };
-use crate::daemon::Daemon;
+use crate::{daemon::Daemon, migration::MigrateRequest};
 
 /// Why the API cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -145,28 +145,47 @@ async fn converse(daemon: Arc<Daemon>, stream: UnixStream) {
                 }
                 None => break,
             },
-            () = hang_up(&stream) => return,
+            () = hang_up(&stream) => {
+                // The request is to be given up. A client that only closed its sending end
+                // still hears how that went.
+                queue.close();
+                break;
+            }
         }
     }
-    if let Err(source) = work.await {
-        let failure = Failure::new("internal", 3, format!("the daemon failed: {source}"));
-        let _ = send(&stream, &Event::Error(failure), None).await;
-    }
+    let last = work.await.unwrap_or_else(|source| {
+        Event::Error(Failure::new("internal", 3, format!("the daemon failed: {source}")))
+    });
+    let _ = send(&stream, &last, None).await;
 }
 
 /// Runs the handler of a request; its outcome is the last event.
-async fn answer(daemon: Arc<Daemon>, request: Request, descriptors: Vec<OwnedFd>, sink: Sink) {
+async fn answer(
+    daemon: Arc<Daemon>,
+    request: Request,
+    descriptors: Vec<OwnedFd>,
+    sink: Sink,
+) -> Event {
     let outcome = match request {
         Request::Node(request) => node::handle(&daemon, &request),
         Request::Cluster(request) => cluster::handle(&daemon, request).await,
         Request::Ve(request) => ve::handle(&daemon, request, descriptors, &sink).await,
+        Request::Migrate(request) => migrate(&daemon, &request, &sink).await,
         Request::Template(request) => template::handle(&daemon, request, &sink).await,
     };
-    let last = match outcome {
+    match outcome {
         Ok(value) => Event::Result(value),
         Err(failure) => Event::Error(failure),
-    };
-    sink.send(last, None);
+    }
+}
+
+/// Moves a VE: the [`crate::migration::Report`], or nothing for a mere look.
+async fn migrate(
+    daemon: &Daemon,
+    request: &MigrateRequest,
+    sink: &Sink,
+) -> Result<serde_json::Value, Failure> {
+    to_value(daemon.migrations.migrate(request, sink).await?)
 }
 
 /// Turns a handler's result into what the wire carries.

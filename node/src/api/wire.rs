@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ClusterRequest, NodeRequest, TemplateRequest, VeRequest};
+use crate::migration::MigrateRequest;
 
 /// The longest request line accepted, in bytes.
 pub(super) const REQUEST_LIMIT: usize = 1 << 20;
@@ -21,6 +22,8 @@ pub enum Request {
     Cluster(ClusterRequest),
     /// About VEs.
     Ve(VeRequest),
+    /// To move a VE to another node.
+    Migrate(MigrateRequest),
     /// About OS templates.
     Template(TemplateRequest),
 }

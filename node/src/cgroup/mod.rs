@@ -193,6 +193,11 @@ impl Cgroups {
         Ok(())
     }
 
+    /// The cgroup that freezes and kills everything of the VE; the VE does not see it.
+    pub fn freezer(&self) -> &Path {
+        &self.unified
+    }
+
     /// The top of the tree that the VE sees.
     pub fn visible(&self) -> PathBuf {
         self.unified.join("ve")

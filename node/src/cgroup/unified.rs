@@ -91,8 +91,10 @@ pub(super) fn wait(
             let waited_s = longest.as_secs();
             return Err(CgroupError::Unsettled { path: directory.into(), state, waited_s });
         }
+        // The kernel tells of a change up to 10 ms late, and of a removed cgroup not at all.
+        let left = left.min(Duration::from_millis(20));
         let mut set = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
         match poll(&mut set, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => (),
             Err(source) => return Err(failed("poll", &path)(source.into())),

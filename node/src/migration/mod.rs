@@ -1,1 +1,114 @@
-//! Moves a running VE between two nodes: the source's half and the target's half.
+//! Moves running VEs between nodes.
+//!
+//! [`source`] and [`target`] are the two halves of one story, each readable from top to bottom;
+//! [`rounds`] decides when to freeze, [`blackout`] is the source's VE while it stands still,
+//! [`builder`] the target's thread that rebuilds it, [`settle`] asks the log what has become of
+//! a migration, and [`recover`] does so after a daemon has died half way.
+
+mod admit;
+mod blackout;
+mod builder;
+mod error;
+mod facts;
+mod journal;
+mod messages;
+mod pipe;
+mod recover;
+mod report;
+mod rounds;
+mod settle;
+mod source;
+mod stopwatch;
+mod target;
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use transport::{Link, LinkHandler, PeerInfo};
+
+pub use self::report::{Downtime, Report, RoundReport};
+use self::{
+    error::MigrateError,
+    source::{Context, Wish},
+};
+use crate::{
+    api::{Failure, Sink},
+    cluster::Cluster,
+    ve::Runtime,
+};
+
+/// The blackout that a user accepts who says nothing.
+pub const MAX_DOWNTIME_DEFAULT_MS: u64 = 100;
+
+/// What vzmigrate asks for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MigrateRequest {
+    /// The VE, by number or name.
+    pub ve: String,
+    /// The name of the target.
+    pub node: String,
+    /// Only look whether it would work.
+    pub check_only: bool,
+    /// The blackout that the user accepts, in milliseconds.
+    pub max_downtime_ms: u64,
+    /// Keep the files at the source, without the right to run them.
+    pub keep: bool,
+}
+
+/// The migrations of this node. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Migrations(Context);
+
+impl Migrations {
+    /// For this node's VEs and cluster. Call inside a runtime; takes up what was under way.
+    pub fn new(runtime: Arc<Runtime>, cluster: Arc<Cluster>) -> Self {
+        let context = Context { runtime, cluster };
+        recover::recover(&context);
+        Self(context)
+    }
+
+    /// Accepts VEs from other nodes.
+    pub fn serve(&self) {
+        self.0.cluster.serve_migrations(Arc::new(self.clone()));
+    }
+
+    /// Moves a VE, or looks whether it could be moved: then there is no report.
+    pub async fn migrate(
+        &self,
+        request: &MigrateRequest,
+        sink: &Sink,
+    ) -> Result<Option<Report>, Failure> {
+        let find = |error: crate::ve::VeError| match error {
+            crate::ve::VeError::Unknown { .. } => Failure::new("ve-unknown", 10, error.to_string()),
+            crate::ve::VeError::Locked { .. } => Failure::new("ve-locked", 20, error.to_string()),
+            other => other.into(),
+        };
+        let operation = self.0.runtime.find(&request.ve).map_err(find)?;
+        let operation = operation.operate("migrate").map_err(find)?;
+        if request.check_only {
+            source::check(&self.0, operation, &request.node).await.map_err(Failure::from)?;
+            return Ok(None);
+        }
+        let wish = Wish {
+            target: request.node.clone(),
+            max_downtime: Duration::from_millis(request.max_downtime_ms),
+            keep: request.keep,
+        };
+        let (context, sink) = (self.0.clone(), sink.clone());
+        // In a task of its own: a client that goes away cancels by `sink.closed()`, in an
+        // orderly way, and never by dropping the work half way.
+        tokio::spawn(async move { source::migrate(&context, operation, &wish, &sink).await })
+            .await
+            .map_err(MigrateError::Daemon)?
+            .map(Some)
+            .map_err(Failure::from)
+    }
+}
+
+impl LinkHandler for Migrations {
+    fn serve(&self, peer: PeerInfo, link: Link) -> BoxFuture<'static, ()> {
+        let context = self.0.clone();
+        Box::pin(async move { target::serve(context, peer.node, link).await })
+    }
+}

@@ -85,6 +85,7 @@ pub struct FileRound {
 #[derive(Debug)]
 pub struct FileTracker {
     trees: Vec<Tracked>,
+    write_time_max_seconds: i64,
 }
 
 #[derive(Debug)]
@@ -99,7 +100,14 @@ impl FileTracker {
     /// Starts with a target that has the template and empty tmpfs mounts.
     pub fn new(trees: Vec<SourceTree>) -> Self {
         let trees = trees.into_iter().map(|tree| Tracked { tree, mirror: None });
-        Self { trees: trees.collect() }
+        Self { trees: trees.collect(), write_time_max_seconds: WRITE_TIME_MAX_SECONDS }
+    }
+
+    /// Sets how long before it is read a file must have changed last to be trusted in the next
+    /// round: as long as a single write(2) may take, in seconds.
+    #[must_use]
+    pub fn with_write_time_max(self, seconds: i64) -> Self {
+        Self { write_time_max_seconds: seconds, ..self }
     }
 
     /// Tells what has changed since the last round. `mapped` must have been found just before.
@@ -114,7 +122,8 @@ impl FileTracker {
     ) -> Result<FileRound, TreeError> {
         let mut result = FileRound::default();
         for Tracked { tree, mirror } in &mut self.trees {
-            let mut round = Round { tree, mapped, last, now: seconds_now(), result, sink };
+            let trusted_until = seconds_now().saturating_sub(self.write_time_max_seconds);
+            let mut round = Round { tree, mapped, last, trusted_until, result, sink };
             round.run(mirror)?;
             result = round.result;
         }
@@ -132,7 +141,8 @@ struct Round<'a> {
     tree: &'a SourceTree,
     mapped: &'a MappedFiles,
     last: bool,
-    now: i64,
+    /// What has changed since then may be changing still.
+    trusted_until: i64,
     result: FileRound,
     sink: Sink<'a>,
 }
@@ -273,7 +283,7 @@ impl Round<'_> {
             let file = Opened { place, status, path, regular };
             self.file(&file, sent)?;
             let changed = file.status.stamp.changed.seconds;
-            let recent = changed >= self.now - WRITE_TIME_MAX_SECONDS;
+            let recent = changed >= self.trusted_until;
             sent.doubtful = mapped || recent;
         }
         Ok(())

@@ -6,7 +6,7 @@
 
 use std::{
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -86,6 +86,11 @@ impl Prepared {
     /// Its cgroups.
     pub fn cgroups(&self) -> &Cgroups {
         &self.remains.cgroups
+    }
+
+    /// Where what this node keeps of it lies.
+    pub fn directory(&self) -> &Path {
+        self.remains.ve.directory()
     }
 
     /// The files that are its own, with plain ids.
@@ -228,6 +233,15 @@ impl Runtime {
         Ok((ve, running))
     }
 
+    /// As [`Self::forget`], but with `keep` the files stay, under a name that no VE has.
+    pub async fn leave(self: &Arc<Self>, operation: Operation, keep: bool) -> Result<(), VeError> {
+        if keep {
+            let directory = operation.ve.directory();
+            keep_files(directory, &directory.with_extension("migrated"))?;
+        }
+        self.forget(operation).await
+    }
+
     /// Removes the copy of a VE that runs on another node now. The cluster is not asked.
     pub async fn forget(self: &Arc<Self>, operation: Operation) -> Result<(), VeError> {
         let ve = operation.ve.clone();
@@ -242,4 +256,20 @@ impl Runtime {
         info!(id = %ve.id, "gone to another node");
         Ok(())
     }
+}
+
+/// Puts the files and the configuration of a VE aside. The mount that shows them goes on.
+fn keep_files(directory: &Path, kept: &Path) -> Result<(), VeError> {
+    match std::fs::remove_dir_all(kept) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            return Err(VeError::file("remove", kept)(source));
+        }
+        _ => {}
+    }
+    std::fs::create_dir(kept).map_err(VeError::file("make", kept))?;
+    for name in ["store", "ve.conf"] {
+        let path = directory.join(name);
+        std::fs::rename(&path, kept.join(name)).map_err(VeError::file("move", &path))?;
+    }
+    Ok(())
 }

@@ -24,6 +24,7 @@ mod settings;
 mod start;
 mod stop;
 
+pub(crate) use self::place::read as read_durable;
 pub use self::{
     create::Created,
     error::VeError,
@@ -36,5 +37,6 @@ pub use self::{
     running::Running,
     runtime::{Operation, Runtime, SEED_ARGUMENT, Ve},
     settings::{Changes, Settings},
+    start::INTERFACE,
     stop::StopMode,
 };

@@ -77,7 +77,7 @@ impl Paths {
 }
 
 /// Reads a JSON file; `None` if there is none.
-pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, VeError> {
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, VeError> {
     let text = match fs::read(path) {
         Ok(text) => text,
         Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -88,7 +88,7 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, VeErro
 }
 
 /// Writes a JSON file that is complete or not there, also after a power cut.
-pub(super) fn write(path: &Path, value: &impl Serialize) -> Result<(), VeError> {
+pub(crate) fn write(path: &Path, value: &impl Serialize) -> Result<(), VeError> {
     let text = serde_json::to_vec_pretty(value).map_err(io::Error::from);
     write_bytes(path, &text.map_err(VeError::file("write", path))?)
 }

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     os::fd::{AsFd, OwnedFd},
+    path::Path,
     process::Command,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
@@ -114,6 +115,11 @@ impl Ve {
     /// The operation under way.
     pub fn operation(&self) -> Option<&'static str> {
         *lock(&self.operation)
+    }
+
+    /// Where what this node keeps of it lies.
+    pub fn directory(&self) -> &Path {
+        &self.paths.directory
     }
 
     /// The settings.
@@ -324,6 +330,11 @@ impl Runtime {
             None => all.values().find(|it| it.settings().name.as_deref() == Some(ve)).cloned(),
         };
         found.ok_or_else(|| VeError::Unknown { ve: ve.to_owned() })
+    }
+
+    /// Where everything of this node lies.
+    pub fn state_dir(&self) -> &Path {
+        &self.config.state_dir
     }
 
     /// The templates of this node.

@@ -34,7 +34,7 @@ const BOOT_MAX: Duration = Duration::from_secs(120);
 const BOOT_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The name inside of a VE's first interface.
-const INTERFACE: &str = "eth0";
+pub const INTERFACE: &str = "eth0";
 
 impl Runtime {
     /// Starts a VE, whose lock the caller holds. Returns when its init runs.

@@ -4,6 +4,7 @@
 
 mod compare;
 mod hostile;
+mod mapped;
 mod mutate;
 mod pair;
 mod rounds;

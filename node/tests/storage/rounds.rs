@@ -220,3 +220,34 @@ fn a_full_tmpfs_arrives_with_its_limits() {
     };
     assert_eq!(room(&pair.target), room(&pair.source));
 }
+
+#[test]
+fn ten_thousand_files_cost_little_when_nothing_changes() {
+    let mut pair = Pair::new(|_| ());
+    pair.source.inside(0, |top| {
+        for directory in 0..100 {
+            let directory = top.join(format!("d{directory}"));
+            fs::create_dir(&directory)?;
+            for file in 0..100 {
+                // Few with contents, because file systems may take long to free space again.
+                let text: &[u8] = if file == 0 { b"some text" } else { b"" };
+                fs::write(directory.join(format!("f{file}")), text)?;
+            }
+        }
+        Ok(())
+    });
+    let plan = ckpt_engine::container::capture(pair.source.container.init).unwrap().unwrap();
+    let trees = pair.source.trees(&plan);
+    let size = node::storage::size(&trees).unwrap();
+    assert!((100 * 4096..10 * MIB).contains(&size), "{size}");
+    pair.tracker = node::storage::FileTracker::new(trees).with_write_time_max(-3600);
+    let begin = std::time::Instant::now();
+    let first = pair.round(false).unwrap();
+    let (first_time, begin) = (begin.elapsed(), std::time::Instant::now());
+    let second = pair.round(true).unwrap();
+    eprintln!("first {first_time:?} {first:?}, last {:?} {second:?}", begin.elapsed());
+    // The top of each tree is always described.
+    assert_eq!(second.records, pair.numbers.len() as u64);
+    assert_eq!(second.data_bytes, 0);
+    assert_equal(&pair, "many");
+}

@@ -1,7 +1,7 @@
 //! Routes of all tables, those that the kernel makes by itself included: a program may have
 //! removed or changed them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ckpt_format::{
     blocker::Blocker,
@@ -296,8 +296,8 @@ fn gateway_attribute(gateway: IpAddr, v6: bool) -> RouteAttribute {
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
     match address {
-        RouteAddress::Inet(v4) => Some(IpAddr::from(Ipv4Addr::from(*v4))),
-        RouteAddress::Inet6(v6) => Some(IpAddr::from(Ipv6Addr::from(*v6))),
+        RouteAddress::Inet(v4) => Some(IpAddr::from(*v4)),
+        RouteAddress::Inet6(v6) => Some(IpAddr::from(*v6)),
         _ => None,
     }
 }

@@ -43,9 +43,9 @@ pub(super) fn capture(netns: &Netns) -> Result<Vec<Setting>, NetworkError> {
 fn fresh_value<'a>(fresh: &'a BTreeMap<String, String>, path: &str) -> Option<&'a String> {
     fresh.get(path).or_else(|| {
         let mut parts: Vec<_> = path.split('/').collect();
-        let alike = match parts.get(1)? {
-            &"conf" => "default",
-            &"neigh" => LOOPBACK,
+        let alike = match *parts.get(1)? {
+            "conf" => "default",
+            "neigh" => LOOPBACK,
             _ => return None,
         };
         *parts.get_mut(2)? = alike;

@@ -1,0 +1,454 @@
+//! The source's VE while it is copied, and while it stands still.
+//!
+//! [`Live`] runs; [`Live::freeze`] makes a [`Still`] of it, which runs again when it is dropped:
+//! connections put back, processes let go, packets delivered, in this order. Only
+//! [`Still::seal`] ends that, and [`SealedVe::resume`] is the way back once the log has said so.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use ckpt_engine::{
+    capture::{self, CaptureError, IdMap},
+    container::{ID_COUNT, host_clocks},
+    files::{self, Holder, Undo},
+    freeze::{FreezeError, Frozen, Sealed},
+    procfs,
+    sys::{netns::Netns, task},
+    track::{Round, TrackError, Tracker},
+};
+use ckpt_format::{
+    blocker::Blocker,
+    container::Clocks,
+    memory::Backing,
+    network::{Frame, Network},
+};
+
+use super::{
+    messages::{Item, State},
+    pipe::Pipe,
+    rounds::Fixed,
+    stopwatch::Stopwatch,
+};
+use crate::{
+    network::{
+        Hold, NetworkError,
+        state::{self, Expected},
+    },
+    storage::{FileTracker, MappedFiles, SinkClosed, TreeError},
+};
+
+/// Why a VE could not be copied. It runs on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CopyError {
+    /// Its memory.
+    #[error(transparent)]
+    Memory(#[from] TrackError),
+    /// Its files.
+    #[error(transparent)]
+    Files(#[from] TreeError),
+    /// Its processes.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// Its network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// It did not stop.
+    #[error(transparent)]
+    Freeze(#[from] FreezeError),
+    /// A process could not be looked at.
+    #[error("cannot look at process {pid}")]
+    Process {
+        /// The process, as numbered on the host.
+        pid: i32,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The host itself has processes in it.
+    #[error("the host has processes in the VE: {}", list(.0))]
+    Strangers(Vec<Blocker>),
+    /// The link to the target broke.
+    #[error("the target does not take the data any more")]
+    Link,
+}
+
+fn list(blockers: &[Blocker]) -> String {
+    blockers.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+impl CopyError {
+    /// True for what passes by itself: a vfork(2), a process that ends, an exec from outside.
+    pub(super) fn is_passing(&self) -> bool {
+        use ckpt_engine::inject::InjectError;
+        matches!(
+            self,
+            Self::Strangers(_)
+                | Self::Freeze(FreezeError::Timeout { .. })
+                | Self::Capture(CaptureError::Inject(
+                    InjectError::Busy { .. } | InjectError::Ended { .. }
+                ))
+        )
+    }
+}
+
+/// A running VE that is being copied.
+pub(super) struct Live {
+    pub(super) init: i32,
+    pub(super) id_base: u32,
+    pub(super) freezer: PathBuf,
+    /// How far the clocks inside are ahead of ours.
+    pub(super) clock_offsets: Clocks,
+    pub(super) tracker: Tracker,
+    pub(super) files: FileTracker,
+    pub(super) netns: Netns,
+    pub(super) expected: Vec<Expected>,
+    /// The network as it was at the offer.
+    pub(super) network: Network,
+    pub(super) hold: Option<Hold>,
+}
+
+impl Live {
+    /// One round of pre-copy, files first: the target maps them.
+    pub(super) fn round(&mut self, number: u32, pipe: &Pipe) -> Result<Round, CopyError> {
+        self.send_files(false, pipe)?;
+        let round = self.tracker.round(&mut pipe.clone())?;
+        pipe.item(&Item::Barrier(number)).map_err(|_| CopyError::Link)?;
+        Ok(round)
+    }
+
+    fn send_files(&mut self, last: bool, pipe: &Pipe) -> Result<(), CopyError> {
+        let mapped = self.mapped_files();
+        let mut sink = |record| pipe.item(&Item::File(record)).map_err(|_| SinkClosed);
+        self.files.round(&mapped, last, &mut sink)?;
+        Ok(())
+    }
+
+    /// Sends files and memory of the VE that stands still, and reads everything else but its
+    /// network. What was changed in it for that is undone by the first value.
+    fn rest(
+        &mut self,
+        frozen: &Frozen,
+        clocks: Clocks,
+        pipe: &Pipe,
+    ) -> (Option<Undo>, Result<State, CopyError>) {
+        let mut watch = Stopwatch::start("rest of a VE");
+        if let Err(error) = self.send_files(true, pipe) {
+            return (None, Err(error));
+        }
+        watch.lap("files");
+        let captured = Holders::of(&self.freezer).and_then(|holders| {
+            let captured = files::capture(&holders.source(self.init, self.id_base))
+                .map_err(CaptureError::Blocked)?;
+            Ok((holders, captured))
+        });
+        let (holders, captured) = match captured {
+            Ok(captured) => captured,
+            Err(error) => return (None, Err(error)),
+        };
+        watch.lap("descriptors");
+        let state = holders.memfds(&captured.files, &captured.tables).and_then(|memfds| {
+            for (object, file) in memfds {
+                self.tracker.add_memfd(object, file);
+            }
+            self.tracker.last_round(&mut pipe.clone())?;
+            watch.lap("memory");
+            let strangers = self.strangers();
+            if !strangers.is_empty() {
+                return Err(CopyError::Strangers(strangers));
+            }
+            let ids = IdMap { base: self.id_base, count: ID_COUNT };
+            let processes = capture::capture(frozen, self.tracker.processes(), ids)?;
+            watch.lap("processes");
+            let (files, tables) = (captured.files, captured.tables);
+            Ok(State { processes, files, tables, network: Network::default(), clocks })
+        });
+        (Some(captured.undo), state)
+    }
+
+    /// The processes that the host has put into the VE (`vzctl exec`) and that cannot move.
+    fn strangers(&self) -> Vec<Blocker> {
+        let hosts = self.tracker.strangers().iter();
+        hosts
+            .map(|&host| Blocker {
+                pid: procfs::Status::read(host)
+                    .and_then(|status| status.innermost("NSpid"))
+                    .unwrap_or(0),
+                command: procfs::read_text(host, "comm").unwrap_or_default().trim().to_owned(),
+                fd: None,
+                object: "process put into the VE by the host".to_owned(),
+                hint: "wait for vzctl exec or enter to end".to_owned(),
+            })
+            .collect()
+    }
+
+    /// What a blackout costs however little memory is left.
+    pub(super) fn fixed(&self) -> Fixed {
+        let mut fixed = Fixed::default();
+        for process in self.tracker.processes() {
+            let count = |name: &str| {
+                std::fs::read_dir(procfs::path(process.host(), name)).map_or(0, Iterator::count)
+            };
+            fixed.processes += 1;
+            fixed.threads += count("task");
+            fixed.descriptors += count("fd");
+        }
+        fixed
+    }
+
+    /// Files that processes can write without anybody noticing: they are mapped, shared and
+    /// writable.
+    fn mapped_files(&self) -> MappedFiles {
+        use std::os::linux::fs::MetadataExt;
+        let mut all = MappedFiles::new();
+        for process in self.tracker.processes() {
+            for area in &process.space().areas {
+                let Backing::File { path, .. } = &area.backing else { continue };
+                if !area.shared || !area.may_write {
+                    continue;
+                }
+                let inside = procfs::path(self.init, &format!("root{path}"));
+                if let Ok(metadata) = std::fs::symlink_metadata(inside) {
+                    all.insert((metadata.st_dev(), metadata.st_ino()));
+                }
+            }
+        }
+        all
+    }
+
+    /// Stops the VE and holds its packets. On failure the VE runs on.
+    pub(super) fn freeze(mut self) -> Result<Still, (Box<Self>, CopyError)> {
+        let start = Instant::now();
+        let mut watch = Stopwatch::start("stop of a VE");
+        let frozen = match Frozen::freeze(&self.freezer) {
+            Ok(frozen) => frozen,
+            Err(error) => return Err((Box::new(self), error.into())),
+        };
+        watch.lap("freeze");
+        let clocks = match self.clocks() {
+            Ok(clocks) => clocks,
+            Err(source) => {
+                let pid = self.init;
+                return Err((Box::new(self), CopyError::Process { pid, source }));
+            }
+        };
+        if let Some(hold) = &mut self.hold
+            && let Err(error) = hold.cut()
+        {
+            let reopened = hold.reopen(&[]);
+            drop(frozen);
+            tracing::warn!(?reopened, "the packets of a VE could not be held");
+            return Err((Box::new(self), error.into()));
+        }
+        watch.lap("cut");
+        let (live, frozen) = (Some(self), Some(frozen));
+        Ok(Still { live, undo: None, frozen, clocks, start, freeze: start.elapsed() })
+    }
+
+    /// What the clocks of the VE show now.
+    pub(super) fn clocks(&self) -> std::io::Result<Clocks> {
+        let now = host_clocks()?;
+        Ok(Clocks {
+            monotonic_ns: now.monotonic_ns + self.clock_offsets.monotonic_ns,
+            boottime_ns: now.boottime_ns + self.clock_offsets.boottime_ns,
+        })
+    }
+}
+
+/// A VE that stands still, and goes on when this is dropped.
+pub(super) struct Still {
+    /// Always there until the guard is taken apart.
+    live: Option<Live>,
+    undo: Option<Undo>,
+    frozen: Option<Frozen>,
+    clocks: Clocks,
+    /// When it stopped.
+    pub(super) start: Instant,
+    /// How long it took to stop.
+    pub(super) freeze: Duration,
+}
+
+impl Still {
+    /// Sends all that is left: files, memory, and the state of everything else.
+    pub(super) fn send_rest(&mut self, pipe: &Pipe) -> Result<(), CopyError> {
+        let (Some(live), Some(frozen)) = (&mut self.live, &self.frozen) else {
+            return Err(CopyError::Link);
+        };
+        let netns = live.netns.try_clone();
+        let netns = netns.map_err(|source| CopyError::Process { pid: live.init, source })?;
+        let (expected, settings) = (live.expected.clone(), live.network.settings.clone());
+        std::thread::scope(|scope| {
+            let network = scope.spawn(|| state::capture(&netns, &expected, Some(&settings)));
+            let (undo, state) = live.rest(frozen, self.clocks, pipe);
+            self.undo = undo;
+            let network =
+                network.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let mut state = state?;
+            if !network.blockers.is_empty() {
+                return Err(CaptureError::Blocked(network.blockers).into());
+            }
+            state.network = network.network;
+            pipe.state(&state).map_err(|_| CopyError::Link)
+        })
+    }
+
+    /// The VE goes on, and is copied further.
+    pub(super) fn back(mut self) -> Result<Live, CopyError> {
+        self.wake();
+        self.live.take().ok_or(CopyError::Link)
+    }
+
+    /// From here on only the log decides whether the VE may run here again.
+    pub(super) fn seal(mut self) -> Result<SealedVe, CopyError> {
+        let live = self.live.take().ok_or(CopyError::Link)?;
+        if let Some(undo) = self.undo.take() {
+            undo.seal();
+        }
+        Ok(SealedVe {
+            sealed: self.frozen.take().map(Frozen::seal),
+            frames: Vec::new(),
+            live,
+            start: self.start,
+        })
+    }
+
+    /// Connections first, then processes, then packets.
+    fn wake(&mut self) {
+        drop(self.undo.take());
+        drop(self.frozen.take());
+        if let Some(Live { hold: Some(hold), .. }) = &mut self.live
+            && let Err(error) = hold.reopen(&[])
+        {
+            tracing::error!(%error, "cannot deliver the held packets of a VE");
+        }
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        self.wake();
+    }
+}
+
+/// A VE that stands still until the log says who owns it.
+pub(super) struct SealedVe {
+    sealed: Option<Sealed>,
+    live: Live,
+    frames: Vec<Frame>,
+    /// When it stopped.
+    pub(super) start: Instant,
+}
+
+impl SealedVe {
+    /// Takes the frames that were held since the last call.
+    pub(super) fn drain(&mut self) -> Vec<Frame> {
+        let Some(hold) = &mut self.live.hold else { return Vec::new() };
+        match hold.drain() {
+            Ok(drained) => {
+                if drained.lost > 0 {
+                    tracing::warn!(lost = drained.lost, "frames for a VE did not fit the hold");
+                }
+                // Kept as well: they are due here if the VE comes back.
+                self.frames.extend(drained.frames.iter().cloned());
+                drained.frames
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot read the held packets of a VE");
+                Vec::new()
+            }
+        }
+    }
+
+    /// The log says that the VE is ours: it goes on here.
+    pub(super) fn resume(&mut self) -> Result<(), CopyError> {
+        let holders = Holders::of(&self.live.freezer)?;
+        files::mend(&holders.source(self.live.init, self.live.id_base))
+            .map_err(CaptureError::Blocked)?;
+        if let Some(sealed) = self.sealed.take() {
+            sealed.unseal().thaw()?;
+        }
+        if let Some(hold) = &mut self.live.hold {
+            hold.reopen(&self.frames)?;
+        }
+        Ok(())
+    }
+}
+
+/// The processes of a VE with descriptors for them.
+pub(super) struct Holders(Vec<(i32, i32, String, OwnedFd)>);
+
+impl Holders {
+    /// All that live in a cgroup now.
+    pub(super) fn of(cgroup: &std::path::Path) -> Result<Self, CopyError> {
+        let list = |source| CopyError::Process { pid: 0, source };
+        let mut all = Vec::new();
+        for host in procfs::cgroup_processes(cgroup).map_err(list)? {
+            let Ok(status) = procfs::Status::read(host) else { continue };
+            let (Ok(inner), Ok(name)) = (status.innermost("NSpid"), status.text("Name")) else {
+                continue;
+            };
+            if status.text("State").is_ok_and(|state| state.starts_with('Z')) {
+                continue;
+            }
+            let pidfd = task::pidfd_open(host)
+                .map_err(|source| CopyError::Process { pid: host, source })?;
+            all.push((host, inner, name.to_owned(), pidfd));
+        }
+        Ok(Self(all))
+    }
+
+    pub(super) fn source(&self, init: i32, id_base: u32) -> files::Source<'_> {
+        let processes = self
+            .0
+            .iter()
+            .map(|(host, inner, command, pidfd)| Holder {
+                host_pid: *host,
+                pid: *inner,
+                command: command.clone(),
+                pidfd: pidfd.as_fd(),
+            })
+            .collect();
+        files::Source { processes, init, id_base }
+    }
+
+    /// Opens the memfds that descriptors refer to.
+    fn memfds(
+        &self,
+        captured: &ckpt_format::files::Files,
+        tables: &std::collections::BTreeMap<i32, Vec<ckpt_format::process::Descriptor>>,
+    ) -> Result<Vec<(ckpt_format::memory::SharedObject, std::fs::File)>, CopyError> {
+        let mut all = Vec::new();
+        for memfd in &captured.memfds {
+            let refers = |descriptor: &&ckpt_format::process::Descriptor| {
+                captured.get(descriptor.file).is_some_and(|file| {
+                    matches!(file.kind, ckpt_format::files::Kind::Memfd { object, .. } if object == memfd.id)
+                })
+            };
+            let held = tables.iter().find_map(|(pid, table)| {
+                let descriptor = table.iter().find(refers)?;
+                let (host, ..) = self.0.iter().find(|(_, inner, ..)| inner == pid)?;
+                Some((*host, descriptor.fd))
+            });
+            let Some((host, fd)) = held else { continue };
+            let path = procfs::path(host, &format!("fd/{fd}"));
+            let file = std::fs::File::open(path)
+                .map_err(|source| CopyError::Process { pid: host, source })?;
+            all.push((memfd.clone(), file));
+        }
+        Ok(all)
+    }
+}
+
+/// Everything that would stop a move of this VE now; disturbs nothing.
+pub(super) fn blockers(
+    init: i32,
+    id_base: u32,
+    freezer: &std::path::Path,
+) -> Result<Vec<Blocker>, CopyError> {
+    let list = |source| CopyError::Process { pid: init, source };
+    let mut all = capture::check(freezer).map_err(list)?;
+    let holders = Holders::of(freezer)?;
+    all.extend(files::check(&holders.source(init, id_base)));
+    Ok(all)
+}

@@ -1,0 +1,282 @@
+//! The thread that builds a VE on the target.
+//!
+//! ptrace belongs to a thread, so one thread makes the skeleton, applies every piece of the
+//! stream in order, and lets the finished VE go. What waits for it, the queue of pieces, is
+//! short, so that a slow build holds the source back instead of filling memory.
+
+use std::{
+    os::fd::OwnedFd,
+    path::PathBuf,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use ckpt_engine::{
+    container::host_clocks,
+    freeze::{FreezeError, Frozen},
+    rebuild::{Ready, RebuildError, Skeleton},
+    sys::netns::Netns,
+};
+use ckpt_format::{
+    codec,
+    container::Clocks,
+    network::{Frame, Network},
+};
+use coordinator::MigrationId;
+use tokio::sync::mpsc;
+
+use super::{
+    journal::{Journal, Step},
+    messages::{Item, State},
+    stopwatch::Stopwatch,
+};
+use crate::{
+    network::{
+        Announcer, Hold, NetworkError,
+        state::{self, Routes},
+    },
+    storage::{FileApplier, TreeError},
+};
+
+/// Pieces that may wait, of up to a mebibyte each.
+const QUEUE: usize = 8;
+/// How far the VE's clocks may be behind what the source showed; it is waited for.
+const CLOCK_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Why a VE could not be built.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BuildError {
+    /// Its processes.
+    #[error(transparent)]
+    Rebuild(#[from] RebuildError),
+    /// Its files.
+    #[error(transparent)]
+    Files(#[from] TreeError),
+    /// Its network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// Its freezer.
+    #[error(transparent)]
+    Freeze(#[from] FreezeError),
+    /// What the source sent.
+    #[error("the source sent a damaged state")]
+    State(#[from] codec::DecodeError),
+    /// Its time.
+    #[error("the clocks of the two nodes are {} ms apart", behind.as_millis())]
+    Clocks {
+        /// How far the VE's clock would have gone back.
+        behind: Duration,
+    },
+    /// Something of the host.
+    #[error("cannot {what}")]
+    System {
+        /// What was to be done.
+        what: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// What the builder starts from: a container that waits, and everything around it.
+pub(super) struct Site {
+    /// The container's pid 1, as the host numbers it.
+    pub(super) init: i32,
+    /// Our end of its channel.
+    pub(super) channel: OwnedFd,
+    pub(super) id_base: u32,
+    /// The cgroup that freezes all of the VE.
+    pub(super) freezer: PathBuf,
+    pub(super) applier: FileApplier,
+    /// How far the clocks inside are ahead of ours.
+    pub(super) clock_offsets: Clocks,
+    /// The VE's network, already as it was at the offer.
+    pub(super) network: Network,
+    pub(super) netns: Netns,
+    pub(super) hold: Option<Hold>,
+    pub(super) announcer: Option<Announcer>,
+    pub(super) journal: Journal,
+    pub(super) migration: MigrationId,
+}
+
+/// What the builder is told.
+pub(super) enum Order {
+    /// The next piece.
+    Item(Item),
+    /// The VE is ours: let it run, and give it these frames.
+    Release(Vec<Frame>),
+    /// Frames that came late.
+    Late(Vec<Frame>),
+}
+
+/// What the builder tells.
+#[derive(Debug)]
+pub(super) enum News {
+    /// Everything up to this barrier is applied.
+    Applied(u32),
+    /// The VE stands ready.
+    Ready(Duration),
+    /// The VE runs.
+    Running(Duration),
+    /// It did not work, and nothing of the VE runs here.
+    Failed(BuildError),
+}
+
+/// The builder's thread. Dropped before [`News::Running`], everything built is killed.
+pub(super) struct Builder {
+    pub(super) orders: mpsc::Sender<Order>,
+    pub(super) news: mpsc::UnboundedReceiver<News>,
+    thread: JoinHandle<()>,
+}
+
+impl Builder {
+    pub(super) fn start(site: Site) -> std::io::Result<Self> {
+        let (orders, mut queue) = mpsc::channel(QUEUE);
+        let (sender, news) = mpsc::unbounded_channel();
+        let thread = std::thread::Builder::new().name("builder".into()).spawn(move || {
+            if let Err(error) = build(site, &mut queue, &sender) {
+                // The receiver may have given up already: then nobody wants to know.
+                let _ = sender.send(News::Failed(error));
+            }
+        })?;
+        Ok(Self { orders, news, thread })
+    }
+
+    /// Waits until the thread has ended, and with it everything that it still held.
+    pub(super) fn end(self) {
+        let Self { orders, news, thread } = self;
+        drop(orders);
+        drop(news);
+        if thread.join().is_err() {
+            tracing::error!("the builder of a VE panicked");
+        }
+    }
+}
+
+/// The whole life of the thread. A closed queue before the release means: give up.
+fn build(
+    mut site: Site,
+    orders: &mut mpsc::Receiver<Order>,
+    news: &mpsc::UnboundedSender<News>,
+) -> Result<(), BuildError> {
+    let channel = site.channel.try_clone();
+    let channel = channel.map_err(system("copy a descriptor"))?;
+    let mut skeleton = Skeleton::adopt(site.init, channel, site.id_base)?;
+    let mut state = Vec::new();
+    let finished = loop {
+        let Some(Order::Item(item)) = orders.blocking_recv() else { return Ok(()) };
+        match item {
+            Item::File(record) => site.applier.apply(record)?,
+            Item::Memory(record) => skeleton.apply(record)?,
+            Item::Barrier(barrier) => drop(news.send(News::Applied(barrier))),
+            // The template was dealt with before there was a container.
+            Item::Template(_) | Item::TemplateEnd => {}
+            Item::State { bytes, last } => {
+                state.extend(bytes);
+                if last {
+                    break codec::decode::<State>(&state)?;
+                }
+            }
+        }
+    };
+    let start = Instant::now();
+    let built = finish(&mut site, skeleton, &finished)?;
+    let _ = news.send(News::Ready(start.elapsed()));
+    let frames = match orders.blocking_recv() {
+        Some(Order::Release(frames)) => frames,
+        _ => return Ok(()),
+    };
+    let start = Instant::now();
+    release(&mut site, built, &frames)?;
+    let _ = news.send(News::Running(start.elapsed()));
+    finish_network(site, orders)
+}
+
+/// What can wait until the VE runs: its routes as they were, and late frames.
+fn finish_network(site: Site, orders: &mut mpsc::Receiver<Order>) -> Result<(), BuildError> {
+    let Site { netns, network, hold, .. } = site;
+    if let Err(error) = state::set_routes(&netns, &network, Routes::Exact) {
+        tracing::warn!(%error, "the routes of a VE keep a large initial window");
+    }
+    while let Some(Order::Late(frames)) = orders.blocking_recv() {
+        if let Some(hold) = &hold {
+            hold.replay(&frames);
+        }
+    }
+    if let Some(hold) = hold {
+        hold.remove()?;
+    }
+    Ok(())
+}
+
+/// A VE that only has to be let go.
+struct Built {
+    ready: Ready,
+    files: ckpt_engine::files::Rebuilt,
+    frozen: Frozen,
+}
+
+fn finish(site: &mut Site, skeleton: Skeleton, state: &State) -> Result<Built, BuildError> {
+    let mut skeleton = skeleton;
+    let mut watch = Stopwatch::start("rebuild of a VE");
+    state::rebuild(&site.netns, &state.network, Routes::ForRestore)?;
+    site.network = state.network.clone();
+    watch.lap("network");
+    let mut files = skeleton.open_files(&state.files)?;
+    watch.lap("files");
+    skeleton.install(&state.processes, &state.tables, &files)?;
+    watch.lap("descriptors");
+    skeleton.complete(&state.processes)?;
+    watch.lap("processes");
+    files.finish(&state.files, &state.tables, &mut skeleton).map_err(RebuildError::Files)?;
+    let ready = skeleton.finalize(&state.processes)?;
+    watch.lap("registers");
+    let frozen = Frozen::freeze(&site.freezer)?;
+    wait_for_clocks(site.clock_offsets, state.clocks)?;
+    Ok(Built { ready, files, frozen })
+}
+
+/// The VE's clocks must not show less than they showed on the source.
+fn wait_for_clocks(offsets: Clocks, shown: Clocks) -> Result<(), BuildError> {
+    let inside = |offset: i64, now: i64| now.saturating_add(offset);
+    let now = host_clocks().map_err(system("read the clocks"))?;
+    let behind = (shown.monotonic_ns - inside(offsets.monotonic_ns, now.monotonic_ns))
+        .max(shown.boottime_ns - inside(offsets.boottime_ns, now.boottime_ns));
+    match u64::try_from(behind).map(Duration::from_nanos) {
+        Ok(behind) if behind > CLOCK_WAIT_MAX => Err(BuildError::Clocks { behind }),
+        Ok(behind) => {
+            std::thread::sleep(behind);
+            Ok(())
+        }
+        Err(_) => Ok(()),
+    }
+}
+
+/// From here on the VE runs here and nowhere else.
+fn release(site: &mut Site, built: Built, frames: &[Frame]) -> Result<(), BuildError> {
+    let Built { ready, files, frozen } = built;
+    let mut watch = Stopwatch::start("release of a VE");
+    ready.release(&frozen)?;
+    watch.lap("detach");
+    site.journal.write(site.migration, Step::Released).map_err(system("write the journal"))?;
+    watch.lap("journal");
+    if let Some(hold) = &mut site.hold {
+        hold.open_outgoing()?;
+    }
+    if let Some(announcer) = &site.announcer {
+        announcer.send();
+    }
+    watch.lap("announce");
+    files.release();
+    watch.lap("connections");
+    frozen.thaw()?;
+    watch.lap("thaw");
+    if let Some(hold) = &mut site.hold {
+        hold.replay(frames);
+        hold.release()?;
+    }
+    Ok(())
+}
+
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> BuildError {
+    move |source| BuildError::System { what, source }
+}

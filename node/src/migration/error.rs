@@ -1,0 +1,192 @@
+//! Why a migration did not happen, as the user reads it.
+
+use std::time::Duration;
+
+use ckpt_engine::container::ContainerError;
+use ckpt_format::blocker::Blocker;
+use coordinator::{ProposeError, ReadError};
+use transport::{CallError, LinkError};
+
+use super::blackout::CopyError;
+use crate::{
+    api::{Failure, chain},
+    network::NetworkError,
+    template::TemplateError,
+    ve::VeError,
+};
+
+/// Why a VE was not moved. It runs on where it was, unless the error says otherwise.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MigrateError {
+    /// It does not run.
+    #[error("VE {ve} is not running")]
+    NotRunning {
+        /// The VE.
+        ve: u32,
+    },
+    /// The log does not know it.
+    #[error("VE {ve} is not registered in the cluster")]
+    Unregistered {
+        /// The VE.
+        ve: u32,
+    },
+    /// No node has that name.
+    #[error("there is no node {name} in the cluster")]
+    UnknownNode {
+        /// The name.
+        name: String,
+    },
+    /// It is there already.
+    #[error("the VE is on {name} already")]
+    SameNode {
+        /// The name.
+        name: String,
+    },
+    /// The node has no address.
+    #[error("{name} has no address in the cluster")]
+    NoAddress {
+        /// The name.
+        name: String,
+    },
+    /// The node does not answer.
+    #[error("cannot reach {name}")]
+    Unreachable {
+        /// The name.
+        name: String,
+        /// Why.
+        source: CallError,
+    },
+    /// Something in the VE cannot be moved.
+    #[error("{} in the VE cannot be moved: {}", objects(.0), list(.0))]
+    Blocked(Vec<Blocker>),
+    /// The target said no.
+    #[error("the target refused: {0}")]
+    Refused(Failure),
+    /// The target gave up half way.
+    #[error("the target gave up: {0}")]
+    TargetFailed(Failure),
+    /// The user changed their mind.
+    #[error("aborted; the VE runs on here")]
+    Cancelled,
+    /// The VE could not be copied.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// The link broke.
+    #[error("lost the link to the target")]
+    Link(#[from] LinkError),
+    /// The stream broke.
+    #[error("the target takes no more data")]
+    Broken,
+    /// The target says nothing.
+    #[error("the target did not answer within {} s", waited.as_secs())]
+    Silent {
+        /// How long we waited.
+        waited: Duration,
+    },
+    /// The target says something else than it should.
+    #[error("the target does not follow the protocol")]
+    Protocol,
+    /// The move failed after the seal, and the log gave the VE back.
+    #[error("the move failed and the VE runs on here: {cause}")]
+    Stayed {
+        /// What had happened.
+        cause: String,
+    },
+    /// The log refused or did not answer.
+    #[error(transparent)]
+    Log(#[from] ProposeError),
+    /// The log could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The runtime refused.
+    #[error(transparent)]
+    Ve(#[from] VeError),
+    /// The network of the VE.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The template's archive.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The template's archive cannot be read.
+    #[error("cannot read the archive of the template")]
+    Archive(#[source] std::io::Error),
+    /// The container of the VE.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    /// The journal.
+    #[error("cannot write the journal of the migration")]
+    Journal(#[source] std::io::Error),
+    /// The VE cannot be looked into.
+    #[error("cannot look into the VE")]
+    Inside(#[source] std::io::Error),
+    /// A part of the daemon panicked.
+    #[error("a part of the daemon failed")]
+    Daemon(#[from] tokio::task::JoinError),
+}
+
+fn objects(blockers: &[Blocker]) -> String {
+    match blockers.len() {
+        1 => "an object".to_owned(),
+        many => format!("{many} objects"),
+    }
+}
+
+fn list(blockers: &[Blocker]) -> String {
+    blockers.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+impl From<MigrateError> for Failure {
+    /// The exit codes are those that vzmigrate always had, see docs/reference/exit-codes.md.
+    fn from(error: MigrateError) -> Self {
+        let (code, exit) = match &error {
+            MigrateError::NotRunning { .. } => ("ve-not-running", 2),
+            MigrateError::Unregistered { .. } => ("ve-unknown", 10),
+            MigrateError::UnknownNode { .. } => ("node-unknown", 4),
+            MigrateError::NoAddress { .. } | MigrateError::Unreachable { .. } => {
+                ("node-unreachable", 4)
+            }
+            MigrateError::SameNode { .. } => ("same-node", 34),
+            MigrateError::Blocked(_) => ("blocked", 8),
+            MigrateError::Copy(CopyError::Capture(
+                ckpt_engine::capture::CaptureError::Blocked(_),
+            )) => ("blocked", 8),
+            MigrateError::Refused(failure) | MigrateError::TargetFailed(failure) => {
+                (failure.code.as_str(), failure.exit)
+            }
+            MigrateError::Cancelled => ("cancelled", 25),
+            MigrateError::Copy(_) => ("copy", 6),
+            MigrateError::Link(_) | MigrateError::Broken => ("link-lost", 21),
+            MigrateError::Silent { .. } => ("timeout", 22),
+            MigrateError::Protocol => ("protocol", 26),
+            MigrateError::Stayed { .. } => ("stayed", 7),
+            MigrateError::Log(ProposeError::Refused(_)) => ("log-refused", 20),
+            MigrateError::Log(_) | MigrateError::Read(_) => ("no-quorum", 4),
+            MigrateError::Ve(_)
+            | MigrateError::Network(_)
+            | MigrateError::Template(_)
+            | MigrateError::Archive(_)
+            | MigrateError::Journal(_)
+            | MigrateError::Container(_)
+            | MigrateError::Inside(_)
+            | MigrateError::Daemon(_) => ("system", 2),
+        };
+        let (code, hint) = (code.to_owned(), hint(&error));
+        let failure = Self::new(&code, exit, chain(&error));
+        match hint {
+            Some(hint) => failure.with_hint(hint),
+            None => failure,
+        }
+    }
+}
+
+fn hint(error: &MigrateError) -> Option<&'static str> {
+    match error {
+        MigrateError::UnknownNode { .. } => Some("vzcluster status lists the nodes"),
+        MigrateError::Unreachable { .. } | MigrateError::NoAddress { .. } => {
+            Some("vzcluster status tells which nodes answer")
+        }
+        MigrateError::NotRunning { .. } => Some("start it first: vzctl start"),
+        MigrateError::Blocked(_) => Some("vzmigrate --check-only looks again"),
+        _ => None,
+    }
+}

@@ -1,0 +1,136 @@
+//! Finishes or undoes what a daemon had under way when it died.
+//!
+//! Read once when the daemon starts, after the runtime has found the VEs that are here. What
+//! the log has to say may take until the cluster has a majority; that is waited for in the
+//! background, and a VE whose owner is not known stands still meanwhile.
+
+use std::sync::Arc;
+
+use ckpt_engine::{files, freeze::Frozen};
+use coordinator::{Command, Stage};
+
+use super::{
+    blackout::Holders,
+    error::MigrateError,
+    journal::{Entry, Journal, Step},
+    settle::{self, Verdict},
+    source::Context,
+    target::report_running,
+};
+use crate::{
+    api::chain,
+    network::{Gate, Netlink},
+    ve::{Operation, Ve},
+};
+
+/// Looks at every VE of this node for a migration that was under way.
+pub(super) fn recover(context: &Context) {
+    for ve in context.runtime.all() {
+        let journal = Journal::new(ve.directory());
+        let entry = match journal.read() {
+            Ok(Some(entry)) => entry,
+            Ok(None) => continue,
+            Err(error) => {
+                tracing::error!(id = %ve.id, %error, "cannot read the journal of a migration");
+                continue;
+            }
+        };
+        let operation = match ve.operate("recover") {
+            Ok(operation) => operation,
+            Err(error) => {
+                tracing::error!(id = %ve.id, %error, "cannot recover a migration");
+                continue;
+            }
+        };
+        tracing::info!(id = %ve.id, ?entry, "a migration was under way");
+        let context = context.clone();
+        tokio::spawn(async move {
+            if let Err(error) = recover_one(&context, operation, entry, &journal).await {
+                tracing::error!(id = %ve.id, "cannot recover a migration: {}", chain(&error));
+            }
+        });
+    }
+}
+
+async fn recover_one(
+    context: &Context,
+    operation: Operation,
+    entry: Entry,
+    journal: &Journal,
+) -> Result<(), MigrateError> {
+    let Entry { migration, step } = entry;
+    let coordinator = &context.coordinator();
+    match step {
+        Step::Copying => {
+            wake(context, &operation.ve).await?;
+            settle::abort(coordinator, migration, journal).await;
+        }
+        Step::Sealed => match settle::ask(coordinator, migration).await {
+            Verdict::Moved => {
+                context.runtime.forget(operation).await?;
+                settle::finish(coordinator, migration).await;
+            }
+            Verdict::Stays => {
+                wake(context, &operation.ve).await?;
+                journal.remove().map_err(MigrateError::Inside)?;
+            }
+        },
+        Step::Building => {
+            context.runtime.forget(operation).await?;
+            disown(context, entry).await;
+        }
+        Step::Released => {
+            wake(context, &operation.ve).await?;
+            drop(operation);
+            report_running(coordinator, migration, journal).await;
+        }
+    }
+    Ok(())
+}
+
+/// Nothing of the VE is here, and never ran here: the source may have it.
+pub(super) async fn disown(context: &Context, entry: Entry) {
+    let migration = entry.migration;
+    let coordinator = &context.coordinator();
+    loop {
+        let command = match settle::stage(coordinator, migration).await {
+            Some(Stage::Begun) => Command::AbortMigration { migration },
+            Some(Stage::Switched) => {
+                let state = coordinator.state();
+                let Some(record) = state.migrations.get(&migration) else { return };
+                Command::ReturnVe { migration, epoch: record.epoch.next() }
+            }
+            Some(_) => return,
+            None => {
+                tokio::time::sleep(settle::PAUSE).await;
+                continue;
+            }
+        };
+        if let Err(error) = coordinator.propose(command).await {
+            tracing::debug!(%migration, %error, "asking again");
+            tokio::time::sleep(settle::PAUSE).await;
+        }
+    }
+}
+
+/// Puts a VE right that was left standing: connections, processes, packets.
+async fn wake(context: &Context, ve: &Arc<Ve>) -> Result<(), MigrateError> {
+    let Some(running) = ve.running() else { return Ok(()) };
+    let id_base = context.runtime.handle(ve)?.id_base;
+    tokio::task::spawn_blocking(move || {
+        let freezer = running.cgroups.freezer();
+        let holders = Holders::of(freezer)?;
+        match files::mend(&holders.source(running.init, id_base)) {
+            Ok(0) => {}
+            Ok(mended) => tracing::info!(mended, "connections were left in repair"),
+            Err(blockers) => tracing::warn!(?blockers, "cannot look at the VE's files"),
+        }
+        Frozen::adopt(freezer).thaw().map_err(super::blackout::CopyError::Freeze)?;
+        if let Some(interface) = &running.interface {
+            let mut netlink = Netlink::open().map_err(crate::network::NetworkError::from)?;
+            interface.set_gate(&mut netlink, Gate::Open)?;
+        }
+        Ok(())
+    })
+    .await?
+}

@@ -1,0 +1,364 @@
+//! Moves one running VE to another node.
+//!
+//! Each phase is a type; moving on consumes it. A phase that fails leaves the VE running here,
+//! whatever the cause: what stands still goes on when its guard is dropped. The one exception is
+//! [`Copied::hand_over`]: from there only the log knows who owns the VE.
+//!
+//! ```text
+//! Offer ──▶ Precopy ──▶ Stopped ──▶ Copied ──▶ Moved
+//! └──── runs here ───┘ └─ stands still ─┘  └─ or stayed, as the log says
+//! ```
+
+mod offer;
+mod talk;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use coordinator::{Coordinator, MigrationId};
+use tokio::task::{JoinHandle, spawn_blocking};
+use transport::LinkError;
+
+use self::{offer::Offer, talk::Talk};
+use super::{
+    blackout::{Live, SealedVe, Still},
+    error::MigrateError,
+    journal::{Journal, Step},
+    messages::{ToSource, ToTarget},
+    pipe::Pipe,
+    report::{Downtime, Report, RoundReport},
+    rounds::{Measured, Next, Policy},
+    settle::{self, Verdict},
+};
+use crate::{
+    api::{Sink, chain},
+    cluster::Cluster,
+    ve::{Operation, Runtime},
+};
+
+/// How long the target may take for an answer while the VE runs.
+const ANSWER: Duration = Duration::from_secs(60);
+/// How long the target may take to rebuild a VE that stands still.
+const REBUILD: Duration = Duration::from_secs(10);
+/// How long the target may take to let the VE run before the log is asked.
+const RUN: Duration = Duration::from_secs(5);
+/// How often a VE is stopped in vain before its state counts as unmovable.
+const VAIN_STOPS_MAX: u32 = 8;
+const VAIN_PAUSE: Duration = Duration::from_millis(50);
+/// How long frames that still arrive here are passed on.
+const TAIL: Duration = Duration::from_millis(300);
+const TAIL_STEP: Duration = Duration::from_millis(20);
+
+/// What the user asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Wish {
+    /// The name of the target.
+    pub(super) target: String,
+    /// The blackout that the user accepts.
+    pub(super) max_downtime: Duration,
+    /// Keep the files here, without the right to run them.
+    pub(super) keep: bool,
+}
+
+/// The parts of the daemon that a migration needs.
+#[derive(Clone, Debug)]
+pub(super) struct Context {
+    pub(super) runtime: Arc<Runtime>,
+    pub(super) cluster: Arc<Cluster>,
+}
+
+impl Context {
+    /// The log, as of now: it is another one after this node has joined a cluster.
+    pub(super) fn coordinator(&self) -> Coordinator {
+        self.cluster.coordinator()
+    }
+}
+
+/// Moves a VE. Whatever happens, the VE runs on exactly one node afterwards.
+pub(super) async fn migrate(
+    context: &Context,
+    operation: Operation,
+    wish: &Wish,
+    sink: &Sink,
+) -> Result<Report, MigrateError> {
+    let start = Instant::now();
+    let offer = Offer::look(context, operation, &wish.target).await?;
+    let precopy = offer.propose(sink).await?;
+    let (mut precopy, rounds) = precopy.copy(wish.max_downtime, sink).await?;
+    let copied = loop {
+        match precopy.stop().await?.send_rest().await? {
+            Rest::Sent(copied) => break copied,
+            Rest::NotNow(running) => precopy = running,
+        }
+    };
+    copied.hand_over(start, rounds, wish.keep).await
+}
+
+/// Only looks whether a move would work.
+pub(super) async fn check(
+    context: &Context,
+    operation: Operation,
+    target: &str,
+) -> Result<(), MigrateError> {
+    Offer::look(context, operation, target).await?.ask_only().await
+}
+
+/// What lasts from the offer to the end.
+struct Session {
+    begun: Begun,
+    operation: Operation,
+    talk: Talk,
+    pipe: Pipe,
+    pump: JoinHandle<Result<(), LinkError>>,
+    /// This node's name and the target's.
+    names: (String, String),
+    /// How often the VE was stopped in vain.
+    vain_stops: u32,
+}
+
+/// A migration that the log knows of. Dropped unsettled, the log is told that it is off.
+struct Begun {
+    context: Context,
+    migration: MigrationId,
+    journal: Journal,
+    settled: bool,
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if self.settled {
+            return;
+        }
+        let coordinator = self.context.coordinator();
+        let (migration, journal) = (self.migration, self.journal.clone());
+        tokio::spawn(async move { settle::abort(&coordinator, migration, &journal).await });
+    }
+}
+
+/// The VE runs here; the target's copy of it grows.
+struct Precopy {
+    session: Session,
+    live: Live,
+}
+
+/// What pre-copy measured.
+struct Rounds {
+    reports: Vec<RoundReport>,
+    predicted: Duration,
+}
+
+impl Precopy {
+    /// Rounds, until freezing is worth it.
+    async fn copy(self, budget: Duration, sink: &Sink) -> Result<(Self, Rounds), MigrateError> {
+        let Self { mut session, mut live } = self;
+        let mut policy = Policy::new(budget);
+        let mut reports: Vec<RoundReport> = Vec::new();
+        loop {
+            let number = reports.len() as u32;
+            let (start, before) = (Instant::now(), session.pipe.bytes());
+            let pipe = session.pipe.clone();
+            let (back, round, fixed) = spawn_blocking(move || {
+                let mut live = live;
+                let round = live.round(number, &pipe);
+                let fixed = live.fixed();
+                (live, round, fixed)
+            })
+            .await?;
+            live = back;
+            let round = round?;
+            match session.talk.answer_or_cancel(ANSWER, sink).await? {
+                ToSource::Applied { barrier } if barrier == number => {}
+                _ => return Err(MigrateError::Protocol),
+            }
+            let bytes = session.pipe.bytes() - before;
+            let time = start.elapsed();
+            reports.push(RoundReport { pages: round.pages, bytes, ms: ms(time) });
+            sink.progress(&format!("round {number}"), bytes, Some(bytes), "bytes");
+            match policy.after(Measured { bytes, time }, fixed) {
+                Next::Again => {}
+                Next::Freeze { predicted } => {
+                    if policy.is_over_budget(predicted) {
+                        sink.log(format!(
+                            "the VE writes too much to meet {} ms: about {:.0} ms are expected",
+                            budget.as_millis(),
+                            ms(predicted)
+                        ));
+                    }
+                    return Ok((Self { session, live }, Rounds { reports, predicted }));
+                }
+            }
+        }
+    }
+
+    /// Stops the VE; the downtime clock starts.
+    async fn stop(self) -> Result<Stopped, MigrateError> {
+        let Self { session, live } = self;
+        let still = spawn_blocking(move || live.freeze()).await?.map_err(|(_, error)| error)?;
+        Ok(Stopped { session, still })
+    }
+}
+
+/// The VE stands still here, and goes on when this is dropped.
+struct Stopped {
+    session: Session,
+    still: Still,
+}
+
+/// What came of sending the rest.
+enum Rest {
+    /// The target stands ready.
+    Sent(Copied),
+    /// Something passing was in the way; the VE runs and is copied on.
+    NotNow(Precopy),
+}
+
+impl Stopped {
+    /// Sends all that is left and waits until the target stands ready.
+    async fn send_rest(self) -> Result<Rest, MigrateError> {
+        let Self { mut session, still } = self;
+        let pipe = session.pipe.clone();
+        let (still, sent) = spawn_blocking(move || {
+            let mut still = still;
+            let sent = still.send_rest(&pipe);
+            (still, sent)
+        })
+        .await?;
+        match sent {
+            Ok(()) => {}
+            Err(cause) if cause.is_passing() && session.vain_stops < VAIN_STOPS_MAX => {
+                tracing::info!(%cause, "stopped in vain; trying again");
+                session.vain_stops += 1;
+                let live = spawn_blocking(move || still.back()).await??;
+                tokio::time::sleep(VAIN_PAUSE * session.vain_stops).await;
+                return Ok(Rest::NotNow(Precopy { session, live }));
+            }
+            Err(cause) => return Err(cause.into()),
+        }
+        match session.talk.answer(REBUILD).await? {
+            ToSource::Ready { restore_ms } => {
+                let ready_ms = ms(still.start.elapsed());
+                Ok(Rest::Sent(Copied { session, still, restore_ms, ready_ms }))
+            }
+            _ => Err(MigrateError::Protocol),
+        }
+    }
+}
+
+/// The target could run the VE; it still is ours.
+struct Copied {
+    session: Session,
+    still: Still,
+    restore_ms: f64,
+    ready_ms: f64,
+}
+
+impl Copied {
+    /// Gives the VE away. What happens to it is now in the log alone.
+    async fn hand_over(
+        self,
+        start: Instant,
+        rounds: Rounds,
+        keep: bool,
+    ) -> Result<Report, MigrateError> {
+        let Self { mut session, still, restore_ms, ready_ms } = self;
+        let freeze_ms = ms(still.freeze);
+        session
+            .begun
+            .journal
+            .write(session.begun.migration, Step::Sealed)
+            .map_err(MigrateError::Journal)?;
+        session.begun.settled = true;
+        let mut sealed = still.seal()?;
+        let frames = sealed.drain();
+        let told = session.talk.sender.send(&ToTarget::Sealed { frames }).await;
+        let answer = match told {
+            Ok(()) => session.talk.answer(RUN).await,
+            Err(error) => Err(error.into()),
+        };
+        let total_ms = ms(sealed.start.elapsed());
+        match answer {
+            Ok(ToSource::Running { .. }) => {
+                pass_on_late_frames(&mut session.talk, &mut sealed).await
+            }
+            other => {
+                let cause = other.err().unwrap_or(MigrateError::Protocol);
+                session.settle(&mut sealed, &cause).await?;
+            }
+        }
+        let bytes = session.pipe.bytes();
+        let names = session.names.clone();
+        let ve = session.operation.ve.id.number();
+        if let Err(error) = session.leave(sealed, keep).await {
+            // The VE has moved all the same; its journal has the rest removed at the next start.
+            tracing::error!(ve, "cannot remove the copy of a moved VE: {}", chain(&error));
+        }
+        Ok(Report {
+            ve,
+            source: names.0,
+            target: names.1,
+            rounds: rounds.reports,
+            downtime_ms: Downtime {
+                freeze: freeze_ms,
+                delta: (ready_ms - freeze_ms - restore_ms).max(0.0),
+                restore: restore_ms,
+                switch: (total_ms - ready_ms).max(0.0),
+                total: total_ms,
+            },
+            predicted_downtime_ms: ms(rounds.predicted),
+            total_ms: ms(start.elapsed()),
+            bytes,
+        })
+    }
+}
+
+/// Switches learn slowly: what still arrives here is sent after the VE.
+async fn pass_on_late_frames(talk: &mut Talk, sealed: &mut SealedVe) {
+    let end = Instant::now() + TAIL;
+    while Instant::now() < end {
+        let frames = sealed.drain();
+        if !frames.is_empty() && talk.sender.send(&ToTarget::Late { frames }).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(TAIL_STEP).await;
+    }
+}
+
+impl Session {
+    /// The target's answer is missing: only the log can say what happened. Returns when the VE
+    /// runs on the target; an error when it is ours again, and runs.
+    async fn settle(
+        &mut self,
+        sealed: &mut SealedVe,
+        cause: &MigrateError,
+    ) -> Result<(), MigrateError> {
+        let ve = self.operation.ve.id.number();
+        tracing::warn!(ve, %cause, "no answer from the target; asking the log");
+        match settle::ask(&self.begun.context.coordinator(), self.begun.migration).await {
+            Verdict::Moved => Ok(()),
+            Verdict::Stays => {
+                tokio::task::block_in_place(|| sealed.resume())?;
+                self.begun.journal.remove().map_err(MigrateError::Inside)?;
+                Err(MigrateError::Stayed { cause: chain(cause) })
+            }
+        }
+    }
+
+    /// The VE runs on the target: nothing of it stays here.
+    async fn leave(self, sealed: SealedVe, keep: bool) -> Result<(), MigrateError> {
+        let Self { begun, operation, mut talk, pump, .. } = self;
+        drop(sealed);
+        begun.context.runtime.leave(operation, keep).await?;
+        // The target may have been told already that nothing follows.
+        let _ = talk.sender.send(&ToTarget::Finished).await;
+        pump.abort();
+        settle::finish(&begun.context.coordinator(), begun.migration).await;
+        Ok(())
+    }
+}
+
+/// Milliseconds with their fraction.
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}

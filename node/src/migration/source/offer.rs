@@ -1,0 +1,218 @@
+//! Looks at everything that could fail before anything has changed, and asks the target.
+
+use std::path::Path;
+
+use ckpt_engine::{
+    container::{self, clock_offsets},
+    procfs,
+    sys::netns::Netns,
+    track::Tracker,
+};
+use coordinator::{Command, Epoch, MigrationId, VeId};
+use tokio::task::spawn_blocking;
+use transport::NodeId;
+
+use super::{ANSWER, Begun, Context, Precopy, Session, Talk};
+use crate::{
+    api::Sink,
+    migration::{
+        blackout::{self, CopyError, Live},
+        error::MigrateError,
+        facts,
+        journal::{Journal, Step},
+        messages::{Item, Offer as Message, ToSource},
+        pipe::Pipe,
+    },
+    network::{
+        Hold,
+        state::{self, Expected},
+    },
+    storage::{self, FileTracker, source_trees},
+    template::Digest,
+    ve::{Handle, INTERFACE, Operation},
+};
+
+/// Everything was looked at; nothing has changed yet.
+pub(super) struct Offer {
+    context: Context,
+    operation: Operation,
+    live: Live,
+    message: Message,
+    target: NodeId,
+    /// This node's name and the target's.
+    names: (String, String),
+}
+
+impl Offer {
+    pub(super) async fn look(
+        context: &Context,
+        operation: Operation,
+        target: &str,
+    ) -> Result<Self, MigrateError> {
+        let ve = operation.ve.clone();
+        if ve.running().is_none() {
+            return Err(MigrateError::NotRunning { ve: ve.id.number() });
+        }
+        let coordinator = context.coordinator();
+        let state = coordinator.read().await?;
+        let own = coordinator.node();
+        let name = || target.to_owned();
+        let target =
+            state.node_named(target).ok_or_else(|| MigrateError::UnknownNode { name: name() })?;
+        if target == own {
+            return Err(MigrateError::SameNode { name: name() });
+        }
+        let number = VeId(ve.id.number());
+        let record = state.ves.get(&number).ok_or(MigrateError::Unregistered { ve: number.0 })?;
+        let handle = context.runtime.handle(&ve)?;
+        let (live, mut message) = spawn_blocking(move || look_at(&handle)).await??;
+        message.epoch = record.epoch;
+        let name = |node| state.node_name(node).unwrap_or("?").to_owned();
+        let names = (name(own), name(target));
+        Ok(Self { context: context.clone(), operation, live, message, target, names })
+    }
+
+    /// Asks the target whether it would take the VE.
+    pub(super) async fn ask_only(mut self) -> Result<(), MigrateError> {
+        let mut talk = Talk::open(&self.context, self.target, &self.names.1).await?;
+        self.message.check_only = true;
+        talk.sender.send(&self.message).await?;
+        match talk.answer(ANSWER).await? {
+            ToSource::Accepted { .. } => Ok(()),
+            ToSource::Refused(failure) => Err(MigrateError::Refused(failure)),
+            _ => Err(MigrateError::Protocol),
+        }
+    }
+
+    /// Enters the migration into the log, has the target make room, and opens the stream.
+    pub(super) async fn propose(self, sink: &Sink) -> Result<Precopy, MigrateError> {
+        let Self { context, operation, live, mut message, target, names } = self;
+        let mut talk = Talk::open(&context, target, &names.1).await?;
+        let coordinator = context.coordinator();
+        let begin = Command::BeginMigration {
+            migration: message.migration,
+            ve: message.ve,
+            epoch: message.epoch,
+            source: coordinator.node(),
+            target,
+        };
+        coordinator.propose(begin).await?;
+        let migration = message.migration;
+        let journal = Journal::new(operation.ve.directory());
+        let begun = Begun { context, migration, journal, settled: false };
+        begun.journal.write(migration, Step::Copying).map_err(MigrateError::Journal)?;
+        message.container.clocks = live.clocks().map_err(MigrateError::Inside)?;
+        talk.sender.send(&message).await?;
+        let template_missing = match talk.answer_or_cancel(ANSWER, sink).await? {
+            ToSource::Accepted { template_missing } => template_missing,
+            ToSource::Refused(failure) => return Err(MigrateError::Refused(failure)),
+            _ => return Err(MigrateError::Protocol),
+        };
+        let (pipe, pump) = Pipe::start(talk.bulk.open().await?);
+        let mut session = Session { begun, operation, talk, pipe, pump, names, vain_stops: 0 };
+        if template_missing {
+            session.send_template(message.template, sink).await?;
+        }
+        Ok(Precopy { session, live })
+    }
+}
+
+impl Session {
+    /// The target lacks the template: it gets ours, and makes room with it.
+    async fn send_template(&mut self, digest: Digest, sink: &Sink) -> Result<(), MigrateError> {
+        let templates = self.begun.context.runtime.templates();
+        let (mut archive, total) = templates.open_archive(&digest)?;
+        let (pipe, progress) = (self.pipe.clone(), sink.clone());
+        spawn_blocking(move || {
+            let mut sent = 0;
+            loop {
+                let mut bytes = vec![0; 1 << 20];
+                let count =
+                    std::io::Read::read(&mut archive, &mut bytes).map_err(MigrateError::Archive)?;
+                bytes.truncate(count);
+                let item = if count == 0 { Item::TemplateEnd } else { Item::Template(bytes) };
+                pipe.item(&item).map_err(|_| MigrateError::Broken)?;
+                if count == 0 {
+                    return Ok::<_, MigrateError>(());
+                }
+                sent += count as u64;
+                progress.progress("sending the template", sent, Some(total), "bytes");
+            }
+        })
+        .await??;
+        match self.talk.answer_or_cancel(ANSWER, sink).await? {
+            ToSource::Accepted { template_missing: false } => Ok(()),
+            ToSource::Refused(failure) => Err(MigrateError::Refused(failure)),
+            _ => Err(MigrateError::Protocol),
+        }
+    }
+}
+
+/// Reads the VE from outside, and finds what would stop a move. Changes nothing.
+fn look_at(handle: &Handle) -> Result<(Live, Message), MigrateError> {
+    let (init, id_base) = (handle.init, handle.id_base);
+    let freezer = handle.cgroups.freezer().to_owned();
+    let mut blockers = blackout::blockers(init, id_base, &freezer)?;
+    let netns = Netns::of_process(init).map_err(MigrateError::Inside)?;
+    let expected = expected(handle);
+    let network = state::capture(&netns, &expected, None)?;
+    blockers.extend(network.blockers);
+    let plan = match container::capture(init)? {
+        Ok(plan) if blockers.is_empty() => plan,
+        Ok(_) => return Err(MigrateError::Blocked(blockers)),
+        Err(found) => {
+            blockers.extend(found);
+            return Err(MigrateError::Blocked(blockers));
+        }
+    };
+    let trees = source_trees(init, &plan, &handle.upper, id_base).map_err(CopyError::Files)?;
+    let disk_bytes = storage::size(&trees).map_err(CopyError::Files)?;
+    let files = FileTracker::new(trees);
+    let message = Message {
+        migration: MigrationId(rand::random()),
+        ve: VeId(handle.id.number()),
+        epoch: Epoch(0),
+        configuration: handle.config.clone(),
+        template: handle.template,
+        container: plan,
+        network: network.network.clone(),
+        vdso: facts::vdso_hash(),
+        extended_state_len: facts::extended_state_len(),
+        memory_bytes: memory_bytes(&freezer),
+        disk_bytes,
+        check_only: false,
+    };
+    let hold = match &handle.interface {
+        Some(interface) => Some(Hold::prepare(interface, &format!("hold{}", handle.id))?),
+        None => None,
+    };
+    let live = Live {
+        init,
+        id_base,
+        tracker: Tracker::new(&freezer, id_base),
+        freezer,
+        clock_offsets: clock_offsets(init).map_err(MigrateError::Inside)?,
+        files,
+        netns,
+        expected,
+        network: network.network,
+        hold,
+    };
+    Ok((live, message))
+}
+
+/// The interfaces that the VE was given.
+fn expected(handle: &Handle) -> Vec<Expected> {
+    let given = handle.interface.iter();
+    given.map(|interface| Expected { name: INTERFACE.to_owned(), mac: interface.mac }).collect()
+}
+
+/// The memory that all processes of a cgroup have in use, counted for each of them.
+fn memory_bytes(freezer: &Path) -> u64 {
+    let pids = procfs::cgroup_processes(freezer).unwrap_or_default();
+    let resident = |pid| {
+        let statm = procfs::read_text(pid, "statm").ok()?;
+        statm.split_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    pids.into_iter().filter_map(resident).sum::<u64>() * ckpt_format::memory::PAGE
+}
