@@ -21,6 +21,7 @@ use ckpt_format::{
     codec,
     container::Clocks,
     network::{Frame, Network},
+    stream::Record,
 };
 use coordinator::MigrationId;
 use tokio::sync::mpsc;
@@ -86,7 +87,8 @@ pub(super) struct Site {
     pub(super) id_base: u32,
     /// The cgroup that freezes all of the VE.
     pub(super) freezer: PathBuf,
-    pub(super) applier: FileApplier,
+    /// Taken by the thread.
+    pub(super) applier: Option<FileApplier>,
     /// How far the clocks inside are ahead of ours.
     pub(super) clock_offsets: Clocks,
     /// The VE's network, already as it was at the offer.
@@ -161,12 +163,19 @@ fn build(
     let channel = site.channel.try_clone();
     let channel = channel.map_err(system("copy a descriptor"))?;
     let mut skeleton = Skeleton::adopt(site.init, channel, site.id_base)?;
+    let Some(mut applier) = site.applier.take() else { return Ok(()) };
     let mut state = Vec::new();
     let finished = loop {
         let Some(Order::Item(item)) = orders.blocking_recv() else { return Ok(()) };
         match item {
-            Item::File(record) => site.applier.apply(record)?,
-            Item::Memory(record) => skeleton.apply(record)?,
+            Item::File(record) => applier.apply(record)?,
+            Item::Memory(record) => {
+                if matches!(record, Record::Layout(_)) {
+                    // What it maps must be there.
+                    applier.flush()?;
+                }
+                skeleton.apply(record)?;
+            }
             Item::Barrier(barrier) => drop(news.send(News::Applied(barrier))),
             // The template was dealt with before there was a container.
             Item::Template(_) | Item::TemplateEnd => {}
@@ -179,6 +188,7 @@ fn build(
         }
     };
     let start = Instant::now();
+    applier.finish()?;
     let built = finish(&mut site, skeleton, &finished)?;
     let _ = news.send(News::Ready(start.elapsed()));
     let frames = match orders.blocking_recv() {

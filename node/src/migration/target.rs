@@ -358,7 +358,7 @@ fn site(
         channel: channel.map_err(system("copy a descriptor"))?,
         id_base: prepared.id_base,
         freezer: prepared.cgroups().freezer().to_owned(),
-        applier: FileApplier::new(trees, prepared.id_base)?,
+        applier: Some(FileApplier::new(trees, prepared.id_base)?),
         clock_offsets: clock_offsets(init).map_err(system("read the clocks of a VE"))?,
         network,
         netns,
