@@ -368,8 +368,15 @@ struct Output<'a, S: Sink> {
 }
 
 impl<S: Sink> Output<'_, S> {
-    /// Sends the contents of pages, with pages of zeros sorted out.
-    fn pages(&mut self, space: Space, runs: &[Run], data: &[u8]) -> Result<(), TrackError> {
+    /// Sends the contents of pages. Pages of zeros are sorted out where nothing is the same as
+    /// zeros, which `blank` tells of an address: not where a file would show through.
+    fn pages(
+        &mut self,
+        space: Space,
+        runs: &[Run],
+        data: &[u8],
+        blank: impl Fn(u64) -> bool,
+    ) -> Result<(), TrackError> {
         let mut full = Vec::new();
         let mut zero = Vec::new();
         let mut bytes = Vec::with_capacity(data.len());
@@ -378,7 +385,7 @@ impl<S: Sink> Output<'_, S> {
             for index in 0..run.pages {
                 let page = pages.next().unwrap_or_default();
                 let start = run.start + index * PAGE;
-                if is_zero(page) {
+                if is_zero(page) && blank(start) {
                     push_page(&mut zero, start);
                 } else {
                     push_page(&mut full, start);

@@ -216,6 +216,13 @@ impl Life {
         }
     }
 
+    /// True where a page that was never written holds zeros.
+    fn is_blank(&self, address: u64) -> bool {
+        let areas = &self.space.areas;
+        let index = areas.partition_point(|area| area.end <= address);
+        areas.get(index).is_some_and(|area| matches!(area.backing, Backing::Anonymous { .. }))
+    }
+
     /// Reads and sends one block of pages; what cannot be read now stays owed.
     fn send_block<S: Sink>(
         &mut self,
@@ -237,7 +244,8 @@ impl Life {
         }
         if good > 0 {
             data.truncate(good as usize);
-            output.pages(Space::Process(pid), &[run(start, start + good)], &data)?;
+            let runs = [run(start, start + good)];
+            output.pages(Space::Process(pid), &runs, &data, |address| self.is_blank(address))?;
             self.sent.insert(start, start + good);
         }
         self.owed.insert(start + good, end);

@@ -298,7 +298,7 @@ impl Incoming {
     async fn give_up(&self) {
         let migration = self.offer.migration;
         match self.context.coordinator().propose(Command::AbortMigration { migration }).await {
-            Ok(_) => {}
+            Ok(_) => settle::finish(&self.context.coordinator(), migration).await,
             Err(error) => tracing::debug!(%error, "the log was not told that we gave up"),
         }
     }
