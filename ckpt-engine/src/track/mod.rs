@@ -193,7 +193,7 @@ impl Tracker {
 
     /// Brings the list of processes up to date and arms the new ones.
     fn refresh(&mut self) -> Result<Layout, TrackError> {
-        let seen = list(&self.cgroup)?;
+        let seen = list(&self.cgroup, self.frozen)?;
         let order = in_tree_order(&seen);
         self.strangers = seen
             .iter()
@@ -296,10 +296,18 @@ impl TrackError {
     }
 }
 
-/// Lists the processes in a cgroup as they are numbered inside the VE.
-fn list(cgroup: &Path) -> Result<Vec<Seen>, TrackError> {
-    let hosts = procfs::cgroup_processes(cgroup)
+/// Lists the processes in a cgroup as they are numbered inside the VE. Zombies are in no cgroup
+/// any more: they are looked for, as children of the others, when it counts.
+fn list(cgroup: &Path, zombies: bool) -> Result<Vec<Seen>, TrackError> {
+    let mut hosts = procfs::cgroup_processes(cgroup)
         .map_err(|source| TrackError::List { cgroup: cgroup.to_owned(), source })?;
+    if zombies {
+        for index in 0..hosts.len() {
+            let children = procfs::children(hosts[index])?;
+            let new = children.into_iter().filter(|child| !hosts.contains(child));
+            hosts.extend(new.collect::<Vec<_>>());
+        }
+    }
     let mut inner_by_host = HashMap::new();
     let mut seen = Vec::with_capacity(hosts.len());
     for host in hosts {
