@@ -84,6 +84,11 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
 
 /// Makes sure that the cluster knows the VEs of this node, and starts those that boot with it.
 async fn enter_and_boot(cluster: Arc<Cluster>, runtime: Arc<Runtime>) {
+    // After a power cut the others may come back later. Nothing starts before the cluster has
+    // said whose it is.
+    while let Err(problem) = cluster.coordinator().read().await {
+        warn!("VEs wait for a majority of the cluster: {}", api::chain(&problem));
+    }
     for ve in runtime.all() {
         let running = ve.running().is_some();
         if let Err(problem) = cluster.adopt(ve.own_entry(), running).await {

@@ -4,7 +4,11 @@
 //! tools that people use, so that the capture is tested against those and not against itself.
 #![expect(clippy::unwrap_used, reason = "a test that cannot set up its hosts has failed")]
 
-use std::{process::Command, time::Instant};
+use std::{
+    io::Read,
+    process::{Child, Command, Stdio},
+    time::Instant,
+};
 
 use ckpt_engine::sys::netns::Netns;
 use ckpt_format::{codec, network::Mac};
@@ -16,12 +20,39 @@ use node::network::{
 struct Ve {
     netns: Netns,
     _host: Netns,
+    _owner: Owner,
+}
+
+/// A process whose user namespace owns its network namespace, as in a VE.
+struct Owner(Child);
+
+impl Owner {
+    fn new() -> Self {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--net", "sh", "-c", "echo; exec sleep 1000"]);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        // It writes once it is inside.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        Self(child)
+    }
+
+    fn netns(&self) -> Netns {
+        Netns::of_process(self.0.id().try_into().unwrap()).unwrap()
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
 }
 
 /// A namespace with an interface on the bridge of a host of its own.
 fn ve(mac: Mac, gate: Gate) -> Ve {
     let host = Netns::create().expect("needs root");
-    let netns = Netns::create().unwrap();
+    let owner = Owner::new();
+    let netns = owner.netns();
     let config = InterfaceConfig {
         host_name: "veth101.0".into(),
         name: "eth0".into(),
@@ -37,7 +68,7 @@ fn ve(mac: Mac, gate: Gate) -> Ve {
         };
     })
     .unwrap();
-    Ve { netns, _host: host }
+    Ve { netns, _host: host, _owner: owner }
 }
 
 fn expected(mac: Mac) -> Vec<Expected> {
@@ -177,7 +208,7 @@ fn what_cannot_be_moved_is_named() {
          tc qdisc add dev eth0 root tbf rate 1mbit burst 10kb latency 50ms
          ip nexthop add id 7 via 10.99.0.9 dev eth0
          ip route add 10.60.0.0/16 nhid 7
-         ip rule add uidrange 0-0 table 100",
+         ip rule add ipproto tcp table 100",
     );
     let captured = capture(&ve.netns, &expected(mac), None).unwrap();
     let mut found = objects(&captured);

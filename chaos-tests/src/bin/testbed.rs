@@ -1,9 +1,9 @@
 //! `testbed`: a cluster on one machine, by hand.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 
 use std::{
     error::Error,
     ffi::OsString,
+    io::Write,
     os::unix::process::CommandExt,
     path::PathBuf,
     process::{Command, ExitCode},
@@ -137,7 +137,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
             options.templates = up.templates;
             options.programs = up.programs.unwrap_or(options.programs);
             let testbed = Testbed::up(&options)?;
-            print_summary(&name, &options, &testbed);
+            print(&summary(&name, &options, &testbed))?;
         }
         Verb::Exec { node, command } => {
             let testbed = open()?;
@@ -175,11 +175,11 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
             let node = node_of(&testbed, &node)?;
             testbed.start(&node)?;
         }
-        Verb::Status { json } => print_status(&open()?.status(), json)?,
+        Verb::Status { json } => print(&table(&open()?.status(), json)?)?,
         Verb::Logs { node } => {
             let testbed = open()?;
             let log = testbed.log(&node_of(&testbed, &node)?);
-            std::io::copy(&mut std::fs::File::open(log)?, &mut std::io::stdout())?;
+            print(&std::fs::read_to_string(log)?)?;
         }
         Verb::Down => Testbed::remove(&directory, &name)?,
     }
@@ -206,27 +206,27 @@ fn execute(testbed: &Testbed, host: &Host, command: &[OsString]) -> Box<dyn Erro
     format!("cannot run {}: {error}", program.display()).into()
 }
 
-fn print_summary(name: &str, options: &Options, testbed: &Testbed) {
+fn summary(name: &str, options: &Options, testbed: &Testbed) -> String {
     let nodes = testbed.nodes();
     let kind = match (options.cluster, nodes.len()) {
         (true, 1) => "a cluster of one node",
         (true, _) => "one cluster",
         (false, _) => "no cluster",
     };
-    println!("testbed {name} is up: {} nodes, {kind}", nodes.len());
+    let mut text = format!("testbed {name} is up: {} nodes, {kind}\n", nodes.len());
     for host in testbed.hosts() {
-        println!("  {host:<8}{}", host.address());
+        text += &format!("  {host:<8}{}\n", host.address());
     }
     let option = if name == "default" { String::new() } else { format!(" --name {name}") };
-    println!("try: testbed{option} exec node1 -- vzcluster status");
+    text + &format!("try: testbed{option} exec node1 -- vzcluster status\n")
 }
 
-fn print_status(status: &[NodeStatus], json: bool) -> Result<(), Box<dyn Error>> {
+fn table(status: &[NodeStatus], json: bool) -> Result<String, serde_json::Error> {
     if json {
-        println!("{}", serde_json::to_string_pretty(status)?);
-        return Ok(());
+        return Ok(serde_json::to_string_pretty(status)? + "\n");
     }
-    println!("{:<8} {:<15} {:<14} {:<10} CUT OFF FROM", "HOST", "ADDRESS", "DAEMON", "RATE");
+    let mut text =
+        String::from("HOST     ADDRESS         DAEMON         RATE       CUT OFF FROM\n");
     for host in status {
         let daemon = match (&host.log, host.daemon) {
             (None, _) => "-".into(),
@@ -235,7 +235,16 @@ fn print_status(status: &[NodeStatus], json: bool) -> Result<(), Box<dyn Error>>
         };
         let rate = host.rate.map_or("full".into(), |rate| rate.to_string());
         let cut = if host.cut_from.is_empty() { "-".into() } else { host.cut_from.join(" ") };
-        println!("{:<8} {:<15} {daemon:<14} {rate:<10} {cut}", host.host, host.address.to_string());
+        let (name, address) = (&host.host, host.address.to_string());
+        text += &format!("{name:<8} {address:<15} {daemon:<14} {rate:<10} {cut}\n");
     }
-    Ok(())
+    Ok(text)
+}
+
+/// Prints; that nobody reads it is no error.
+fn print(text: &str) -> std::io::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
 }

@@ -75,12 +75,13 @@ pub(super) fn remove(layout: &Layout) -> Result<(), TestbedError> {
 }
 
 fn kill(top: &Path) -> Result<(), TestbedError> {
-    // A frozen VE dies as well: SIGKILL is delivered to frozen processes.
-    let file = top.join("cgroup.kill");
-    fs::write(&file, "1").map_err(system("write", &file))?;
+    let order = top.join("cgroup.kill");
     let events = top.join("cgroup.events");
     let deadline = Instant::now() + PATIENCE;
     loop {
+        // A frozen VE dies as well: SIGKILL is delivered to frozen processes. Said again each
+        // time, because a process that was on its way in has not heard it.
+        fs::write(&order, "1").map_err(system("write", &order))?;
         // Opened anew each time: a read at the end of the file would say nothing.
         let file = fs::File::open(&events).map_err(system("open", &events))?;
         let text = io::read_to_string(&file).map_err(system("read", &events))?;
@@ -94,8 +95,8 @@ fn kill(top: &Path) -> Result<(), TestbedError> {
                 name: top.display().to_string(),
             });
         }
-        let wait = PollTimeout::try_from(left.min(Duration::from_millis(500)))
-            .expect("half a second fits");
+        let wait = PollTimeout::try_from(left.min(Duration::from_millis(100)))
+            .expect("a tenth of a second fits");
         let mut files = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
         // A signal only makes us look again.
         let _ = poll(&mut files, wait);

@@ -21,7 +21,7 @@ use std::{
 };
 
 use ckpt_format::{
-    memory::{PAGE, Run, SharedObject, Space},
+    memory::{Area, Backing, PAGE, Run, SharedObject, Space},
     process::{Layout, Shape},
     stream::Record,
 };
@@ -117,6 +117,7 @@ struct Seen {
     exit_signal: i32,
     group: i32,
     session: i32,
+    /// Does not come to a stop of ours, or would show it: stopped by a signal.
     blocked: bool,
 }
 
@@ -278,6 +279,16 @@ impl Tracker {
             }
         }
         layout.shared.sort_by_key(|object| object.id);
+        // An object that is gone again already: its area comes, or not, with the next round.
+        let known = |area: &Area| match area.backing {
+            Backing::Shared { object } => {
+                layout.shared.binary_search_by_key(&object, |shared| shared.id).is_ok()
+            }
+            _ => true,
+        };
+        for shape in &mut layout.processes {
+            shape.areas.retain(known);
+        }
         Ok(())
     }
 }
@@ -345,7 +356,7 @@ fn see(host: i32) -> Result<(Seen, i32), ProcError> {
         exit_signal: stat.field(38, "exit_signal")?,
         group: status.innermost("NSpgid")?,
         session: status.innermost("NSsid")?,
-        blocked: stat.state == 'D',
+        blocked: matches!(stat.state, 'D' | 'T'),
     };
     Ok((seen, stat.field(4, "ppid")?))
 }

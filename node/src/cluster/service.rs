@@ -8,9 +8,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use coordinator::{
     Command, Coordinator, CoordinatorConfig, NodeFacts, OpenError, ProposeError, ReadError, Refused,
 };
+use futures_util::future::join_all;
 use transport::{
-    Authority, BindError, Endpoint, EndpointConfig, Identity, IdentityError, JoinError, JoinToken,
-    LinkHandler, NodeId, Peer, Service, Timing, TokenError, Versions,
+    Authority, BindError, ConnectError, Endpoint, EndpointConfig, Identity, IdentityError,
+    JoinError, JoinToken, LinkHandler, NodeId, Peer, Refusal, Service, Timing, TokenError,
+    Versions,
 };
 
 use super::admission::Doorkeeper;
@@ -19,6 +21,8 @@ use super::status::Informant;
 
 /// The UDP port of a node when none is named.
 const PORT: u16 = 7420;
+/// How long another node may take to say whether it speaks to this one.
+const ASKING: Duration = Duration::from_secs(1);
 /// How long closing waits for peers and files.
 pub(super) const CLOSING: Duration = Duration::from_secs(5);
 
@@ -291,32 +295,37 @@ impl Cluster {
     }
 }
 
-/// Some things only a member may do, and this node may know already that it is none any more.
+/// Some things only a member may do, and this node may be none any more.
 async fn expect_member(active: &Active) -> Result<(), ClusterError> {
-    let known = active.coordinator.state().removed.contains_key(&active.member.node);
-    // Where nobody leads, the reason may be that the others do not speak to this node.
-    let silent = active.coordinator.leadership().leader.is_none();
-    if known || (silent && is_removed(active).await) { Err(ClusterError::Removed) } else { Ok(()) }
+    let leader = active.coordinator.leadership().leader;
+    let removed = match leader.filter(|leader| *leader != active.member.node) {
+        // Whoever leads decides, so it is enough to ask there.
+        Some(leader) => was_removed(active) || refuses(active, leader).await,
+        None => is_removed(active).await,
+    };
+    if removed { Err(ClusterError::Removed) } else { Ok(()) }
+}
+
+fn was_removed(active: &Active) -> bool {
+    active.coordinator.state().removed.contains_key(&active.member.node)
 }
 
 /// Whether the cluster has removed this node: from its own log, or, where it was away when that
 /// happened, from the mouth of another member.
 async fn is_removed(active: &Active) -> bool {
     let state = active.coordinator.state();
-    if state.removed.contains_key(&active.member.node) {
-        return true;
-    }
-    for node in state.nodes.keys().filter(|node| **node != active.member.node) {
-        let Some(peer) = active.coordinator.peer(*node) else { continue };
-        let refusal = transport::Refusal::Removed;
-        match peer.connect().await {
-            Err(transport::ConnectError::Refused { refusal: why, .. }) if why == refusal => {
-                return true;
-            }
-            _ => {}
-        }
-    }
-    false
+    let others = state.nodes.keys().filter(|node| **node != active.member.node);
+    let answers = join_all(others.map(|node| refuses(active, *node)));
+    was_removed(active) || answers.await.contains(&true)
+}
+
+/// Whether a node turns this one away as one that was removed.
+async fn refuses(active: &Active, node: NodeId) -> bool {
+    let Some(peer) = active.coordinator.peer(node) else { return false };
+    // A connection from before the removal is closed by the first thing asked on it.
+    let _ = peer.call_bytes(Service::Status, Vec::new(), ASKING).await;
+    let refusal = Refusal::Removed;
+    matches!(peer.connect().await, Err(ConnectError::Refused { refusal: why, .. }) if why == refusal)
 }
 
 pub(super) async fn open_log(

@@ -61,7 +61,8 @@ fn read(message: &NeighbourMessage, names: &Names) -> Option<Neighbour> {
             | NeighbourState::Probe
             | NeighbourState::Permanent
     );
-    if !proxy && !(known && mac.is_some()) {
+    let usable = known && mac.is_some();
+    if !(proxy || usable) {
         return None;
     }
     Some(Neighbour {
