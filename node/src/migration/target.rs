@@ -95,7 +95,7 @@ pub(super) async fn serve(context: Context, peer: NodeId, link: Link) {
     };
     let (ve, migration) = (offer.ve, offer.migration);
     if offer.check_only {
-        let answer = match admit::check(&context, &offer).await {
+        let answer = match admit::check(&context, &offer) {
             Ok(template_missing) => ToSource::Accepted { template_missing },
             Err(failure) => ToSource::Refused(failure),
         };
