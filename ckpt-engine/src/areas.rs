@@ -158,16 +158,24 @@ pub fn open_shared(
 
 /// The addresses at which `old` and `new` show the same thing, so that pages already sent stay
 /// good there. Source and target both use this, and so agree.
+///
+/// Of each new area at most one old one is kept: where the source's kernel has merged two areas,
+/// the target's may be unable to (each has an `anon_vma` of its own), and a program that moves or
+/// resizes the whole (mremap(2)) would fail there. The smaller part is made anew.
 pub fn kept(old: &[Area], new: &[Area]) -> Ranges {
     let mut kept = Ranges::default();
     let mut rest = old.iter().peekable();
     for area in new {
         while rest.next_if(|old| old.end <= area.start).is_some() {}
-        let mut ahead = rest.clone();
-        while let Some(old) = ahead.next_if(|old| old.start < area.end) {
-            if same_content(old, area) {
-                kept.insert(old.start.max(area.start), old.end.min(area.end));
-            }
+        let overlap = |old: &Area| (old.start.max(area.start), old.end.min(area.end));
+        let largest = rest
+            .clone()
+            .take_while(|old| old.start < area.end)
+            .filter(|old| same_content(old, area))
+            .map(overlap)
+            .max_by_key(|(start, end)| end - start);
+        if let Some((start, end)) = largest {
+            kept.insert(start, end);
         }
     }
     kept
@@ -223,8 +231,13 @@ mod tests {
         check(&heap, &[area(0x1000, 0x5000, None, 0)], &[(0x1000, 0x3000)]);
         let split = [area(0x1000, 0x2000, None, 0), area(0x2000, 0x3000, None, 0)];
         check(&heap, &split, &[(0x1000, 0x3000)]);
-        check(&split, &heap, &[(0x1000, 0x3000)]);
         check(&heap, &[area(0x4000, 0x5000, None, 0)], &[]);
+    }
+
+    #[test]
+    fn of_merged_areas_the_largest_is_kept() {
+        let parts = [area(0x1000, 0x2000, None, 0), area(0x2000, 0x5000, None, 0)];
+        check(&parts, &[area(0x1000, 0x5000, None, 0)], &[(0x2000, 0x5000)]);
     }
 
     #[test]

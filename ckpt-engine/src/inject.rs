@@ -285,7 +285,6 @@ pub fn check_return(value: i64) -> io::Result<u64> {
 
 const EINTR: i64 = -4;
 const ERESTARTNOHAND: i64 = -514;
-const ERESTART_RESTARTBLOCK: i64 = -516;
 
 /// Calls that the kernel ends with EINTR when the thread is stopped, although no signal came.
 const NOT_RESTARTED: [i64; 14] = [
@@ -307,16 +306,9 @@ const NOT_RESTARTED: [i64; 14] = [
 
 /// Makes sure that a call which our stop has interrupted is made again instead of telling the
 /// program EINTR. A handler that is about to run still gets its EINTR.
-///
-/// A call that the kernel would continue with the time that is left (ERESTART_RESTARTBLOCK) is
-/// made again from its start as well. The kernel's own way is a call of its own,
-/// `restart_syscall`, and only this task's kernel knows what that continues: at the next stop
-/// the registers would no longer tell which call it was, and in another process it fails with
-/// EINTR. That is exact for absolute times and repeats the whole interval for relative ones.
 pub fn restart_interrupted(registers: &mut Registers) {
-    let (number, value) = (registers.orig_rax as i64, registers.rax as i64);
-    let told = value == EINTR && NOT_RESTARTED.contains(&number);
-    if number >= 0 && (told || value == ERESTART_RESTARTBLOCK) {
+    let number = registers.orig_rax as i64;
+    if number >= 0 && registers.rax as i64 == EINTR && NOT_RESTARTED.contains(&number) {
         registers.rax = ERESTARTNOHAND as u64;
     }
 }

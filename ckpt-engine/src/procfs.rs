@@ -78,6 +78,16 @@ pub fn threads(pid: i32) -> Result<Vec<i32>, ProcError> {
     Ok(threads)
 }
 
+/// The children of all threads of a process, zombies too (proc_pid_children(5)).
+pub fn children(pid: i32) -> Result<Vec<i32>, ProcError> {
+    let mut children = Vec::new();
+    for tid in threads(pid)? {
+        let text = read_text(pid, &format!("task/{tid}/children"))?;
+        children.extend(text.split_whitespace().filter_map(|word| word.parse::<i32>().ok()));
+    }
+    Ok(children)
+}
+
 /// The processes in a cgroup and all below it.
 pub fn cgroup_processes(cgroup: &Path) -> io::Result<Vec<i32>> {
     let mut pids = Vec::new();

@@ -227,4 +227,6 @@ pub struct Scheduling {
     pub flags: u64,
     /// ioprio_get(2).
     pub io_priority: i32,
+    /// sched_getaffinity(2), as words of 64 processors; empty for a thread that is not bound.
+    pub processors: Vec<u64>,
 }

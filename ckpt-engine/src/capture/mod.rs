@@ -96,6 +96,27 @@ pub fn capture<'a>(
     captured
 }
 
+/// Makes sure that the freeze itself is not noticed by what goes on afterwards.
+///
+/// Thawing alone would end epoll_wait(2) and its like with EINTR; only at a ptrace stop can they
+/// be told to go on. [`capture`] does the same for the threads that it stops.
+pub fn hide_interruption(frozen: &Frozen) -> Result<(), CaptureError> {
+    let list = |source| FreezeError::File { path: frozen.cgroup().to_owned(), source };
+    for host in procfs::cgroup_processes(frozen.cgroup()).map_err(list)? {
+        let tids = match procfs::threads(host) {
+            Ok(tids) => tids,
+            Err(error) if error.is_gone() => continue,
+            Err(error) => return Err(error.into()),
+        };
+        // Zombies cannot be stopped, and a thread under another tracer is not ours.
+        let Ok(threads) = Stopped::attach(&tids, 0) else { continue };
+        for thread in threads {
+            thread.detach()?;
+        }
+    }
+    Ok(())
+}
+
 fn let_go(stopped: Vec<(&Tracked, Vec<Stopped>)>) {
     for thread in stopped.into_iter().flat_map(|(_, threads)| threads) {
         let tid = thread.tid;

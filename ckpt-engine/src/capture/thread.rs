@@ -55,6 +55,7 @@ pub(super) fn from_outside(
     abort_critical_section(host, &mut stopped.registers, rseq);
     let mut registers = stopped.registers;
     restart_interrupted(&mut registers);
+    restart_timed(host, &mut registers);
     let pending = ptrace::pending_signals(tid, false).map_err(control)?;
     let scheduling = task::scheduling(tid).map_err(control)?;
     Ok(Thread {
@@ -79,6 +80,7 @@ pub(super) fn from_outside(
             priority: scheduling.priority,
             flags: scheduling.flags,
             io_priority: task::io_priority(tid).map_err(control)?,
+            processors: processors(tid).map_err(control)?,
         },
         parent_death_signal: 0,
         timer_slack_ns: 0,
@@ -103,6 +105,21 @@ pub(super) fn complete(
         },
         ..thread
     })
+}
+
+/// The processors that the thread is bound to; empty for one that may use all there are.
+fn processors(tid: i32) -> std::io::Result<Vec<u64>> {
+    let mask = task::affinity(tid)?;
+    let bound: u32 = mask.iter().map(|word| word.count_ones()).sum();
+    let all = std::fs::read_dir("/sys/devices/system/cpu")?
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix("cpu"));
+            number.is_some_and(|number| number.parse::<u32>().is_ok())
+        })
+        .count();
+    Ok(if bound as usize >= all { Vec::new() } else { mask.to_vec() })
 }
 
 fn name(host: i32, tid: i32) -> Result<Vec<u8>, ProcError> {
@@ -136,6 +153,41 @@ fn credentials(status: &Status, ids: IdMap) -> Result<Credentials, ProcError> {
         secure_bits: 0,
         no_new_privileges: status.number("NoNewPrivs", 10)? != 0,
     })
+}
+
+const ERESTART_RESTARTBLOCK: i64 = -516;
+const ERESTARTNOHAND: i64 = -514;
+
+/// A call that the kernel would continue with the time that is left cannot be continued in
+/// another process, whose kernel knows nothing of it: it is made again from the start, which is
+/// exact for absolute times and repeats the whole interval for relative ones.
+///
+/// A call that was interrupted before shows as restart_syscall(2), which means nothing elsewhere:
+/// its own number stands in the program, in the instruction before the call.
+fn restart_timed(host: i32, registers: &mut Registers) {
+    if (registers.orig_rax as i64) < 0 || registers.rax as i64 != ERESTART_RESTARTBLOCK {
+        return;
+    }
+    registers.rax = ERESTARTNOHAND as u64;
+    if registers.orig_rax as i64 == libc::SYS_restart_syscall {
+        match number_in_program(host, registers.rip) {
+            Some(number) => registers.orig_rax = number,
+            None => tracing::warn!(host, "a timed wait that will end with EINTR"),
+        }
+    }
+}
+
+/// The number that `mov eax, number; syscall` right before `rip` calls.
+fn number_in_program(host: i32, rip: u64) -> Option<u64> {
+    const LEN: usize = 7;
+    let mut code = [0u8; LEN];
+    let read = vm::read_process(host, &mut code, &[(rip.checked_sub(LEN as u64)?, LEN)]);
+    match (read, code) {
+        (Ok(LEN), [0xb8, a, b, c, d, 0x0f, 0x05]) => {
+            Some(u64::from(u32::from_le_bytes([a, b, c, d])))
+        }
+        _ => None,
+    }
 }
 
 /// `struct rseq` has `rseq_cs` at 8; `struct rseq_cs` is version and flags, then start, length

@@ -182,8 +182,18 @@ fn set_from_outside(host: i32, process: &Process) {
 }
 
 fn set_thread_from_outside(tid: i32, thread: &Thread) -> io::Result<()> {
-    task::set_affinity(tid, &ALL_CPUS)?;
     let wanted = &thread.scheduling;
+    let mut processors = [0u64; 16];
+    for (word, wanted) in processors.iter_mut().zip(&wanted.processors) {
+        *word = *wanted;
+    }
+    match task::set_affinity(tid, &processors) {
+        // None of these processors is here: another host, or none was told.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            task::set_affinity(tid, &ALL_CPUS)?;
+        }
+        other => other?,
+    }
     let now = task::scheduling(tid)?;
     if (now.policy, now.nice, now.priority, now.flags)
         != (wanted.policy, wanted.nice, wanted.priority, wanted.flags)

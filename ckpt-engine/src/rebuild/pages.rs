@@ -18,12 +18,15 @@ use nix::{
     unistd::{Gid, Uid, fchown},
 };
 
-use super::{GATE, Inconsistency, RebuildError, Skeleton};
+use super::{Bone, GATE, Inconsistency, RebuildError, Skeleton};
 use crate::{
     inject::Gate,
     procfs,
     sys::{task, vm::SharedMapping},
 };
+
+/// The most runs dropped in one stop.
+const DROPS_MAX: usize = 1024;
 
 /// A shared object on the target.
 #[derive(Debug)]
@@ -118,24 +121,34 @@ impl Skeleton {
             }
             Space::Process(pid) => {
                 let bone = self.bone(pid)?;
-                let mut batch = self.gate.batch();
-                for run in runs {
-                    if overlaps_gate(run) {
-                        return Err(Inconsistency::AreaOutside(pid).into());
-                    }
-                    let arguments = [run.start, run.pages * PAGE, libc::MADV_DONTNEED as u64];
-                    batch.call("madvise", libc::SYS_madvise, &arguments);
-                    if batch.is_nearly_full() {
-                        let full = std::mem::replace(&mut batch, self.gate.batch());
-                        full.run(&bone.thread)?.all().map_err(bone.failed("drop its pages"))?;
-                    }
-                }
-                if batch.is_empty() {
-                    return Ok(());
-                }
-                batch.run(&bone.thread)?.all().map_err(bone.failed("drop its pages"))
+                runs.chunks(DROPS_MAX).try_for_each(|runs| self.drop_private(bone, runs))
             }
         }
+    }
+
+    fn drop_private(&self, bone: &Bone, runs: &[Run]) -> Result<(), RebuildError> {
+        let pid = bone.pid;
+        let mut batch = self.gate.batch();
+        for run in runs {
+            if overlaps_gate(run) {
+                return Err(Inconsistency::AreaOutside(pid).into());
+            }
+            let arguments = [run.start, run.pages * PAGE, libc::MADV_DONTNEED as u64];
+            batch.call("madvise", libc::SYS_madvise, &arguments);
+        }
+        let done = batch.run(&bone.thread)?;
+        for (index, run) in runs.iter().enumerate() {
+            if done.result(index).is_err() {
+                // Locked memory cannot be given back: it gets its zeros instead.
+                let zeros = vec![0; PAGE as usize];
+                for page in 0..run.pages {
+                    bone.memory.write_all_at(&zeros, run.start + page * PAGE).map_err(
+                        |source| RebuildError::Outside { pid, what: "drop its pages", source },
+                    )?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn shared(&self, object: u64) -> Result<&SharedTarget, RebuildError> {

@@ -105,8 +105,12 @@ impl Skeleton {
         if shape.session == shape.pid {
             self.lead_session(shape.pid)?;
         }
-        // Copied from the parent; the areas of the layout come in `reshape`.
-        self.wipe_copied(shape.pid, shape.parent)
+        match shape.zombie {
+            // It ends at once, and until then needs what its parent has registered there.
+            Some(_) => Ok(()),
+            // Copied from the parent; the areas of the layout come in `reshape`.
+            None => self.wipe_copied(shape.pid, shape.parent),
+        }
     }
 
     /// Makes a process in a session that is not its parent's.

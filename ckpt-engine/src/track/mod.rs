@@ -21,7 +21,7 @@ use std::{
 };
 
 use ckpt_format::{
-    memory::{PAGE, Run, SharedObject, Space},
+    memory::{Area, Backing, PAGE, Run, SharedObject, Space},
     process::{Layout, Shape},
     stream::Record,
 };
@@ -117,6 +117,7 @@ struct Seen {
     exit_signal: i32,
     group: i32,
     session: i32,
+    /// Does not come to a stop of ours, or would show it: stopped by a signal.
     blocked: bool,
 }
 
@@ -193,7 +194,7 @@ impl Tracker {
 
     /// Brings the list of processes up to date and arms the new ones.
     fn refresh(&mut self) -> Result<Layout, TrackError> {
-        let seen = list(&self.cgroup)?;
+        let seen = list(&self.cgroup, self.frozen)?;
         let order = in_tree_order(&seen);
         self.strangers = seen
             .iter()
@@ -278,6 +279,16 @@ impl Tracker {
             }
         }
         layout.shared.sort_by_key(|object| object.id);
+        // An object that is gone again already: its area comes, or not, with the next round.
+        let known = |area: &Area| match area.backing {
+            Backing::Shared { object } => {
+                layout.shared.binary_search_by_key(&object, |shared| shared.id).is_ok()
+            }
+            _ => true,
+        };
+        for shape in &mut layout.processes {
+            shape.areas.retain(known);
+        }
         Ok(())
     }
 }
@@ -296,10 +307,18 @@ impl TrackError {
     }
 }
 
-/// Lists the processes in a cgroup as they are numbered inside the VE.
-fn list(cgroup: &Path) -> Result<Vec<Seen>, TrackError> {
-    let hosts = procfs::cgroup_processes(cgroup)
+/// Lists the processes in a cgroup as they are numbered inside the VE. Zombies are in no cgroup
+/// any more: they are looked for, as children of the others, when it counts.
+fn list(cgroup: &Path, zombies: bool) -> Result<Vec<Seen>, TrackError> {
+    let mut hosts = procfs::cgroup_processes(cgroup)
         .map_err(|source| TrackError::List { cgroup: cgroup.to_owned(), source })?;
+    if zombies {
+        for index in 0..hosts.len() {
+            let children = procfs::children(hosts[index])?;
+            let new = children.into_iter().filter(|child| !hosts.contains(child));
+            hosts.extend(new.collect::<Vec<_>>());
+        }
+    }
     let mut inner_by_host = HashMap::new();
     let mut seen = Vec::with_capacity(hosts.len());
     for host in hosts {
@@ -337,7 +356,7 @@ fn see(host: i32) -> Result<(Seen, i32), ProcError> {
         exit_signal: stat.field(38, "exit_signal")?,
         group: status.innermost("NSpgid")?,
         session: status.innermost("NSsid")?,
-        blocked: stat.state == 'D',
+        blocked: matches!(stat.state, 'D' | 'T'),
     };
     Ok((seen, stat.field(4, "ppid")?))
 }
@@ -368,8 +387,15 @@ struct Output<'a, S: Sink> {
 }
 
 impl<S: Sink> Output<'_, S> {
-    /// Sends the contents of pages, with pages of zeros sorted out.
-    fn pages(&mut self, space: Space, runs: &[Run], data: &[u8]) -> Result<(), TrackError> {
+    /// Sends the contents of pages. Pages of zeros are sorted out where nothing is the same as
+    /// zeros, which `blank` tells of an address: not where a file would show through.
+    fn pages(
+        &mut self,
+        space: Space,
+        runs: &[Run],
+        data: &[u8],
+        blank: impl Fn(u64) -> bool,
+    ) -> Result<(), TrackError> {
         let mut full = Vec::new();
         let mut zero = Vec::new();
         let mut bytes = Vec::with_capacity(data.len());
@@ -378,7 +404,7 @@ impl<S: Sink> Output<'_, S> {
             for index in 0..run.pages {
                 let page = pages.next().unwrap_or_default();
                 let start = run.start + index * PAGE;
-                if is_zero(page) {
+                if is_zero(page) && blank(start) {
                     push_page(&mut zero, start);
                 } else {
                     push_page(&mut full, start);

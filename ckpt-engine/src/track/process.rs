@@ -47,6 +47,8 @@ struct Life {
     sent: Ranges,
     /// Pages that were due but could not be read.
     owed: Ranges,
+    /// Where the target has made its areas anew: whatever is there is due, written or not.
+    anew: Ranges,
 }
 
 impl Tracked {
@@ -104,6 +106,11 @@ impl Tracked {
         let good = kept(&life.space.areas, &space.areas);
         life.sent = life.sent.without(&life.sent.without(&good));
         life.owed = life.owed.without(&life.owed.without(&good));
+        let all: Ranges = space.areas.iter().map(|area| (area.start, area.end)).collect();
+        for (start, end) in all.without(&good).iter() {
+            life.anew.insert(start, end);
+        }
+        life.anew = life.anew.without(&life.anew.without(&all));
         life.space = space;
         if arm && life.tracking.is_none() {
             let tracking = arm_process(self.host, life.space.vdso())
@@ -134,6 +141,7 @@ impl Tracked {
                 Err(source) => return Err(TrackError::Memory { pid, source }),
             }
         }
+        life.anew = Ranges::default();
         if frozen {
             let vanished = life.sent.without(&present);
             let runs = vanished.iter().map(|(start, end)| run(start, end)).collect();
@@ -178,6 +186,7 @@ impl Life {
             space: AddressSpace::default(),
             sent: Ranges::default(),
             owed: Ranges::default(),
+            anew: Ranges::default(),
         };
         Ok((life, text))
     }
@@ -198,10 +207,17 @@ impl Life {
             any_of: category::PRESENT | category::SWAPPED,
             protect: !frozen && self.tracking.is_some(),
         };
+        let there = Query { mask: no_file, protect: false, ..written };
         if frozen {
-            let there = Query { mask: no_file, protect: false, ..written };
             let found = |start, end| present.insert(start, end);
             pagemap::scan(&self.pagemap, area.start, area.end, there, found)?;
+        }
+        for (start, end) in self.anew.iter() {
+            let (start, end) = (start.max(area.start), end.min(area.end));
+            if start < end {
+                let found = |start, end| due.insert(start, end);
+                pagemap::scan(&self.pagemap, start, end, there, found)?;
+            }
         }
         let mut found = |start, end| due.insert(start, end);
         match pagemap::scan(&self.pagemap, area.start, area.end, written, &mut found) {
@@ -214,6 +230,13 @@ impl Life {
             }
             other => other,
         }
+    }
+
+    /// True where a page that was never written holds zeros.
+    fn is_blank(&self, address: u64) -> bool {
+        let areas = &self.space.areas;
+        let index = areas.partition_point(|area| area.end <= address);
+        areas.get(index).is_some_and(|area| matches!(area.backing, Backing::Anonymous { .. }))
     }
 
     /// Reads and sends one block of pages; what cannot be read now stays owed.
@@ -237,7 +260,8 @@ impl Life {
         }
         if good > 0 {
             data.truncate(good as usize);
-            output.pages(Space::Process(pid), &[run(start, start + good)], &data)?;
+            let runs = [run(start, start + good)];
+            output.pages(Space::Process(pid), &runs, &data, |address| self.is_blank(address))?;
             self.sent.insert(start, start + good);
         }
         self.owed.insert(start + good, end);

@@ -64,7 +64,8 @@ impl TrackedObject {
                 self.read(at, &mut data).map_err(failed)?;
                 let hash = blake3::hash(&data);
                 if self.hashes.get(&at) != Some(&hash) {
-                    output.pages(space, &[Run { start: at, pages: len / PAGE }], &data)?;
+                    let run = Run { start: at, pages: len / PAGE };
+                    output.pages(space, &[run], &data, |_| true)?;
                 }
                 seen.insert(at, hash);
             }

@@ -21,7 +21,7 @@ const MEMORY_RESERVE: u64 = 64 << 20;
 const DISK_RESERVE: u64 = 64 << 20;
 
 /// Looks at everything that the offer needs. Returns whether the template is missing.
-pub(super) async fn check(context: &Context, offer: &Offer) -> Result<bool, Failure> {
+pub(super) fn check(context: &Context, offer: &Offer) -> Result<bool, Failure> {
     let fail = |code: &str, exit, message: String| Err(Failure::new(code, exit, message));
     if offer.vdso != facts::vdso_hash() {
         return fail(
@@ -79,7 +79,7 @@ pub(super) async fn admit(context: &Context, offer: &Offer) -> Result<bool, Fail
     if !fits {
         return Err(unknown());
     }
-    check(context, offer).await
+    check(context, offer)
 }
 
 /// The offer as the runtime wants it.

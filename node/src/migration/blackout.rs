@@ -86,6 +86,8 @@ impl CopyError {
             self,
             Self::Strangers(_)
                 | Self::Freeze(FreezeError::Timeout { .. })
+                // What was not there when the VE was looked at may be gone in a moment.
+                | Self::Capture(CaptureError::Blocked(_))
                 | Self::Capture(CaptureError::Inject(
                     InjectError::Busy { .. } | InjectError::Ended { .. }
                 ))
@@ -316,7 +318,11 @@ impl Still {
     /// Connections first, then processes, then packets.
     fn wake(&mut self) {
         drop(self.undo.take());
-        drop(self.frozen.take());
+        if let Some(frozen) = self.frozen.take()
+            && let Err(error) = capture::hide_interruption(&frozen)
+        {
+            tracing::warn!(%error, "programs in the VE may notice that they stood still");
+        }
         if let Some(Live { hold: Some(hold), .. }) = &mut self.live
             && let Err(error) = hold.reopen(&[])
         {

@@ -95,7 +95,7 @@ pub(super) async fn serve(context: Context, peer: NodeId, link: Link) {
     };
     let (ve, migration) = (offer.ve, offer.migration);
     if offer.check_only {
-        let answer = match admit::check(&context, &offer).await {
+        let answer = match admit::check(&context, &offer) {
             Ok(template_missing) => ToSource::Accepted { template_missing },
             Err(failure) => ToSource::Refused(failure),
         };
@@ -298,7 +298,7 @@ impl Incoming {
     async fn give_up(&self) {
         let migration = self.offer.migration;
         match self.context.coordinator().propose(Command::AbortMigration { migration }).await {
-            Ok(_) => {}
+            Ok(_) => settle::finish(&self.context.coordinator(), migration).await,
             Err(error) => tracing::debug!(%error, "the log was not told that we gave up"),
         }
     }
