@@ -44,6 +44,7 @@ fn every_option_is_told() {
     let pages = [
         ("vzctl", "vzctl.md", true),
         ("vzlist", "vzlist.md", true),
+        ("vzmigrate", "vzmigrate.md", true),
         ("vzpkg", "vzpkg.md", true),
         ("vzcluster", "vzcluster.md", true),
         ("testbed", "testbed.md", false),
