@@ -131,11 +131,11 @@ impl Tracked {
         let Some(life) = &mut self.life else { return Ok(()) };
         let mut due = std::mem::take(&mut life.owed);
         let mut present = Ranges::default();
-        for area in &life.space.areas {
+        for (index, area) in life.space.areas.iter().enumerate() {
             if !has_private_pages(area) {
                 continue;
             }
-            match life.scan(area, frozen, &mut due, &mut present) {
+            match life.scan(index, frozen, &mut due, &mut present) {
                 Ok(()) => {}
                 Err(_) if !frozen => {}
                 Err(source) => return Err(TrackError::Memory { pid, source }),
@@ -195,11 +195,12 @@ impl Life {
     /// `present`.
     fn scan(
         &self,
-        area: &Area,
+        index: usize,
         frozen: bool,
         due: &mut Ranges,
         present: &mut Ranges,
     ) -> io::Result<()> {
+        let area = &self.space.areas[index];
         let no_file = category::FILE | category::ZERO;
         let written = Query {
             mask: category::WRITTEN | no_file,
@@ -224,9 +225,31 @@ impl Life {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
                 // A new or moved area. An area without protection marks counts as all written.
                 if let Some(tracking) = &self.tracking {
-                    tracking.register(area.start, area.end)?;
+                    self.register(tracking, index)?;
                 }
                 pagemap::scan(&self.pagemap, area.start, area.end, written, &mut found)
+            }
+            other => other,
+        }
+    }
+
+    /// Registers an area of a process that may run and change it meanwhile.
+    ///
+    /// Where the area has grown since we read of it, registering its old part alone would split
+    /// it, and the program's next mremap(2) of the whole would fail. So all private areas around
+    /// it are registered with it, and the room between them.
+    fn register(&self, tracking: &Tracking, index: usize) -> io::Result<()> {
+        let areas = &self.space.areas;
+        let area = &areas[index];
+        let first = areas[..index].iter().rposition(|area| !has_private_pages(area));
+        let start = areas[first.map_or(0, |other| other + 1)].start;
+        let other = areas[index..].iter().find(|area| !has_private_pages(area));
+        let last = areas.last().map_or(area.end, |last| last.end);
+        let end = other.map_or(last, |other| other.start);
+        match tracking.register(start, end) {
+            // What has come into the room cannot be tracked: it looks after itself.
+            Err(_) if (start, end) != (area.start, area.end) => {
+                tracking.register(area.start, area.end)
             }
             other => other,
         }
