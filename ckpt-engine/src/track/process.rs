@@ -131,11 +131,13 @@ impl Tracked {
         let Some(life) = &mut self.life else { return Ok(()) };
         let mut due = std::mem::take(&mut life.owed);
         let mut present = Ranges::default();
-        for area in &life.space.areas {
+        let areas = &life.space.areas;
+        for (index, area) in areas.iter().enumerate() {
             if !has_private_pages(area) {
                 continue;
             }
-            match life.scan(area, frozen, &mut due, &mut present) {
+            let room = areas.get(index + 1).map_or(area.end, |next| next.start);
+            match life.scan(area, room, frozen, &mut due, &mut present) {
                 Ok(()) => {}
                 Err(_) if !frozen => {}
                 Err(source) => return Err(TrackError::Memory { pid, source }),
@@ -192,10 +194,11 @@ impl Life {
     }
 
     /// Adds the written pages of one area to `due`; in a frozen process all that are there to
-    /// `present`.
+    /// `present`. Up to `room` the area may have grown since it was read.
     fn scan(
         &self,
         area: &Area,
+        room: u64,
         frozen: bool,
         due: &mut Ranges,
         present: &mut Ranges,
@@ -224,7 +227,11 @@ impl Life {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
                 // A new or moved area. An area without protection marks counts as all written.
                 if let Some(tracking) = &self.tracking {
-                    tracking.register(area.start, area.end)?;
+                    // All that it may have grown to, too: to register a part would split it,
+                    // and a program cannot mremap(2) what is not one area.
+                    tracking
+                        .register(area.start, room)
+                        .or_else(|_| tracking.register(area.start, area.end))?;
                 }
                 pagemap::scan(&self.pagemap, area.start, area.end, written, &mut found)
             }
