@@ -65,6 +65,7 @@ impl Migrations {
     pub fn new(runtime: Arc<Runtime>, cluster: Arc<Cluster>) -> Self {
         let context = Context { runtime, cluster };
         recover::recover(&context);
+        tokio::spawn(recover::tidy(context.clone()));
         Self(context)
     }
 
