@@ -181,7 +181,10 @@ impl Scene {
         command.arg("--connections").arg(connections.to_string()).args(["--rate", "200"]);
         command.arg("--fill-mib").arg(mib.to_string());
         RemoteLoad::prepare(&mut command);
-        Ok(RemoteLoad::new(self.testbed.spawn(&Host::Client, &mut command)?)?)
+        let mut load = RemoteLoad::new(self.testbed.spawn(&Host::Client, &mut command)?)?;
+        // Answered when the dataset is filled and the connections are there.
+        load.mark("filled")?;
+        Ok(load)
     }
 
     /// Copies the self-checking workloads into a VE and starts them, with a companion on the
@@ -193,7 +196,9 @@ impl Scene {
         self.run_with(host, &["vzctl", "exec2", ve, copy], file.into())?.good()?;
         let companion = Companion::start(self, &program)?;
         let peer = format!("{}:{PEER_PORT}", Host::Client.address());
-        let line = format!("selfcheck run --detach --dir /var/tmp/selfcheck --peer {peer}");
+        // Connections that nobody accepts are in the way of a move: `backlog` keeps them on
+        // purpose.
+        let line = format!("selfcheck run --detach --skip backlog --peer {peer}");
         self.inside(host, ve, &line)?;
         Ok(companion)
     }

@@ -90,6 +90,7 @@ pub struct Talk {
     stream: TcpStream,
     out: Stream,
     back: Stream,
+    is_peer: bool,
 }
 
 /// The longest silence of the other end that is no failure.
@@ -98,7 +99,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(15);
 impl Talk {
     /// An end that sends the stream of one seed and expects that of another.
     pub fn new(stream: TcpStream, sends: u64, expects: u64) -> Self {
-        Self { stream, out: Stream::new(sends), back: Stream::new(expects) }
+        let is_peer = sends == FROM_PEER;
+        Self { stream, out: Stream::new(sends), back: Stream::new(expects), is_peer }
     }
 
     /// Sends a little and reads what there is, until `go_on` says no or the other end closes.
@@ -164,6 +166,7 @@ impl Talk {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
             // The other end has closed in good order; reading will tell.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            Err(error) if self.is_peer && error.kind() == ErrorKind::ConnectionReset => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
@@ -177,6 +180,11 @@ impl Talk {
                 Ok(Taken::Some)
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(Taken::Nothing),
+            // A workload that is told to stop closes with data unread. If it was the peer that
+            // broke the connection, the workload notices.
+            Err(error) if self.is_peer && error.kind() == ErrorKind::ConnectionReset => {
+                Ok(Taken::End)
+            }
             Err(error) => Err(error.into()),
         }
     }

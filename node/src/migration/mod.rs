@@ -3,7 +3,8 @@
 //! [`source`] and [`target`] are the two halves of one story, each readable from top to bottom;
 //! [`rounds`] decides when to freeze, [`blackout`] is the source's VE while it stands still,
 //! [`builder`] the target's thread that rebuilds it, [`settle`] asks the log what has become of
-//! a migration, and [`recover`] does so after a daemon has died half way.
+//! a migration, and [`recover`] does so after a daemon has died half way. [`leftovers`] tells the
+//! log what has been cleared away.
 
 mod admit;
 mod blackout;
@@ -11,6 +12,7 @@ mod builder;
 mod error;
 mod facts;
 mod journal;
+mod leftovers;
 mod messages;
 mod pipe;
 mod recover;
@@ -65,7 +67,7 @@ impl Migrations {
     pub fn new(runtime: Arc<Runtime>, cluster: Arc<Cluster>) -> Self {
         let context = Context { runtime, cluster };
         recover::recover(&context);
-        tokio::spawn(recover::tidy(context.clone()));
+        tokio::spawn(leftovers::watch(context.clone()));
         Self(context)
     }
 

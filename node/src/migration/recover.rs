@@ -4,7 +4,7 @@
 //! the log has to say may take until the cluster has a majority; that is waited for in the
 //! background, and a VE whose owner is not known stands still meanwhile.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use ckpt_engine::{files, freeze::Frozen};
 use coordinator::{Command, Stage};
@@ -49,35 +49,6 @@ pub(super) fn recover(context: &Context) {
                 tracing::error!(id = %ve.id, "cannot recover a migration: {}", chain(&error));
             }
         });
-    }
-}
-
-/// Tells the log of ended migrations of which nothing is left here: until then it lets nobody
-/// bring the VE (back) here. What began before this daemon did is called off first.
-pub(super) async fn tidy(context: Context) {
-    const PERIOD: Duration = Duration::from_secs(1);
-    let mut first = true;
-    loop {
-        let (coordinator, own) = (context.coordinator(), context.cluster.node());
-        let read = if first { coordinator.read().await.ok() } else { Some(coordinator.state()) };
-        let state = read.unwrap_or_default();
-        for record in state.unfinished_on(own) {
-            if context.runtime.find(&record.ve.0.to_string()).is_ok() {
-                continue;
-            }
-            let entry = Entry { migration: record.id, step: Step::Building };
-            let target = record.target == own;
-            match record.stage {
-                Stage::Begun | Stage::Switched if first && target => disown(&context, entry).await,
-                Stage::Aborted | Stage::Returned if target => {
-                    settle::finish(&coordinator, record.id).await;
-                }
-                Stage::Running if !target => settle::finish(&coordinator, record.id).await,
-                _ => {}
-            }
-        }
-        first = first && state.cluster.is_none();
-        tokio::time::sleep(PERIOD).await;
     }
 }
 
