@@ -12,10 +12,10 @@ const ADDRESS: &str = "10.77.1.1";
 
 /// A cluster with a busy redis on its first node.
 fn busy(name: &str) -> (Scene, chaos_tests::client::remote::RemoteLoad) {
-    let scene = Scene::up(name, 3).unwrap();
-    scene.make_ve(Host::Node(1), VE, ADDRESS).unwrap();
-    scene.open_redis(Host::Node(1), VE).unwrap();
-    let load = scene.load(ADDRESS, 64, 2).unwrap();
+    let scene = Scene::up(name, 3).expect("the scene works");
+    scene.make_ve(Host::Node(1), VE, ADDRESS).expect("the scene works");
+    scene.open_redis(Host::Node(1), VE).expect("the scene works");
+    let load = scene.load(ADDRESS, 64, 2).expect("the scene works");
     (scene, load)
 }
 
@@ -31,23 +31,26 @@ fn kill_during_moves(name: &str, victim: Host) {
         }
         let to = target.to_string();
         let words = ["vzmigrate", "--online", &to, VE];
-        let mut tool = scene.start(source, &words, Stdio::null()).unwrap();
+        let mut tool = scene.start(source, &words, Stdio::null()).expect("the scene works");
         let end = Instant::now() + Duration::from_millis(delay_ms);
-        while Instant::now() < end && tool.try_wait().unwrap().is_none() {
+        while Instant::now() < end && tool.try_wait().expect("the scene works").is_none() {
             std::thread::park_timeout(Duration::from_millis(1));
         }
-        scene.testbed.kill(&victim).unwrap();
-        tool.wait().unwrap();
-        scene.testbed.start(&victim).unwrap();
-        scene.wait("one place for the VE", 30, || Ok(scene.running_on(VE)?.len() == 1)).unwrap();
-        let report = load.mark(&format!("{victim} killed after {delay_ms} ms")).unwrap();
+        scene.testbed.kill(&victim).expect("the scene works");
+        tool.wait().expect("the scene works");
+        scene.testbed.start(&victim).expect("the scene works");
+        scene
+            .wait("one place for the VE", 30, || Ok(scene.running_on(VE)?.len() == 1))
+            .expect("the scene works");
+        let report =
+            load.mark(&format!("{victim} killed after {delay_ms} ms")).expect("the scene works");
         assert!(report.is_clean(), "{}: {:?}", report.name, report.complaints);
         assert!(report.requests > 0, "{}: no request", report.name);
     }
     let place = only_place(&scene);
     move_when_recovered(&scene, place, if place == target { source } else { target });
-    assert_eq!(load.verify().unwrap().wrong, 0);
-    let (report, _) = load.stop().unwrap();
+    assert_eq!(load.verify().expect("the scene works").wrong, 0);
+    let (report, _) = load.stop().expect("the scene works");
     assert!(report.is_clean(), "{:?}", report.complaints);
 }
 
@@ -59,11 +62,11 @@ fn move_when_recovered(scene: &Scene, source: Host, target: Host) {
         let recovers = ran.stderr.contains("is locked: recover is under way");
         if recovers { Ok(false) } else { ran.good().map(|_| true) }
     });
-    moved.unwrap();
+    moved.expect("the scene works");
 }
 
 fn only_place(scene: &Scene) -> Host {
-    let places = scene.running_on(VE).unwrap();
+    let places = scene.running_on(VE).expect("the scene works");
     assert_eq!(places.len(), 1, "the VE runs on {places:?}");
     places[0]
 }
