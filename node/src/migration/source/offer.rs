@@ -97,11 +97,12 @@ impl Offer {
             source: coordinator.node(),
             target,
         };
-        coordinator.propose(begin).await?;
         let migration = message.migration;
         let journal = Journal::new(operation.ve.directory());
+        // The journal first: a daemon that dies in between calls off what may have begun.
         let begun = Begun { context, migration, journal, settled: false };
         begun.journal.write(migration, Step::Copying).map_err(MigrateError::Journal)?;
+        coordinator.propose(begin).await?;
         message.container.clocks = live.clocks().map_err(MigrateError::Inside)?;
         talk.sender.send(&message).await?;
         let template_missing = match talk.answer_or_cancel(ANSWER, sink).await? {
