@@ -198,7 +198,9 @@ impl Scene {
         let peer = format!("{}:{PEER_PORT}", Host::Client.address());
         // Connections that nobody accepts are in the way of a move: `backlog` keeps them on
         // purpose.
-        let line = format!("selfcheck run --detach --skip backlog --peer {peer}");
+        // Those with a limit of their own: see "what is not right yet" in the reference of objects.
+        let skipped = "backlog,churn,family,udp";
+        let line = format!("selfcheck run --detach --skip {skipped} --peer {peer}");
         self.inside(host, ve, &line)?;
         Ok(companion)
     }

@@ -131,11 +131,13 @@ impl Tracked {
         let Some(life) = &mut self.life else { return Ok(()) };
         let mut due = std::mem::take(&mut life.owed);
         let mut present = Ranges::default();
-        for (index, area) in life.space.areas.iter().enumerate() {
+        let areas = &life.space.areas;
+        for (index, area) in areas.iter().enumerate() {
             if !has_private_pages(area) {
                 continue;
             }
-            match life.scan(index, frozen, &mut due, &mut present) {
+            let room = areas.get(index + 1).map_or(area.end, |next| next.start);
+            match life.scan(area, room, frozen, &mut due, &mut present) {
                 Ok(()) => {}
                 Err(_) if !frozen => {}
                 Err(source) => return Err(TrackError::Memory { pid, source }),
@@ -192,15 +194,15 @@ impl Life {
     }
 
     /// Adds the written pages of one area to `due`; in a frozen process all that are there to
-    /// `present`.
+    /// `present`. Up to `room` the area may have grown since it was read.
     fn scan(
         &self,
-        index: usize,
+        area: &Area,
+        room: u64,
         frozen: bool,
         due: &mut Ranges,
         present: &mut Ranges,
     ) -> io::Result<()> {
-        let area = &self.space.areas[index];
         let no_file = category::FILE | category::ZERO;
         let written = Query {
             mask: category::WRITTEN | no_file,
@@ -225,31 +227,13 @@ impl Life {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
                 // A new or moved area. An area without protection marks counts as all written.
                 if let Some(tracking) = &self.tracking {
-                    self.register(tracking, index)?;
+                    // All that it may have grown to, too: to register a part would split it,
+                    // and a program cannot mremap(2) what is not one area.
+                    tracking
+                        .register(area.start, room)
+                        .or_else(|_| tracking.register(area.start, area.end))?;
                 }
                 pagemap::scan(&self.pagemap, area.start, area.end, written, &mut found)
-            }
-            other => other,
-        }
-    }
-
-    /// Registers an area of a process that may run and change it meanwhile.
-    ///
-    /// Where the area has grown since we read of it, registering its old part alone would split
-    /// it, and the program's next mremap(2) of the whole would fail. So all private areas around
-    /// it are registered with it, and the room between them.
-    fn register(&self, tracking: &Tracking, index: usize) -> io::Result<()> {
-        let areas = &self.space.areas;
-        let area = &areas[index];
-        let first = areas[..index].iter().rposition(|area| !has_private_pages(area));
-        let start = areas[first.map_or(0, |other| other + 1)].start;
-        let other = areas[index..].iter().find(|area| !has_private_pages(area));
-        let last = areas.last().map_or(area.end, |last| last.end);
-        let end = other.map_or(last, |other| other.start);
-        match tracking.register(start, end) {
-            // What has come into the room cannot be tracked: it looks after itself.
-            Err(_) if (start, end) != (area.start, area.end) => {
-                tracking.register(area.start, area.end)
             }
             other => other,
         }

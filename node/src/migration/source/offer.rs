@@ -1,6 +1,6 @@
 //! Looks at everything that could fail before anything has changed, and asks the target.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use ckpt_engine::{
     container::{self, clock_offsets},
@@ -8,6 +8,7 @@ use ckpt_engine::{
     sys::netns::Netns,
     track::Tracker,
 };
+use ckpt_format::blocker::Blocker;
 use coordinator::{Command, Epoch, MigrationId, VeId};
 use tokio::task::spawn_blocking;
 use transport::NodeId;
@@ -96,11 +97,12 @@ impl Offer {
             source: coordinator.node(),
             target,
         };
-        coordinator.propose(begin).await?;
         let migration = message.migration;
         let journal = Journal::new(operation.ve.directory());
+        // The journal first: a daemon that dies in between calls off what may have begun.
         let begun = Begun { context, migration, journal, settled: false };
         begun.journal.write(migration, Step::Copying).map_err(MigrateError::Journal)?;
+        coordinator.propose(begin).await?;
         message.container.clocks = live.clocks().map_err(MigrateError::Inside)?;
         talk.sender.send(&message).await?;
         let template_missing = match talk.answer_or_cancel(ANSWER, sink).await? {
@@ -152,7 +154,7 @@ impl Session {
 fn look_at(handle: &Handle) -> Result<(Live, Message), MigrateError> {
     let (init, id_base) = (handle.init, handle.id_base);
     let freezer = handle.cgroups.freezer().to_owned();
-    let mut blockers = blackout::blockers(init, id_base, &freezer)?;
+    let mut blockers = lasting_blockers(init, id_base, &freezer)?;
     let netns = Netns::of_process(init).map_err(MigrateError::Inside)?;
     let expected = expected(handle);
     let network = state::capture(&netns, &expected, None)?;
@@ -199,6 +201,23 @@ fn look_at(handle: &Handle) -> Result<(Live, Message), MigrateError> {
         hold,
     };
     Ok((live, message))
+}
+
+/// What stands in the way for more than a moment: a VE that runs shows half of what it does, such
+/// as a pipe whose other end is already in a child that was not looked at.
+fn lasting_blockers(init: i32, id_base: u32, freezer: &Path) -> Result<Vec<Blocker>, CopyError> {
+    const LOOKS: usize = 4;
+    const PAUSE: Duration = Duration::from_millis(50);
+    let mut lasting = blackout::blockers(init, id_base, freezer)?;
+    for _ in 1..LOOKS {
+        if lasting.is_empty() {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+        let again = blackout::blockers(init, id_base, freezer)?;
+        lasting.retain(|blocker| again.contains(blocker));
+    }
+    Ok(lasting)
 }
 
 /// The interfaces that the VE was given.
