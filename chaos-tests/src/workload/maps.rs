@@ -118,7 +118,7 @@ pub(super) fn churn(context: &mut Context) -> Result<(), Failure> {
         {
             let pages = 1 + mix(random) as usize % 300;
             let before = map.words() / PAGE_WORDS;
-            map.resize(pages)?;
+            map.resize(pages).map_err(|error| Failure::new(torn(map, &error)))?;
             check_stamp(map, *seed, before.min(pages))?;
             stamp(map, *seed);
         }
@@ -149,6 +149,20 @@ pub(super) fn churn(context: &mut Context) -> Result<(), Failure> {
         same("sums down a deep stack", descend(depth), depth * (depth + 1) / 2)?;
     }
     Ok(())
+}
+
+/// Which areas the kernel has where a map should be one.
+fn torn(map: &Map, error: &std::io::Error) -> String {
+    let (start, end) = (map.address(), map.address() + map.words() * 8);
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let touches = |line: &&str| {
+        let number = |text| usize::from_str_radix(text, 16).ok();
+        let bounds = line.split(' ').next().and_then(|range| range.split_once('-'));
+        let bounds = bounds.and_then(|(from, to)| Some((number(from)?, number(to)?)));
+        bounds.is_some_and(|(from, to)| from <= end && to >= start)
+    };
+    let areas: Vec<&str> = maps.lines().filter(touches).map(str::trim_end).collect();
+    format!("a map at {start:x}-{end:x} cannot be resized: {error}; areas: {areas:?}")
 }
 
 fn stamp(map: &Map, seed: u64) {
