@@ -88,12 +88,14 @@ pub struct Scene {
 const PEER_PORT: u16 = 7700;
 
 impl Scene {
-    /// Brings up a cluster of this many nodes.
+    /// Brings up a cluster of this many nodes. Two checkouts may play the same scene at once, and
+    /// one that plays it again clears away what it left when it was killed.
     pub fn up(name: &str, nodes: usize) -> Result<Self, SceneError> {
         let mut options = Options::new(name).map_err(call("find the programs"))?;
+        options.name_by_checkout();
         options.nodes = nodes;
         let testbed = TemporaryTestbed::up(&options)?;
-        Ok(Self { testbed, programs: options.programs, name: name.to_owned() })
+        Ok(Self { testbed, programs: options.programs, name: options.name })
     }
 
     /// The name of the testbed.

@@ -202,6 +202,13 @@ impl Options {
             programs,
         })
     }
+
+    /// Adds three characters to the name that stand for the directory of the programs: two
+    /// checkouts then do not meet, and one checkout finds again what it left behind.
+    pub fn name_by_checkout(&mut self) {
+        let hash = blake3::hash(self.programs.as_os_str().as_encoded_bytes()).to_hex();
+        self.name.push_str(&hash[..3]);
+    }
 }
 
 /// A testbed that stands.

@@ -134,7 +134,12 @@ impl Container {
                 this.trees = trees.map(|(filesystem, mount)| Tree { filesystem, mount }).collect();
                 let root = spec.plan.root_filesystem().unwrap_or(0);
                 this.trees.insert(0, Tree { filesystem: root, mount: view });
-                Ok(this)
+                // The end of this socket says that pid 1 has let go of all that it inherited.
+                match socket.receive::<Reply>() {
+                    Err(ContainerError::Gone) => Ok(this),
+                    Err(other) => Err(other),
+                    Ok((other, _)) => Err(other.into_error("end")),
+                }
             }
             (other, _) => Err(other.into_error("ready")),
         }
