@@ -88,7 +88,7 @@ impl Migrations {
             other => other.into(),
         };
         let operation = self.0.runtime.find(&request.ve).map_err(find)?;
-        let operation = operation.operate("migrate").map_err(find)?;
+        let operation = operation.operate_for_user("migrate").await.map_err(find)?;
         if request.check_only {
             source::check(&self.0, operation, &request.node).await.map_err(Failure::from)?;
             return Ok(None);
