@@ -87,8 +87,9 @@ fn a_second_operation_is_refused_while_a_move_is_under_way() {
         assert_eq!(ran.code, Some(code), "{ran}");
         assert!(ran.stderr.contains("is locked: migrate is under way"), "{ran}");
     }
-    let ran = scene.run(TARGET, &["vzctl", "stop", VE]).expect("the scene works");
-    assert_eq!(ran.code, Some(9), "{ran}");
+    // At the target it does not exist, and as soon as it does it is locked, too.
+    let locked = || Ok(scene.run(TARGET, &["vzctl", "stop", VE])?.code == Some(9));
+    scene.wait("the lock at the target", 30, locked).expect("it is locked");
     scene.testbed.rate(&SOURCE, None).expect("the scene works");
     let ran = end(tool);
     assert_eq!(ran.code, Some(0), "{ran}");
