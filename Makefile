@@ -23,8 +23,7 @@ demo: build
 	target/release/demo --nodes $(NODES)
 
 # All tests, the end-to-end ones included. The last line is "N passed, N failed".
-test:
-	@tools/deps --test
+test: deps
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo build --release --workspace
