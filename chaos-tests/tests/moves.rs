@@ -96,3 +96,20 @@ fn median(mut all: Vec<f64>) -> f64 {
     all.sort_by(f64::total_cmp);
     all[all.len() / 2]
 }
+
+#[test]
+fn self_checking_workloads_pass_after_moves() {
+    let scene = Scene::up("check", 2).unwrap();
+    let (one, two) = (Host::Node(1), Host::Node(2));
+    scene.make_ve(one, VE, ADDRESS).unwrap();
+    let _companion = scene.start_selfcheck(one, VE).unwrap();
+    let mut places = [one, two];
+    for turn in 1..=20 {
+        move_to(&scene, places[0], places[1]).unwrap();
+        places.swap(0, 1);
+        let status = scene.inside(places[0], VE, "selfcheck status");
+        assert!(status.is_ok(), "after move {turn}: {}", status.unwrap_err());
+    }
+    let table = scene.inside(places[0], VE, "selfcheck verify");
+    assert!(table.is_ok(), "{}", table.unwrap_err());
+}

@@ -193,6 +193,7 @@ fn same_content(old: &Area, new: &Area) -> bool {
     backing
         && old.shared == new.shared
         && old.grows_down == new.grows_down
+        && old.advice.no_reserve == new.advice.no_reserve
         && old.may_write == new.may_write
         && place(old) == place(new)
 }

@@ -5,6 +5,7 @@
 //! holds a loop that makes a whole table of calls in one stop; see [`Batch`].
 
 use std::{
+    cell::Cell,
     io,
     os::unix::fs::FileExt,
     sync::OnceLock,
@@ -98,6 +99,8 @@ pub struct Stopped {
     pub mask: u64,
     /// The signal that had stopped the process before we came (job control).
     pub stopped_by: Option<i32>,
+    /// A signal to stop arrived while we had the thread; it is due when we let it go.
+    late_stop: Cell<bool>,
 }
 
 impl Stopped {
@@ -156,7 +159,7 @@ impl Stopped {
         let registers = ptrace::registers(tid).map_err(control())?;
         let mask = ptrace::signal_mask(tid).map_err(control())?;
         ptrace::set_signal_mask(tid, ALL_BUT_TRAP).map_err(control())?;
-        Ok(Self { tid, registers, mask, stopped_by })
+        Ok(Self { tid, registers, mask, stopped_by, late_stop: Cell::new(false) })
     }
 
     /// Makes one system call through the vdso, which starts at `vdso` in this process.
@@ -184,13 +187,28 @@ impl Stopped {
             match ptrace::wait(tid).map_err(InjectError::control(tid))? {
                 Stop::Ended(_) => return Err(InjectError::Ended { tid }),
                 Stop::Stopped { signal: libc::SIGTRAP, event: 0 } => break,
-                stop if stop.is_event_stop() => {}
+                stop if self.goes_on_after(stop) => {}
                 Stop::Stopped { signal, event } => {
                     return Err(InjectError::Unexpected { tid, signal, event });
                 }
             }
         }
         Ok(ptrace::registers(tid).map_err(InjectError::control(tid))?.rax)
+    }
+
+    /// True for stops on the way that are none of ours. SIGSTOP, which no mask holds back, is
+    /// kept until the thread is let go: until then the process must do what we ask of it.
+    fn goes_on_after(&self, stop: Stop) -> bool {
+        let is_late = matches!(stop, Stop::Stopped { signal: libc::SIGSTOP, event: 0 });
+        if is_late {
+            self.late_stop.set(true);
+        }
+        is_late || stop.is_event_stop()
+    }
+
+    /// The signal that stops the process once we let it go, if one does.
+    pub fn stop_signal(&self) -> Option<i32> {
+        self.stopped_by.or_else(|| self.late_stop.get().then_some(libc::SIGSTOP))
     }
 
     /// As [`Self::call`], with an error number turned into an error.
@@ -220,6 +238,11 @@ impl Stopped {
     /// [`Self::put_back`] and let go.
     pub fn detach(self) -> Result<(), InjectError> {
         self.put_back()?;
+        if self.late_stop.get() {
+            let pid = nix::unistd::Pid::from_raw(self.tid);
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP)
+                .map_err(|error| InjectError::control(self.tid)(error.into()))?;
+        }
         ptrace::detach(self.tid, 0).map_err(InjectError::control(self.tid))
     }
 }
@@ -473,7 +496,7 @@ impl Batch {
         registers.rbp = count as u64;
         registers.orig_rax = u64::MAX;
         ptrace::set_registers(tid, &registers).map_err(InjectError::control(tid))?;
-        let births = resume_until_trap(tid)?;
+        let births = resume_until_trap(thread)?;
         let mut table = vec![0; self.table.len()];
         let mut data = vec![0; self.data.len()];
         read_back(tid, base + TABLE, &mut table)?;
@@ -495,7 +518,8 @@ fn read_back(tid: i32, address: u64, bytes: &mut [u8]) -> Result<(), InjectError
 }
 
 /// Lets the thread run to the int3 at the end; collects the threads and processes born.
-fn resume_until_trap(tid: i32) -> Result<Vec<i32>, InjectError> {
+fn resume_until_trap(thread: &Stopped) -> Result<Vec<i32>, InjectError> {
+    let tid = thread.tid;
     let mut births = Vec::new();
     loop {
         ptrace::resume(tid, 0).map_err(InjectError::control(tid))?;
@@ -509,7 +533,7 @@ fn resume_until_trap(tid: i32) -> Result<Vec<i32>, InjectError> {
                 let born = ptrace::event_message(tid).map_err(InjectError::control(tid))?;
                 births.push(born as i32);
             }
-            stop if stop.is_event_stop() => {}
+            stop if thread.goes_on_after(stop) => {}
             Stop::Stopped { signal, event } => {
                 return Err(InjectError::Unexpected { tid, signal, event });
             }
@@ -563,5 +587,41 @@ impl Done {
     /// A 32-bit number in the data.
     pub fn word(&self, address: u64) -> u32 {
         u32::from_le_bytes(self.data(address, 4).try_into().expect("four bytes"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::{
+        sys::{
+            signal::{Signal, kill},
+            wait::{WaitPidFlag, WaitStatus, waitpid},
+        },
+        unistd::Pid,
+    };
+
+    use super::*;
+    use crate::{areas::AddressSpace, sys::testing::fork_holder};
+
+    #[test]
+    fn a_signal_to_stop_waits_until_the_thread_is_let_go() {
+        let host = fork_holder(&[]).unwrap();
+        let pid = Pid::from_raw(host);
+        let maps = procfs::read_text(host, "maps").unwrap();
+        let vdso = AddressSpace::read(host, &maps, None).unwrap().vdso().unwrap();
+        let thread = Stopped::attach(&[host], 0).unwrap().pop().unwrap();
+        kill(pid, Signal::SIGSTOP).unwrap();
+        assert_eq!(thread.call(vdso, libc::SYS_getpid, &[]).unwrap(), host as u64);
+        let gate = Gate::open(&thread, vdso, None).unwrap();
+        let mut batch = gate.batch();
+        let call = batch.call("getpid", libc::SYS_getpid, &[]);
+        assert_eq!(batch.run(&thread).unwrap().value(call).unwrap(), host as u64);
+        gate.close(&thread, vdso).unwrap();
+        assert_eq!(thread.stop_signal(), Some(libc::SIGSTOP));
+        thread.detach().unwrap();
+        let stopped = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
+        assert_eq!(stopped, WaitStatus::Stopped(pid, Signal::SIGSTOP));
+        kill(pid, Signal::SIGKILL).unwrap();
+        waitpid(pid, None).unwrap();
     }
 }

@@ -6,6 +6,7 @@
 pub mod areas;
 pub mod capture;
 pub mod container;
+mod due;
 pub mod files;
 pub mod freeze;
 pub mod inject;

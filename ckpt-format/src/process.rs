@@ -72,6 +72,8 @@ pub struct Process {
     pub interval_timers: [IntervalTimer; 3],
     /// timer_create(2) timers.
     pub posix_timers: Vec<PosixTimer>,
+    /// When these timers were read: CLOCK_MONOTONIC of the source in nanoseconds.
+    pub timers_read_at_ns: i64,
     /// The resource limits in the order of `RLIMIT_*`: soft, hard. `u64::MAX` is infinity.
     pub limits: Vec<(u64, u64)>,
     /// The descriptor table in ascending order.

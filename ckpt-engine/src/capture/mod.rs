@@ -7,6 +7,7 @@
 mod check;
 mod process;
 mod thread;
+mod timers;
 
 use ckpt_format::{blocker::Blocker, process::Processes};
 

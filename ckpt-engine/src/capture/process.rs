@@ -4,14 +4,17 @@ use std::collections::HashMap;
 
 use ckpt_format::{
     memory::MemoryMap,
-    process::{IntervalTimer, PosixTimer, Process, SignalAction, SignalInfo},
+    process::{IntervalTimer, PosixTimer, Process, SignalAction, SignalInfo, Thread},
 };
 
-use super::{CaptureError, IdMap, thread};
+use super::{
+    CaptureError, IdMap, thread,
+    timers::{self, TimerLine, timer_lines},
+};
 use crate::{
     inject::{Batch, Done, Gate, InjectError, Stopped},
     procfs::{self, ProcError, Stat, Status},
-    sys::{ptrace, task},
+    sys::{event, ptrace, task},
     track::Tracked,
 };
 
@@ -46,30 +49,55 @@ pub(super) fn capture(
         .collect::<Result<Vec<_>, _>>()?;
     let leader = threads.first().ok_or(InjectError::Ended { tid: host })?;
     let gate = Gate::open(leader, vdso, None)?;
+    let start = now(host)?;
     let answers = ask(host, gate, threads);
+    let timers_read_at_ns = now(host)?;
     // Signals last: a timer that ends meanwhile is then seen as a pending signal.
-    let pending = ptrace::pending_signals(leader.tid, true);
+    let pending = pending(leader.tid, threads);
+    let end = now(host)?;
     gate.close(leader, vdso)?;
     let (questions, done, others) = answers?;
-    let pending = pending.map_err(|source| InjectError::Control { tid: host, source })?;
+    let (pending, pending_by_thread) = pending?;
 
     let mut all = Vec::with_capacity(threads.len());
     let asked = std::iter::once((&questions.leader, &done))
         .chain(others.iter().map(|(questions, done)| (questions, done)));
-    for (outside, (questions, done)) in outside.into_iter().zip(asked) {
-        all.push(thread::complete(outside, questions, done)?);
+    for ((outside, (questions, done)), pending) in
+        outside.into_iter().zip(asked).zip(pending_by_thread)
+    {
+        all.push(Thread { pending, ..thread::complete(outside, questions, done)? });
     }
     let mut process = from_outside(host, tracked.inner())?;
-    process.stopped = leader.stopped_by;
+    process.stopped = threads.iter().find_map(Stopped::stop_signal);
     let inner_by_host: HashMap<i32, i32> =
         threads.iter().zip(&all).map(|(stopped, thread)| (stopped.tid, thread.tid)).collect();
     process.threads = all;
-    process.pending = pending.into_iter().map(|info| SignalInfo(info.to_vec())).collect();
+    process.pending = pending;
     fill_in(&mut process, &questions, &done)?;
+    process.timers_read_at_ns = timers_read_at_ns;
+    timers::count_once(&mut process, end.saturating_sub(start).unsigned_abs());
     for timer in &mut process.posix_timers {
         timer.thread = inner_by_host.get(&timer.thread).copied().unwrap_or(0);
     }
     Ok(process)
+}
+
+/// Our own clock, to which timers are related.
+fn now(host: i32) -> Result<i64, InjectError> {
+    event::elapsed(0, 0).map_err(|source| InjectError::Control { tid: host, source })
+}
+
+type Pending = (Vec<SignalInfo>, Vec<Vec<SignalInfo>>);
+
+/// The signals that wait for the process, and for each of its threads.
+fn pending(leader: i32, threads: &[Stopped]) -> Result<Pending, InjectError> {
+    let read = |tid, of_process| -> Result<Vec<SignalInfo>, InjectError> {
+        let signals = ptrace::pending_signals(tid, of_process)
+            .map_err(|source| InjectError::Control { tid, source })?;
+        Ok(signals.into_iter().map(|info| SignalInfo(info.to_vec())).collect())
+    };
+    let of_threads = threads.iter().map(|thread| read(thread.tid, false)).collect::<Result<_, _>>();
+    Ok((read(leader, true)?, of_threads?))
 }
 
 /// The number that the newest process of the VE got; only a task of the VE can say.
@@ -229,6 +257,7 @@ fn from_outside(host: i32, inner: i32) -> Result<Process, ProcError> {
         pending: Vec::new(),
         interval_timers: Default::default(),
         posix_timers: Vec::new(),
+        timers_read_at_ns: 0,
         limits,
         descriptors: Vec::new(),
         child_subreaper: false,
@@ -241,64 +270,4 @@ fn from_outside(host: i32, inner: i32) -> Result<Process, ProcError> {
         stopped: None,
         threads: Vec::new(),
     })
-}
-
-/// One timer in `/proc/PID/timers` (proc_pid_timers(5)).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct TimerLine {
-    id: i32,
-    signal: i32,
-    value: u64,
-    notify: i32,
-    thread: i32,
-    clock: i32,
-}
-
-fn timer_lines(text: &str) -> Vec<TimerLine> {
-    let mut timers: Vec<TimerLine> = Vec::new();
-    for line in text.lines() {
-        let Some((key, value)) = line.split_once(": ") else { continue };
-        if key == "ID" {
-            timers.push(TimerLine { id: value.parse().unwrap_or(0), ..TimerLine::default() });
-        }
-        let Some(timer) = timers.last_mut() else { continue };
-        match key {
-            "signal" => {
-                let (signal, pointer) = value.split_once('/').unwrap_or((value, "0"));
-                timer.signal = signal.parse().unwrap_or(0);
-                timer.value = u64::from_str_radix(pointer, 16).unwrap_or(0);
-            }
-            "notify" => {
-                let (how, whom) = value.split_once('/').unwrap_or((value, ""));
-                timer.notify = match how {
-                    "none" => libc::SIGEV_NONE,
-                    "thread" => libc::SIGEV_THREAD,
-                    _ => libc::SIGEV_SIGNAL,
-                };
-                if let Some(thread) = whom.strip_prefix("tid.") {
-                    timer.notify |= libc::SIGEV_THREAD_ID;
-                    timer.thread = thread.parse().unwrap_or(0);
-                }
-            }
-            "ClockID" => timer.clock = value.parse().unwrap_or(0),
-            _ => {}
-        }
-    }
-    timers
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timers_are_read_with_their_thread() {
-        let text = "ID: 0\nsignal: 60/00007fff86e452a8\nnotify: signal/tid.2634\nClockID: 1\n\
-                    ID: 7\nsignal: 14/0000000000000001\nnotify: none/pid.2634\nClockID: -6\n";
-        let timers = timer_lines(text);
-        assert_eq!(timers.len(), 2);
-        assert_eq!((timers[0].signal, timers[0].thread, timers[0].clock), (60, 2634, 1));
-        assert_eq!(timers[0].value, 0x7fff_86e4_52a8);
-        assert_eq!((timers[1].id, timers[1].notify, timers[1].clock), (7, libc::SIGEV_NONE, -6));
-    }
 }

@@ -15,7 +15,7 @@ use ckpt_format::{
 use super::{
     Holder, Source, deleted, epoll, event,
     find::{Found, Object, Refusal},
-    inotify, lock, memfd, path, pipe, process, socket, tcp, terminal, timer, unix,
+    inotify, lock, memfd, path, pipe, process, socket, tcp, terminal, timer, udp, unix,
 };
 use crate::sys::descriptor::{self, Query};
 
@@ -38,6 +38,7 @@ pub struct Captured {
 pub struct Undo {
     pub(super) connections: Vec<tcp::Repaired>,
     pub(super) terminals: Vec<terminal::Drained>,
+    pub(super) datagrams: Vec<udp::Seen>,
 }
 
 impl Undo {
@@ -46,6 +47,7 @@ impl Undo {
     pub fn seal(mut self) {
         self.connections.drain(..).for_each(tcp::Repaired::seal);
         self.terminals.drain(..).for_each(terminal::Drained::seal);
+        self.datagrams.drain(..).for_each(udp::Seen::seal);
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Target {
     /// The memfds by [`ckpt_format::memory::SharedObject::id`], with their contents, open for
     /// reading and writing.
     pub shared: HashMap<u64, OwnedFd>,
+    /// How far CLOCK_MONOTONIC of the source's host is ahead of ours.
+    pub ahead_ns: i64,
     /// Our own `/proc/self/fd`, which the VE's mounts do not show.
     descriptors: OwnedFd,
 }
@@ -45,7 +47,13 @@ impl Target {
     pub fn new(id_base: u32) -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let descriptors = open("/proc/self/fd", flags, Mode::empty())?;
-        Ok(Self { id_base, processes: HashMap::new(), shared: HashMap::new(), descriptors })
+        Ok(Self {
+            id_base,
+            processes: HashMap::new(),
+            shared: HashMap::new(),
+            ahead_ns: 0,
+            descriptors,
+        })
     }
 
     /// Another description of the same file, with the access and status flags of `flags`.
@@ -191,7 +199,7 @@ impl Rebuild<'_> {
             }
             Kind::Event(event) => event::rebuild_event(*event)?,
             Kind::Signal { mask } => event::rebuild_signal(*mask)?,
-            Kind::Timer(timer) => timer::rebuild(timer)?,
+            Kind::Timer(timer) => timer::rebuild(timer, self.target.ahead_ns)?,
             Kind::Epoll { .. } => epoll::make()?,
             Kind::Inotify { watches } => inotify::rebuild(watches)?,
             Kind::Process { pid, thread } => process::rebuild(self.target, *pid, *thread)?,

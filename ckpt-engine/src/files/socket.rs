@@ -31,6 +31,7 @@ pub(super) enum Protocol {
 pub(super) struct Network {
     /// `SO_NETNS_COOKIE` of the VE's network.
     cookie: u64,
+    namespace: std::fs::File,
     unix: unix::Diagnosis,
     groups: multicast::Groups,
 }
@@ -49,7 +50,12 @@ impl Network {
             .unwrap_or_else(|_| Err(io::Error::other("the thread in the VE's network panicked")))?;
         let unix = unix::dump(diagnosis.as_fd())?;
         let groups = multicast::Groups::of(host_pid)?;
-        Ok(Self { cookie: cookie(diagnosis.as_fd())?, unix, groups })
+        Ok(Self { cookie: cookie(diagnosis.as_fd())?, namespace, unix, groups })
+    }
+
+    /// The network itself.
+    pub(super) fn namespace(&self) -> io::Result<OwnedFd> {
+        self.namespace.as_fd().try_clone_to_owned()
     }
 
     /// The unix sockets of the network.
@@ -130,7 +136,12 @@ pub(super) fn capture(
             capture.undo.connections.extend(repaired);
             Ok(kind)
         }
-        Protocol::Udp { v6 } => udp::capture(&capture.found.objects[place], v6),
+        Protocol::Udp { v6 } => {
+            let object = &capture.found.objects[place];
+            let (kind, seen) = udp::capture(object, &capture.network, v6)?;
+            capture.undo.datagrams.extend(seen);
+            Ok(kind)
+        }
         Protocol::Netlink { protocol } => netlink::capture(&capture.found.objects[place], protocol),
         Protocol::Unix { socket_type } => unix::capture(capture, place, socket_type),
     }

@@ -77,6 +77,63 @@ fn netlink_sockets_keep_their_groups_and_port() {
 }
 
 #[test]
+fn a_capture_in_vain_loses_no_empty_datagram() {
+    new_network();
+    let server = UdpSocket::bind("127.0.0.1:5300").unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.connect("127.0.0.1:5300").unwrap();
+    let sent: [&[u8]; 5] = [b"", b"one", b"", b"", b"two"];
+    for datagram in sent {
+        client.send(datagram).unwrap();
+    }
+    let child = Child::holding(&[server.as_fd()]);
+    let first = child.capture();
+    let second = {
+        let files = first.files.clone();
+        drop(first);
+        let second = child.capture();
+        assert_eq!(second.files, files);
+        second
+    };
+    drop(second);
+    server.set_nonblocking(true).unwrap();
+    let mut bytes = [0; 10];
+    for datagram in sent {
+        let (count, sender) = server.recv_from(&mut bytes).unwrap();
+        assert_eq!((&bytes[..count], sender), (datagram, client.local_addr().unwrap()));
+    }
+    assert!(server.recv_from(&mut bytes).is_err());
+}
+
+#[test]
+fn a_timer_that_ends_while_it_is_on_its_way_is_counted_once() {
+    use nix::sys::{
+        time::TimeSpec,
+        timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+    };
+    use std::time::{Duration, Instant};
+    const BEAT: Duration = Duration::from_millis(3);
+    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK).unwrap();
+    let child = Child::holding(&[timer.as_fd()]);
+    let number = timer.as_fd().as_raw_fd();
+    let beat = Expiration::Interval(TimeSpec::from_duration(BEAT));
+    let start = Instant::now();
+    timer.set(beat, TimerSetTimeFlags::empty()).unwrap();
+    // Captured at every point of its beat, and copies of copies are what moves make.
+    for _ in 0..300 {
+        let captured = child.capture();
+        let due = start.elapsed().as_nanos() / BEAT.as_nanos();
+        let copy = rebuild(&captured).of(number);
+        let mut ticks = [0; 8];
+        let got = nix::unistd::read(&copy, &mut ticks).unwrap_or(0);
+        let late = start.elapsed().as_nanos() / BEAT.as_nanos();
+        let ticks = if got == 8 { u128::from(u64::from_ne_bytes(ticks)) } else { 0 };
+        assert!(ticks <= late, "{ticks} ticks where {late} were due");
+        assert!(ticks + 1 >= due, "{ticks} ticks where {due} were due");
+    }
+}
+
+#[test]
 fn locks_stay_with_descriptions_and_processes() {
     use nix::fcntl::{FcntlArg, fcntl};
     let directory = tempfile::tempdir().unwrap();

@@ -15,18 +15,90 @@ use super::{
     options::{self, Family},
     packet,
     rebuild::RebuildError,
+    socket::Network,
 };
-use crate::sys::socket::{self, Along};
+use crate::sys::{
+    descriptor,
+    socket::{self, Along},
+};
 
-pub(super) fn capture(object: &Object, v6: bool) -> Result<Kind, Refusal> {
+/// Reads a socket. The second value makes its queue readable again.
+pub(super) fn capture(
+    object: &Object,
+    network: &Network,
+    v6: bool,
+) -> Result<(Kind, Option<Seen>), Refusal> {
     let fd = object.fd();
-    Ok(Kind::Udp(Box::new(UdpSocket {
+    let local = address::local(fd)?;
+    let queue = queue(fd)?;
+    let has_empty = queue.iter().any(|datagram| datagram.data.is_empty());
+    let seen = match local {
+        Some(local) if has_empty => Some(Seen {
+            socket: Some(fd.try_clone_to_owned()?),
+            network: network.namespace()?,
+            local,
+        }),
+        _ => None,
+    };
+    let kind = Kind::Udp(Box::new(UdpSocket {
         v6,
-        local: address::local(fd)?,
+        local,
         remote: address::remote(fd)?,
-        queue: queue(fd)?,
+        queue,
         options: options::capture(fd, Family::Udp { v6 })?,
-    })))
+    }));
+    Ok((kind, seen))
+}
+
+/// A queue that holds empty datagrams. The kernel shows each of these once only to somebody who
+/// looks ahead, so they would be missing the next time: unless the VE never runs here again, all
+/// datagrams are taken out and delivered anew when this is dropped.
+#[derive(Debug)]
+pub(super) struct Seen {
+    socket: Option<OwnedFd>,
+    network: OwnedFd,
+    local: SocketAddr,
+}
+
+impl Seen {
+    /// The socket will not be used again.
+    pub(super) fn seal(mut self) {
+        self.socket = None;
+    }
+
+    fn renew(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let mut buffer = vec![0; 1 << 16];
+        let mut queue = Vec::new();
+        loop {
+            match take(socket, &mut buffer, libc::MSG_DONTWAIT) {
+                Err(error) if is_end(&error) => break,
+                other => queue.push(other?),
+            }
+        }
+        // On a thread of its own, because it stays in the VE's network.
+        let work = || -> io::Result<()> {
+            descriptor::enter(self.network.as_fd(), libc::CLONE_NEWNET)?;
+            queue.iter().try_for_each(|datagram| deliver(self.local, datagram))
+        };
+        std::thread::scope(|scope| scope.spawn(work).join())
+            .unwrap_or_else(|_| Err(io::Error::other("the thread in the VE's network panicked")))
+    }
+}
+
+impl Drop for Seen {
+    fn drop(&mut self) {
+        if let Some(socket) = self.socket.take()
+            && let Err(error) = self.renew(socket.as_fd())
+        {
+            tracing::warn!(%error, "datagrams of a VE are lost");
+        }
+    }
+}
+
+fn take(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: i32) -> io::Result<Datagram> {
+    let received = socket::receive(fd, buffer, flags)?;
+    let sender = address::decode_inet(&received.sender)?;
+    Ok(Datagram { sender, data: buffer[..received.length].to_vec() })
 }
 
 fn queue(fd: BorrowedFd<'_>) -> io::Result<Vec<Datagram>> {
@@ -41,13 +113,8 @@ fn queue(fd: BorrowedFd<'_>) -> io::Result<Vec<Datagram>> {
     let mut buffer = vec![0; 1 << 16];
     let mut queue = Vec::new();
     let end = loop {
-        match socket::receive(fd, &mut buffer, peek) {
-            Ok(received) => match address::decode_inet(&received.sender) {
-                Ok(sender) => {
-                    queue.push(Datagram { sender, data: buffer[..received.length].to_vec() });
-                }
-                Err(error) => break error,
-            },
+        match take(fd, &mut buffer, peek) {
+            Ok(datagram) => queue.push(datagram),
             Err(error) => break error,
         }
     };

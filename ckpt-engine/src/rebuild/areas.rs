@@ -50,15 +50,22 @@ impl Skeleton {
             work.flush_when_full()?;
         }
         work.vdso(&areas, &good);
-        for area in areas.iter().filter(is_mapped) {
+        // First, so that what is new beside it can join it.
+        work.adjust(&areas, &good)?;
+        for (index, area) in areas.iter().enumerate().filter(|(_, area)| is_mapped(area)) {
             let fresh = Ranges::from_iter([bounds(area)]).without(&good);
+            if fresh.is_empty() {
+                continue;
+            }
+            let apart = neighbours(&areas, index, &good);
+            work.dump(&apart, true);
             for (start, end) in fresh.iter() {
                 work.map(area, start, end)?;
                 work.advise(area.advice, Advice::default(), start, end);
                 work.flush_when_full()?;
             }
+            work.dump(&apart, false);
         }
-        work.adjust(&areas, &good)?;
         work.flush()?;
         if let Some(bone) = self.processes.get_mut(&pid) {
             bone.areas = areas;
@@ -79,6 +86,34 @@ fn is_own(area: &Area) -> bool {
 
 fn bounds(area: &Area) -> (u64, u64) {
     (area.start, area.end)
+}
+
+/// What another area has at an end of this one: its range, and its `dont_dump`.
+///
+/// The kernel could join a new part of this area to that neighbour instead of to the part that
+/// is there already. Once each side has pages of its own the kernel joins them no more, and a
+/// program that resizes or moves the area (mremap(2)) fails, because to the kernel it is two.
+/// So the neighbours are set apart while an area grows, by a flag that costs nothing to change.
+fn neighbours(areas: &[Area], index: usize, good: &Ranges) -> Vec<(u64, u64, bool)> {
+    let area = &areas[index];
+    let grows = good.iter().any(|(low, high)| low < area.end && area.start < high);
+    let left = index.checked_sub(1).map(|left| &areas[left]).filter(|it| it.end == area.start);
+    let right = areas.get(index + 1).filter(|it| it.start == area.end);
+    let could_join = |other: &&Area| {
+        grows
+            && other.shared == area.shared
+            && match (&other.backing, &area.backing) {
+                (Backing::Anonymous { .. }, Backing::Anonymous { .. }) => true,
+                (other, own) => matches!(own, Backing::File { .. }) && other == own,
+            }
+    };
+    let whole = left.filter(could_join).map(|left| (left.start, left.end, left.advice.dont_dump));
+    // Of the one to the right nothing is there yet but what has stayed.
+    let stayed = right.filter(could_join).and_then(|right| {
+        let (_, high) = good.iter().find(|&(low, high)| low <= area.end && area.end < high)?;
+        Some((right.start, high.min(right.end), right.advice.dont_dump))
+    });
+    whole.into_iter().chain(stayed).collect()
 }
 
 /// Refuses areas that overlap, leave the address space, or lie where the gate is.
@@ -171,11 +206,23 @@ impl Work<'_> {
             self.batch.call("close", libc::SYS_close, &[0]);
         }
         if let Backing::Anonymous { name: Some(name) } = &area.backing {
-            let name = self.batch.text(name);
-            let arguments = [PR_SET_VMA, PR_SET_VMA_ANON_NAME, start, end - start, name];
-            self.batch.call("prctl", libc::SYS_prctl, &arguments);
+            self.name(Some(name), start, end);
         }
         Ok(())
+    }
+
+    fn name(&mut self, name: Option<&str>, start: u64, end: u64) {
+        let name = name.map_or(0, |name| self.batch.text(name));
+        let arguments = [PR_SET_VMA, PR_SET_VMA_ANON_NAME, start, end - start, name];
+        self.batch.call("prctl", libc::SYS_prctl, &arguments);
+    }
+
+    /// Sets [`neighbours`] apart, or makes them as they were.
+    fn dump(&mut self, neighbours: &[(u64, u64, bool)], apart: bool) {
+        for &(start, end, dont_dump) in neighbours {
+            let advice = if dont_dump == apart { libc::MADV_DODUMP } else { libc::MADV_DONTDUMP };
+            self.batch.call("madvise", libc::SYS_madvise, &[start, end - start, advice as u64]);
+        }
     }
 
     /// Opens a file of the VE: always as descriptor 0, the lowest and free.
@@ -211,6 +258,12 @@ impl Work<'_> {
                 let (start, end) = (old.start.max(area.start), old.end.min(area.end));
                 if start >= end || !good.iter().any(|(low, high)| low <= start && end <= high) {
                     continue;
+                }
+                if let (Backing::Anonymous { name }, Backing::Anonymous { name: before }) =
+                    (&area.backing, &old.backing)
+                    && name != before
+                {
+                    self.name(name.as_deref(), start, end);
                 }
                 if old.protection != area.protection {
                     let arguments = [start, end - start, u64::from(area.protection)];

@@ -1,18 +1,20 @@
 //! The last of what a process is, up to the registers of its threads.
 
-use std::{fs, io};
+use std::{fs, io, os::fd::AsFd};
 
 use ckpt_format::{
     memory::Backing,
     process::{Process, Processes, Shape, SignalInfo, Thread},
 };
 
+use nix::poll::{PollFd, PollFlags, poll};
+
 use super::{Bone, Inconsistency, Ready, RebuildError, Skeleton, credentials, timers, tree};
 use crate::{
     inject::{Batch, InjectError},
     procfs,
     sys::{
-        ptrace,
+        event, ptrace,
         task::{self, SchedulingAttributes},
     },
 };
@@ -36,7 +38,7 @@ impl Skeleton {
     /// left in it, and only [`Ready::release`] is left to do.
     pub fn finalize(mut self, processes: &Processes) -> Result<Ready, RebuildError> {
         self.seal_shared()?;
-        self.make_zombies()?;
+        self.end_zombies(processes)?;
         let mut ready = Vec::new();
         for process in &processes.processes {
             let bone = self
@@ -55,7 +57,9 @@ impl Skeleton {
         let bone = self.bone(process.pid)?;
         set_from_outside(bone.thread.tid, process);
         let mut batch = self.gate.batch();
-        whole_process(&mut batch, process);
+        let elapsed_ns = event::elapsed(process.timers_read_at_ns, self.ahead_ns)
+            .map_err(|source| outside(process.pid, "read the clock", source))?;
+        whole_process(&mut batch, process, elapsed_ns);
         batch.run(&bone.thread)?.all().map_err(bone.failed("set its signals and timers"))?;
         let stopped = std::iter::once(&bone.thread).chain(&bone.others);
         for (stopped, thread) in stopped.zip(&process.threads) {
@@ -94,19 +98,55 @@ impl Skeleton {
         batch.run(&init.thread)?.all().map_err(init.failed("set its last process number"))
     }
 
-    /// Makes the processes that have ended but are not yet waited for.
-    fn make_zombies(&mut self) -> Result<(), RebuildError> {
+    /// Makes the processes that have ended on the source but are not yet waited for.
+    pub(super) fn bear_zombies(&mut self) -> Result<(), RebuildError> {
         let mut leaders = Vec::new();
-        for shape in std::mem::take(&mut self.zombies) {
+        for shape in self.zombies.clone() {
             self.bear(&shape, &mut leaders)?;
             self.join_zombie_group(&shape)?;
-            if let Some(bone) = self.processes.remove(&shape.pid) {
-                let status = shape.zombie.unwrap_or(0);
-                end_with(&bone, self.gate.base, status)?;
-            }
         }
         for leader in leaders {
             tree::end(&leader)?;
+        }
+        Ok(())
+    }
+
+    /// Lets them end, now that their parents no longer ignore it. A parent has been told of it
+    /// on the source already, and is not told again.
+    fn end_zombies(&mut self, processes: &Processes) -> Result<(), RebuildError> {
+        let mut told = Vec::new();
+        for shape in std::mem::take(&mut self.zombies) {
+            let Some(bone) = self.processes.remove(&shape.pid) else { continue };
+            let failed = |source| outside(shape.pid, "end it as a zombie", source);
+            let pidfd = task::pidfd_open(bone.thread.tid).map_err(failed)?;
+            end_with(&bone, self.gate.base, shape.zombie.unwrap_or(0))?;
+            wait_for_end(&pidfd).map_err(failed)?;
+            told.push((shape.parent, shape.exit_signal));
+        }
+        for process in &processes.processes {
+            let waits = |signal: i32| pending(process).any(|info| number(info) == signal);
+            let again = told.iter().filter(|&&(pid, signal)| pid == process.pid && !waits(signal));
+            let signals: u64 = again
+                .filter(|(_, signal)| (1..=64).contains(signal))
+                .fold(0, |set, (_, signal)| set | 1 << (signal - 1));
+            if signals != 0 {
+                self.forget_signals(process.pid, signals)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes pending signals from a process.
+    fn forget_signals(&self, pid: i32, signals: u64) -> Result<(), RebuildError> {
+        let bone = self.bone(pid)?;
+        for _ in 0..signals.count_ones() {
+            let mut batch = self.gate.batch();
+            let set = batch.bytes(&signals.to_le_bytes());
+            let now = batch.room(16);
+            let arguments = [set, 0, now, 8];
+            batch.call("rt_sigtimedwait", libc::SYS_rt_sigtimedwait, &arguments);
+            // An error says that none is there: the parent does not care how its children end.
+            batch.run(&bone.thread)?;
         }
         Ok(())
     }
@@ -152,6 +192,26 @@ pub(super) struct Rebuilt {
     pub(super) tid: i32,
     /// The signal that keeps its process stopped, 0 for a running one.
     pub(super) stop_signal: i32,
+}
+
+/// The signals that wait for a process or one of its threads.
+fn pending(process: &Process) -> impl Iterator<Item = &SignalInfo> {
+    process.pending.iter().chain(process.threads.iter().flat_map(|thread| &thread.pending))
+}
+
+/// Which signal it is.
+fn number(signal: &SignalInfo) -> i32 {
+    signal.0.first_chunk().map_or(0, |bytes| i32::from_le_bytes(*bytes))
+}
+
+/// Waits until a process that was told to end has ended.
+fn wait_for_end(pidfd: &impl AsFd) -> io::Result<()> {
+    const PATIENCE_MS: u16 = 5000;
+    let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut ended, PATIENCE_MS)? {
+        0 => Err(io::ErrorKind::TimedOut.into()),
+        _ => Ok(()),
+    }
 }
 
 fn outside(pid: i32, what: &'static str, source: io::Error) -> RebuildError {
@@ -215,7 +275,7 @@ fn set_thread_from_outside(tid: i32, thread: &Thread) -> io::Result<()> {
 }
 
 /// What all threads share; runs in the leader.
-fn whole_process(batch: &mut Batch, process: &Process) {
+fn whole_process(batch: &mut Batch, process: &Process, elapsed_ns: i64) {
     let prctl = libc::SYS_prctl;
     for (index, action) in process.actions.iter().enumerate() {
         let signal = index as u64 + 1;
@@ -227,8 +287,8 @@ fn whole_process(batch: &mut Batch, process: &Process) {
         let address = batch.bytes(&bytes);
         batch.call("rt_sigaction", libc::SYS_rt_sigaction, &[signal, address, 0, 8]);
     }
-    timers::posix_timers(batch, &process.posix_timers);
-    timers::interval_timers(batch, &process.interval_timers);
+    timers::posix_timers(batch, &process.posix_timers, elapsed_ns);
+    timers::interval_timers(batch, &process.interval_timers, elapsed_ns);
     for signal in &process.pending {
         queue(batch, process.pid, None, signal);
     }
@@ -287,7 +347,7 @@ fn one_thread(batch: &mut Batch, process: &Process, thread: &Thread, bounding: u
 
 /// Queues a signal with all it carries: only the process itself may forge the sender.
 fn queue(batch: &mut Batch, pid: i32, tid: Option<i32>, signal: &SignalInfo) {
-    let number = signal.0.first_chunk().map_or(0, |bytes| i32::from_le_bytes(*bytes)) as u64;
+    let number = number(signal) as u64;
     let info = batch.bytes(&signal.0);
     let pid = pid as u64;
     match tid {

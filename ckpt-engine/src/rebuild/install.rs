@@ -28,7 +28,19 @@ const CLONE_THREAD_FLAGS: u64 = (libc::CLONE_VM
     | libc::CLONE_SYSVSEM) as u64;
 
 impl Skeleton {
-    /// Gives every process its program, threads, directories and descriptors.
+    /// Makes the threads, and the processes that are dead but not yet waited for: what is open
+    /// below `/proc/PID` can be opened then. They die in [`Self::finalize`].
+    pub fn populate(&mut self, processes: &Processes) -> Result<(), RebuildError> {
+        for process in &processes.processes {
+            if process.threads.is_empty() {
+                return Err(Inconsistency::NoThreads(process.pid).into());
+            }
+            self.make_threads(process)?;
+        }
+        self.bear_zombies()
+    }
+
+    /// Gives every process its program, directories and descriptors.
     ///
     /// Descriptor 0 and up stay free until the table comes, which the opening of files needs.
     pub fn install(
@@ -39,11 +51,7 @@ impl Skeleton {
     ) -> Result<(), RebuildError> {
         for process in &processes.processes {
             let pid = process.pid;
-            if process.threads.is_empty() {
-                return Err(Inconsistency::NoThreads(pid).into());
-            }
             self.set_program(process)?;
-            self.make_threads(process)?;
             let table = tables.get(&pid).map(Vec::as_slice).unwrap_or_default();
             self.install_descriptors(pid, table, files)?;
         }

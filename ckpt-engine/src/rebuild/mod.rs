@@ -5,10 +5,11 @@
 //! processes never run a program meanwhile. Once the VE is frozen on the source the rest follows
 //! in steps, with those of the open files ([`crate::files`]) between them:
 //!
-//! 1. [`Skeleton::install`]: threads, descriptors, program, working directory;
-//! 2. [`Skeleton::complete`]: signals, timers, credentials;
-//! 3. [`Skeleton::finalize`]: registers; consumes the skeleton;
-//! 4. [`Ready::release`]: everything goes on at once.
+//! 1. [`Skeleton::populate`]: threads, and the processes that only wait to be mourned;
+//! 2. [`Skeleton::install`]: descriptors, program, working directory;
+//! 3. [`Skeleton::complete`]: signals, timers, credentials;
+//! 4. [`Skeleton::finalize`]: registers; consumes the skeleton;
+//! 5. [`Ready::release`]: everything goes on at once.
 //!
 //! Until the release every process dies with the thread that built it (`PTRACE_O_EXITKILL`), so
 //! that a daemon that is killed leaves nothing half built.
@@ -158,6 +159,8 @@ pub struct Skeleton {
     /// Zombies to be made at the end, as in the last layout.
     zombies: Vec<Shape>,
     vdso_len: u64,
+    /// How far CLOCK_MONOTONIC of the source's host is ahead of ours.
+    ahead_ns: i64,
 }
 
 /// One process in the making.
@@ -205,7 +208,14 @@ impl Skeleton {
             bounding,
             zombies: Vec::new(),
             vdso_len: areas::vdso_len(&space),
+            ahead_ns: 0,
         })
+    }
+
+    /// Tells how far CLOCK_MONOTONIC of the source's host is ahead of ours, so that timers end
+    /// when they would have ended there.
+    pub fn set_source_clock(&mut self, ahead_ns: i64) {
+        self.ahead_ns = ahead_ns;
     }
 
     fn bone(&self, pid: i32) -> Result<&Bone, RebuildError> {

@@ -16,6 +16,7 @@ impl Skeleton {
     pub fn open_files(&self, captured: &Files) -> Result<Rebuilt, RebuildError> {
         let outside = |what| move |source| RebuildError::Outside { pid: 1, what, source };
         let mut target = Target::new(self.id_base).map_err(outside("prepare its files"))?;
+        target.ahead_ns = self.ahead_ns;
         target.processes = self.hosts().collect();
         for (id, file) in self.shared_objects() {
             let copy = file.try_clone().map_err(outside("prepare its shared memory"))?;

@@ -81,6 +81,13 @@ pub fn set_timer_ticks(timer: BorrowedFd<'_>, ticks: u64) -> io::Result<()> {
     check(unsafe { libc::ioctl(timer.as_raw_fd(), TFD_IOC_SET_TICKS, &raw const ticks) })
 }
 
+/// Nanoseconds since a CLOCK_MONOTONIC of another host, which is `ahead_ns` ahead of ours,
+/// showed `then_ns`.
+pub fn elapsed(then_ns: i64, ahead_ns: i64) -> io::Result<i64> {
+    let now = i64::try_from(now(libc::CLOCK_MONOTONIC)?).unwrap_or(i64::MAX);
+    Ok(now.saturating_add(ahead_ns).saturating_sub(then_ns))
+}
+
 /// clock_gettime(2) in nanoseconds.
 pub fn now(clock: i32) -> io::Result<u64> {
     let mut time = timespec(0);

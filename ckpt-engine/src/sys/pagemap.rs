@@ -60,8 +60,10 @@ pub struct Query {
     pub inverted: u64,
     /// At least one of these must hold; 0 asks for nothing.
     pub any_of: u64,
-    /// Write protect the pages found, and fail with EPERM in an area that is not registered.
+    /// Write protect the pages found.
     pub protect: bool,
+    /// Fail with EPERM in an area that is not registered.
+    pub tracked: bool,
 }
 
 /// Calls `found(start, end)` for every run of pages in `start..end` that matches.
@@ -73,7 +75,10 @@ pub fn scan(
     mut found: impl FnMut(u64, u64),
 ) -> io::Result<()> {
     let mut regions = [Region::default(); REGIONS];
-    let flags = if query.protect { PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC } else { 0 };
+    let mut flags = if query.protect { PM_SCAN_WP_MATCHING } else { 0 };
+    if query.tracked {
+        flags |= PM_SCAN_CHECK_WPASYNC;
+    }
     let mut next = start;
     while next < end {
         let mut argument = ScanArgument {

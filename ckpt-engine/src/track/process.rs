@@ -112,7 +112,8 @@ impl Tracked {
         }
         life.anew = life.anew.without(&life.anew.without(&all));
         life.space = space;
-        if arm && life.tracking.is_none() {
+        // One that has been stopped by a signal meanwhile would show our own stop instead.
+        if arm && life.tracking.is_none() && !is_stopped(self.host) {
             let tracking = arm_process(self.host, life.space.vdso())
                 .map_err(|source| TrackError::Arm { pid: self.inner, source })?;
             life.tracking = Some(tracking);
@@ -131,13 +132,11 @@ impl Tracked {
         let Some(life) = &mut self.life else { return Ok(()) };
         let mut due = std::mem::take(&mut life.owed);
         let mut present = Ranges::default();
-        let areas = &life.space.areas;
-        for (index, area) in areas.iter().enumerate() {
-            if !has_private_pages(area) {
-                continue;
-            }
-            let room = areas.get(index + 1).map_or(area.end, |next| next.start);
-            match life.scan(area, room, frozen, &mut due, &mut present) {
+        if !frozen {
+            life.register_new();
+        }
+        for area in life.space.areas.iter().filter(|area| has_private_pages(area)) {
+            match life.scan(area, frozen, &mut due, &mut present) {
                 Ok(()) => {}
                 Err(_) if !frozen => {}
                 Err(source) => return Err(TrackError::Memory { pid, source }),
@@ -193,12 +192,42 @@ impl Life {
         Ok((life, text))
     }
 
+    /// Finds the areas without tracking and registers them; whatever is in them is due.
+    ///
+    /// They are found before anything is registered: an area can lose its registration and keep
+    /// its protection marks (mremap(2) of untouched memory to a place beside it joins the two),
+    /// and registered again it would pass for clean.
+    fn register_new(&mut self) {
+        let Some(tracking) = &self.tracking else { return };
+        let probe = Query { mask: 0, inverted: 0, any_of: 0, protect: false, tracked: true };
+        let private = self.space.areas.iter().filter(|area| has_private_pages(area));
+        let new: Vec<&Area> = private
+            .filter(|area| {
+                pagemap::scan(&self.pagemap, area.start, area.start + PAGE, probe, |_, _| ())
+                    .is_err_and(|error| error.raw_os_error() == Some(libc::EPERM))
+            })
+            .collect();
+        let around: Ranges = new.iter().map(|area| around(&self.space.areas, area.start)).collect();
+        for area in &new {
+            self.anew.insert(area.start, area.end);
+        }
+        for (start, end) in around.iter() {
+            if tracking.register(start, end).is_err() {
+                // Something in between that cannot be tracked has come up meanwhile.
+                for area in new.iter().filter(|area| start <= area.start && area.end <= end) {
+                    if let Err(error) = tracking.register(area.start, area.end) {
+                        tracing::debug!(%error, "an area is not tracked yet");
+                    }
+                }
+            }
+        }
+    }
+
     /// Adds the written pages of one area to `due`; in a frozen process all that are there to
-    /// `present`. Up to `room` the area may have grown since it was read.
+    /// `present`.
     fn scan(
         &self,
         area: &Area,
-        room: u64,
         frozen: bool,
         due: &mut Ranges,
         present: &mut Ranges,
@@ -209,31 +238,37 @@ impl Life {
             inverted: no_file,
             any_of: category::PRESENT | category::SWAPPED,
             protect: !frozen && self.tracking.is_some(),
+            tracked: self.tracking.is_some(),
         };
-        let there = Query { mask: no_file, protect: false, ..written };
+        let there = Query { mask: no_file, ..written };
+        let look = Query { protect: false, tracked: false, ..there };
         if frozen {
             let found = |start, end| present.insert(start, end);
-            pagemap::scan(&self.pagemap, area.start, area.end, there, found)?;
+            pagemap::scan(&self.pagemap, area.start, area.end, look, found)?;
         }
         for (start, end) in self.anew.iter() {
             let (start, end) = (start.max(area.start), end.min(area.end));
             if start < end {
-                let found = |start, end| due.insert(start, end);
-                pagemap::scan(&self.pagemap, start, end, there, found)?;
+                self.scan_or_take(start, end, there, look, due)?;
             }
         }
+        self.scan_or_take(area.start, area.end, written, look, due)
+    }
+
+    /// Adds what `query` finds to `due`; where there is no tracking, what `look` finds: new, or
+    /// moved there a moment ago, and marks that it may have say nothing.
+    fn scan_or_take(
+        &self,
+        start: u64,
+        end: u64,
+        query: Query,
+        look: Query,
+        due: &mut Ranges,
+    ) -> io::Result<()> {
         let mut found = |start, end| due.insert(start, end);
-        match pagemap::scan(&self.pagemap, area.start, area.end, written, &mut found) {
+        match pagemap::scan(&self.pagemap, start, end, query, &mut found) {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-                // A new or moved area. An area without protection marks counts as all written.
-                if let Some(tracking) = &self.tracking {
-                    // All that it may have grown to, too: to register a part would split it,
-                    // and a program cannot mremap(2) what is not one area.
-                    tracking
-                        .register(area.start, room)
-                        .or_else(|_| tracking.register(area.start, area.end))?;
-                }
-                pagemap::scan(&self.pagemap, area.start, area.end, written, &mut found)
+                pagemap::scan(&self.pagemap, start, end, look, &mut found)
             }
             other => other,
         }
@@ -288,6 +323,25 @@ fn blocks(ranges: &Ranges) -> Vec<(u64, u64)> {
             (start..end).step_by(BLOCK as usize).map(move |at| (at, end.min(at + BLOCK)))
         })
         .collect()
+}
+
+/// Everything around an address up to the next area, on each side, that is not tracked.
+///
+/// Areas are registered with all around them. What is registered exactly as it was read can be
+/// part of a larger area by now, which that would split in two; and to a program that moves or
+/// resizes it (mremap(2)), what is not one area is an error.
+fn around(areas: &[Area], address: u64) -> (u64, u64) {
+    // Where the kernel lets nobody map anything (`vm.mmap_min_addr`).
+    const LOWEST: u64 = 0x1_0000;
+    const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+    let others = || areas.iter().filter(|area| !has_private_pages(area));
+    let low = others().filter(|area| area.end <= address).map(|area| area.end).max();
+    let high = others().filter(|area| area.start > address).map(|area| area.start).min();
+    (low.unwrap_or(LOWEST), high.unwrap_or(TASK_SIZE).min(TASK_SIZE))
+}
+
+fn is_stopped(host: i32) -> bool {
+    procfs::Stat::read(host).is_ok_and(|stat| stat.state == 'T')
 }
 
 /// Areas whose pages belong to the process alone.

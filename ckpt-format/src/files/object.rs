@@ -101,6 +101,8 @@ pub struct Timer {
     pub interval_ns: u64,
     /// Expirations that were not read yet.
     pub ticks: u64,
+    /// When this was read: CLOCK_MONOTONIC of the source in nanoseconds.
+    pub read_at_ns: i64,
 }
 
 /// One entry of an epoll set.

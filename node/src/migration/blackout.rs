@@ -164,7 +164,9 @@ impl Live {
             let processes = capture::capture(frozen, self.tracker.processes(), ids)?;
             watch.lap("processes");
             let (files, tables) = (captured.files, captured.tables);
-            Ok(State { processes, files, tables, network: Network::default(), clocks })
+            let clock_offsets = self.clock_offsets;
+            let network = Network::default();
+            Ok(State { processes, files, tables, network, clocks, clock_offsets })
         });
         (Some(captured.undo), state)
     }

@@ -231,6 +231,9 @@ fn finish(site: &mut Site, skeleton: Skeleton, state: &State) -> Result<Built, B
     state::rebuild(&site.netns, &state.network, Routes::ForRestore)?;
     site.network = state.network.clone();
     watch.lap("network");
+    // Both say how far the same clock, the VE's, is ahead of that of a host.
+    skeleton.set_source_clock(site.clock_offsets.since(state.clock_offsets).monotonic_ns);
+    skeleton.populate(&state.processes)?;
     let mut files = skeleton.open_files(&state.files)?;
     watch.lap("files");
     skeleton.install(&state.processes, &state.tables, &files)?;

@@ -133,6 +133,8 @@ pub(super) struct State {
     pub(super) network: Network,
     /// What the VE's clocks showed at the freeze: they never show less afterwards.
     pub(super) clocks: Clocks,
+    /// How far the VE's clocks are ahead of the source's.
+    pub(super) clock_offsets: Clocks,
 }
 
 /// The most bytes of a [`State`] in one [`Item`].

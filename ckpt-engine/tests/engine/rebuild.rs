@@ -1,0 +1,169 @@
+//! Processes are rebuilt.
+
+use std::collections::BTreeMap;
+
+use crate::bench::{Bench, ID_BASE, seed};
+use ckpt_engine::{areas::kept, container::Container, procfs, rebuild::Skeleton};
+use ckpt_format::{
+    container::Container as Plan,
+    memory::{Advice, Area, Backing, PAGE, Run, Space},
+    process::{Layout, Shape},
+    stream::Record,
+};
+
+const BASE: u64 = 0x7000_0000_0000;
+const PAGES: u64 = 64;
+
+fn init(areas: Vec<Area>) -> Shape {
+    Shape { pid: 1, life: 1, parent: 0, group: 1, session: 1, exit_signal: 0, zombie: None, areas }
+}
+
+fn layout(areas: Vec<Area>) -> Record {
+    Record::Layout(Layout { processes: vec![init(areas)], shared: Vec::new() })
+}
+
+fn area(from: u64, to: u64) -> Area {
+    Area {
+        start: BASE + from * PAGE,
+        end: BASE + to * PAGE,
+        protection: 3,
+        shared: false,
+        grows_down: false,
+        may_write: true,
+        offset: 0,
+        backing: Backing::Anonymous { name: None },
+        advice: Advice::default(),
+    }
+}
+
+fn page(at: u64, byte: u8) -> Record {
+    let runs = vec![Run { start: BASE + at * PAGE, pages: 1 }];
+    Record::Pages { space: Space::Process(1), runs, data: vec![byte; PAGE as usize] }
+}
+
+/// A skeleton of one process, and the number of that on the host.
+fn skeleton(bench: &Bench) -> (Container, Skeleton) {
+    let container = Container::create(&bench.spec(Plan::fresh("ve")), seed()).expect("create");
+    let channel = container.channel.try_clone().expect("a channel");
+    let skeleton = Skeleton::adopt(container.init, channel, ID_BASE).expect("adopt");
+    (container, skeleton)
+}
+
+/// Every area must lie in one of the kernel's: a program moves and resizes it as a whole.
+fn assert_whole(init: i32, areas: &[Area], what: &str) {
+    let maps = procfs::read_text(init, "maps").expect("maps");
+    let lines = procfs::parse_maps(&maps);
+    for area in areas {
+        let whole = lines.iter().any(|line| {
+            line.start <= area.start && area.end <= line.end && line.protection == area.protection
+        });
+        assert!(whole, "{what}: {:x}-{:x} in {maps}", area.start, area.end);
+    }
+}
+
+#[test]
+fn an_area_that_grows_between_others_is_one_area() {
+    let bench = Bench::new();
+    let (container, mut skeleton) = skeleton(&bench);
+    skeleton.apply(layout(vec![area(0, 4), area(8, 12), area(16, 20)])).unwrap();
+    for at in [0, 8, 16] {
+        skeleton.apply(page(at, 1)).unwrap();
+    }
+    // The kernel of the source did not join these, because each had its own pages.
+    let areas = vec![area(0, 6), area(6, 14), area(14, 20)];
+    skeleton.apply(layout(areas.clone())).unwrap();
+    assert_whole(container.init, &areas, "grown");
+    drop((skeleton, container));
+}
+
+#[test]
+fn what_is_open_below_a_dead_process_can_be_opened_again() {
+    use std::{io::Read, os::fd::AsFd};
+
+    use ckpt_format::{
+        files::{File, FileId, Files, Kind, PathFile},
+        process::Processes,
+    };
+
+    let bench = Bench::new();
+    let (container, mut skeleton) = skeleton(&bench);
+    let dead = Shape { pid: 7, parent: 1, exit_signal: 17, zombie: Some(42 << 8), ..init(vec![]) };
+    let processes = vec![init(vec![area(0, 4)]), dead];
+    skeleton.apply(Record::Layout(Layout { processes, shared: Vec::new() })).unwrap();
+    let path =
+        PathFile { path: b"/proc/7/stat".to_vec(), offset: 0, file_type: libc::S_IFREG, device: 0 };
+    let kind = Kind::Path(path);
+    let file = File { flags: 0, owner: None, signal: 0, locks: Vec::new(), kind };
+    let files = Files { files: vec![file], ..Files::default() };
+    skeleton.populate(&Processes::default()).unwrap();
+    let opened = skeleton.open_files(&files).unwrap();
+    let stat = opened.descriptor(FileId(0)).unwrap().as_fd().try_clone_to_owned().unwrap();
+    let mut text = String::new();
+    std::fs::File::from(stat).read_to_string(&mut text).unwrap();
+    assert!(text.contains(") t "), "{text}");
+    drop((skeleton, container));
+}
+
+/// Numbers that look random and are the same each time.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
+        (self.0 >> 33) % limit
+    }
+}
+
+fn some_areas(dice: &mut Dice) -> Vec<Area> {
+    let mut areas = Vec::new();
+    let mut at = dice.below(6);
+    while at < PAGES {
+        let to = (at + 1 + dice.below(12)).min(PAGES);
+        let mut area = area(at, to);
+        area.protection = if dice.below(4) == 0 { 1 } else { 3 };
+        area.advice.dont_dump = dice.below(5) == 0;
+        area.advice.dont_fork = dice.below(5) == 0;
+        areas.push(area);
+        at = to + if dice.below(2) == 0 { 0 } else { dice.below(5) };
+    }
+    areas
+}
+
+#[test]
+fn whatever_changes_every_area_stays_whole_and_keeps_its_pages() {
+    let bench = Bench::new();
+    let (container, mut skeleton) = skeleton(&bench);
+    let mut dice = Dice(42);
+    let mut before: Vec<Area> = Vec::new();
+    let mut bytes: BTreeMap<u64, u8> = BTreeMap::new();
+    for turn in 0..300 {
+        let areas = some_areas(&mut dice);
+        let stays = kept(&before, &areas);
+        bytes.retain(|at, _| {
+            let address = BASE + at * PAGE;
+            stays.iter().any(|(start, end)| start <= address && address < end)
+        });
+        skeleton.apply(layout(areas.clone())).unwrap();
+        assert_whole(container.init, &areas, &format!("turn {turn}"));
+        for _ in 0..10 {
+            let at = dice.below(PAGES);
+            let address = BASE + at * PAGE;
+            if areas.iter().any(|area| area.start <= address && address < area.end) {
+                let byte = dice.below(255) as u8 + 1;
+                skeleton.apply(page(at, byte)).unwrap();
+                bytes.insert(at, byte);
+            }
+        }
+        let memory = ckpt_engine::inject::memory(container.init).unwrap();
+        for area in &areas {
+            for at in (area.start - BASE) / PAGE..(area.end - BASE) / PAGE {
+                let mut found = [0; 1];
+                std::os::unix::fs::FileExt::read_exact_at(&memory, &mut found, BASE + at * PAGE)
+                    .unwrap();
+                assert_eq!(found[0], bytes.get(&at).copied().unwrap_or(0), "turn {turn}, {at}");
+            }
+        }
+        before = areas;
+    }
+    drop((skeleton, container));
+}
