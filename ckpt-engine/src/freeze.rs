@@ -8,6 +8,9 @@ use std::{
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
+
+use crate::errno;
 
 /// How long the state is looked at again and again before notifications are waited for.
 const SPIN: Duration = Duration::from_millis(5);
@@ -16,7 +19,7 @@ const SPIN: Duration = Duration::from_millis(5);
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The cgroup did not reach the wanted state.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum FreezeError {
     /// One of its files could not be used.
     #[error("cannot use {}", path.display())]
@@ -24,6 +27,7 @@ pub enum FreezeError {
         /// The file.
         path: PathBuf,
         /// Why.
+        #[serde(with = "errno")]
         source: io::Error,
     },
     /// Some process did not stop in time: it is in an uninterruptible call.
@@ -76,6 +80,11 @@ impl Frozen {
     pub fn thaw(mut self) -> Result<(), FreezeError> {
         self.thaws = false;
         set(&self.cgroup, false)
+    }
+
+    /// Leaves it to somebody else to let everything go on.
+    pub fn leave(mut self) {
+        self.thaws = false;
     }
 
     /// From here on only somebody who knows the owner may let the processes go on: dropping

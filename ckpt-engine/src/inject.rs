@@ -5,6 +5,7 @@
 //! holds a loop that makes a whole table of calls in one stop; see [`Batch`].
 
 use std::{
+    borrow::Cow,
     cell::Cell,
     io,
     os::unix::fs::FileExt,
@@ -12,8 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
-    procfs,
+    errno, procfs,
     sys::{
         ptrace::{self, Registers, Stop},
         vm,
@@ -21,7 +24,7 @@ use crate::{
 };
 
 /// A thread could not be stopped, or did not do what was asked of it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum InjectError {
     /// The thread ended meanwhile.
     #[error("thread {tid} has ended")]
@@ -41,6 +44,7 @@ pub enum InjectError {
         /// The thread, as numbered on the host.
         tid: i32,
         /// Why.
+        #[serde(with = "errno")]
         source: io::Error,
     },
     /// A request of ptrace(2) failed.
@@ -49,6 +53,7 @@ pub enum InjectError {
         /// The thread, as numbered on the host.
         tid: i32,
         /// Why.
+        #[serde(with = "errno")]
         source: io::Error,
     },
     /// The thread stopped for another reason than the end of our code.
@@ -68,10 +73,18 @@ pub enum InjectError {
     #[error("{call} failed in process {tid}")]
     Call {
         /// The name of the system call.
-        call: &'static str,
+        call: Cow<'static, str>,
         /// The thread, as numbered on the host.
         tid: i32,
         /// The error it got.
+        #[serde(with = "errno")]
+        source: io::Error,
+    },
+    /// The process that reaches into the VE's is gone, or does not answer.
+    #[error("lost the process that looks into the VE")]
+    Surgeon {
+        /// Why.
+        #[serde(with = "errno")]
         source: io::Error,
     },
 }
@@ -221,7 +234,7 @@ impl Stopped {
     ) -> Result<u64, InjectError> {
         let value = self.call(vdso, number, arguments)?;
         check_return(value as i64).map_err(|source| InjectError::Call {
-            call: name,
+            call: name.into(),
             tid: self.tid,
             source,
         })
@@ -562,7 +575,7 @@ impl Done {
     /// The result of one call, or an error that names the call.
     pub fn value(&self, index: usize) -> Result<u64, InjectError> {
         self.result(index).map_err(|source| InjectError::Call {
-            call: self.names[index],
+            call: self.names[index].into(),
             tid: self.tid,
             source,
         })

@@ -7,12 +7,14 @@ pub mod areas;
 pub mod capture;
 pub mod container;
 mod due;
+mod errno;
 pub mod files;
 pub mod freeze;
 pub mod inject;
 pub mod procfs;
 pub mod ranges;
 pub mod rebuild;
+pub mod surgeon;
 #[expect(unsafe_code, reason = "the only module that talks to the kernel directly")]
 pub mod sys;
 pub mod track;

@@ -1,6 +1,7 @@
 //! What `/proc` tells about processes (proc(5)), read from the host.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
@@ -8,9 +9,12 @@ use std::{
 };
 
 use ckpt_format::memory::Advice;
+use serde::{Deserialize, Serialize};
+
+use crate::errno;
 
 /// A file of `/proc` that could not be read or understood.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum ProcError {
     /// The file could not be read: most often the process has ended.
     #[error("cannot read {}", path.display())]
@@ -18,6 +22,7 @@ pub enum ProcError {
         /// The file.
         path: PathBuf,
         /// Why.
+        #[serde(with = "errno")]
         source: io::Error,
     },
     /// The file does not look as proc(5) says.
@@ -26,7 +31,7 @@ pub enum ProcError {
         /// The file.
         path: PathBuf,
         /// What was looked for.
-        field: &'static str,
+        field: Cow<'static, str>,
     },
 }
 
@@ -123,12 +128,12 @@ impl Stat {
 
     fn parse(text: &str, path: PathBuf) -> Result<Self, ProcError> {
         let Some((_, rest)) = text.rsplit_once(')') else {
-            return Err(ProcError::Field { path, field: "comm" });
+            return Err(ProcError::Field { path, field: "comm".into() });
         };
         let fields: Vec<String> = rest.split_whitespace().map(str::to_owned).collect();
         match fields.first().and_then(|state| state.chars().next()) {
             Some(state) => Ok(Self { path, state, fields }),
-            None => Err(ProcError::Field { path, field: "state" }),
+            None => Err(ProcError::Field { path, field: "state".into() }),
         }
     }
 
@@ -137,7 +142,7 @@ impl Stat {
         self.fields
             .get(number - 3)
             .and_then(|text| text.parse().ok())
-            .ok_or_else(|| ProcError::Field { path: self.path.clone(), field })
+            .ok_or_else(|| ProcError::Field { path: self.path.clone(), field: field.into() })
     }
 }
 
@@ -174,7 +179,7 @@ impl Status {
         self.fields
             .get(key)
             .map(String::as_str)
-            .ok_or_else(|| ProcError::Field { path: self.path.clone(), field: key })
+            .ok_or_else(|| ProcError::Field { path: self.path.clone(), field: key.into() })
     }
 
     /// All numbers behind a key, in the base given.
@@ -183,7 +188,7 @@ impl Status {
             .split_whitespace()
             .map(|word| u64::from_str_radix(word, radix))
             .collect::<Result<_, _>>()
-            .map_err(|_| ProcError::Field { path: self.path.clone(), field: key })
+            .map_err(|_| ProcError::Field { path: self.path.clone(), field: key.into() })
     }
 
     /// One number behind a key.
@@ -191,7 +196,7 @@ impl Status {
         self.numbers(key, radix)?
             .first()
             .copied()
-            .ok_or_else(|| ProcError::Field { path: self.path.clone(), field: key })
+            .ok_or_else(|| ProcError::Field { path: self.path.clone(), field: key.into() })
     }
 
     /// The last of several numbers: what the innermost namespace sees, for the `NS…` keys.
@@ -199,7 +204,7 @@ impl Status {
         self.numbers(key, 10)?
             .last()
             .map(|&number| number as i32)
-            .ok_or_else(|| ProcError::Field { path: self.path.clone(), field: key })
+            .ok_or_else(|| ProcError::Field { path: self.path.clone(), field: key.into() })
     }
 }
 

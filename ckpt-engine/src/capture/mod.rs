@@ -10,18 +10,19 @@ mod thread;
 mod timers;
 
 use ckpt_format::{blocker::Blocker, process::Processes};
+use serde::{Deserialize, Serialize};
 
 pub use self::check::check;
 use crate::{
     freeze::{FreezeError, Frozen},
     inject::{InjectError, Stopped},
     procfs::{self, ProcError},
+    surgeon::Patient,
     sys::ptrace,
-    track::Tracked,
 };
 
 /// Why the state could not be captured. The VE is unharmed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum CaptureError {
     /// Something in the VE cannot be moved.
     #[error("{} cannot be moved: {}", count(.0), list(.0))]
@@ -49,7 +50,7 @@ fn list(blockers: &[Blocker]) -> String {
 }
 
 /// How the ids of the VE are seen from the host.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct IdMap {
     /// The host's id of the VE's id 0.
     pub base: u32,
@@ -68,18 +69,18 @@ impl IdMap {
     }
 }
 
-/// Captures the processes that the tracker saw in its last round, in the order of its layout.
+/// Captures processes, in this order: those that the tracker saw in its last round.
 ///
 /// All threads are stopped together, so that nothing of the VE runs while the cgroup is open
 /// for our own calls.
-pub fn capture<'a>(
+pub(crate) fn capture(
     frozen: &Frozen,
-    tracked: impl Iterator<Item = &'a Tracked>,
+    patients: &[Patient],
     ids: IdMap,
 ) -> Result<Processes, CaptureError> {
     let mut stopped = Vec::new();
-    for tracked in tracked {
-        let tids = procfs::threads(tracked.host())?;
+    for patient in patients {
+        let tids = procfs::threads(patient.host)?;
         let threads = match Stopped::attach(&tids, ptrace::SUSPEND_SECCOMP) {
             Ok(threads) => threads,
             Err(error) => {
@@ -87,7 +88,7 @@ pub fn capture<'a>(
                 return Err(error.into());
             }
         };
-        stopped.push((tracked, threads));
+        stopped.push((patient, threads));
     }
     let captured = capture_stopped(frozen, &mut stopped, ids);
     // Frozen again first: a thread let go must not run.
@@ -101,7 +102,7 @@ pub fn capture<'a>(
 ///
 /// Thawing alone would end epoll_wait(2) and its like with EINTR; only at a ptrace stop can they
 /// be told to go on. [`capture`] does the same for the threads that it stops.
-pub fn hide_interruption(frozen: &Frozen) -> Result<(), CaptureError> {
+pub(crate) fn hide_interruption(frozen: &Frozen) -> Result<(), CaptureError> {
     let list = |source| FreezeError::File { path: frozen.cgroup().to_owned(), source };
     for host in procfs::cgroup_processes(frozen.cgroup()).map_err(list)? {
         let tids = match procfs::threads(host) {
@@ -118,7 +119,7 @@ pub fn hide_interruption(frozen: &Frozen) -> Result<(), CaptureError> {
     Ok(())
 }
 
-fn let_go(stopped: Vec<(&Tracked, Vec<Stopped>)>) {
+fn let_go(stopped: Vec<(&Patient, Vec<Stopped>)>) {
     for thread in stopped.into_iter().flat_map(|(_, threads)| threads) {
         let tid = thread.tid;
         if let Err(error) = thread.detach() {
@@ -129,18 +130,18 @@ fn let_go(stopped: Vec<(&Tracked, Vec<Stopped>)>) {
 
 fn capture_stopped(
     frozen: &Frozen,
-    stopped: &mut [(&Tracked, Vec<Stopped>)],
+    stopped: &mut [(&Patient, Vec<Stopped>)],
     ids: IdMap,
 ) -> Result<Processes, CaptureError> {
     frozen.open_for_injection()?;
     let mut processes = Processes::default();
-    for (tracked, threads) in stopped {
-        if tracked.inner() == 1
+    for (patient, threads) in stopped {
+        if patient.inner == 1
             && let Some(init) = threads.first()
         {
-            processes.last_pid = process::last_pid(tracked, init)?;
+            processes.last_pid = process::last_pid(patient, init)?;
         }
-        processes.processes.push(process::capture(tracked, threads, ids)?);
+        processes.processes.push(process::capture(patient, threads, ids)?);
     }
     Ok(processes)
 }

@@ -14,8 +14,8 @@ use super::{
 use crate::{
     inject::{Batch, Done, Gate, InjectError, Stopped},
     procfs::{self, ProcError, Stat, Status},
+    surgeon::Patient,
     sys::{event, ptrace, task},
-    track::Tracked,
 };
 
 const PR_GET_THP_DISABLE: u64 = 42;
@@ -37,12 +37,12 @@ struct Questions {
 
 /// Captures one process whose threads are all stopped; the leader comes first.
 pub(super) fn capture(
-    tracked: &Tracked,
+    patient: &Patient,
     threads: &mut [Stopped],
     ids: IdMap,
 ) -> Result<Process, CaptureError> {
-    let host = tracked.host();
-    let vdso = tracked.space().vdso().ok_or(InjectError::NoVdso)?;
+    let host = patient.host;
+    let vdso = patient.vdso.ok_or(InjectError::NoVdso)?;
     let outside = threads
         .iter_mut()
         .map(|stopped| thread::from_outside(host, stopped, ids))
@@ -67,7 +67,7 @@ pub(super) fn capture(
     {
         all.push(Thread { pending, ..thread::complete(outside, questions, done)? });
     }
-    let mut process = from_outside(host, tracked.inner())?;
+    let mut process = from_outside(host, patient.inner)?;
     process.stopped = threads.iter().find_map(Stopped::stop_signal);
     let inner_by_host: HashMap<i32, i32> =
         threads.iter().zip(&all).map(|(stopped, thread)| (stopped.tid, thread.tid)).collect();
@@ -101,8 +101,8 @@ fn pending(leader: i32, threads: &[Stopped]) -> Result<Pending, InjectError> {
 }
 
 /// The number that the newest process of the VE got; only a task of the VE can say.
-pub(super) fn last_pid(tracked: &Tracked, init: &Stopped) -> Result<i32, InjectError> {
-    let vdso = tracked.space().vdso().ok_or(InjectError::NoVdso)?;
+pub(super) fn last_pid(patient: &Patient, init: &Stopped) -> Result<i32, InjectError> {
+    let vdso = patient.vdso.ok_or(InjectError::NoVdso)?;
     let gate = Gate::open(init, vdso, None)?;
     let text = read_in(init, gate, "/proc/sys/kernel/ns_last_pid");
     gate.close(init, vdso)?;

@@ -31,6 +31,7 @@ use self::shared::TrackedObject;
 use crate::{
     inject::InjectError,
     procfs::{self, ProcError, Stat, Status},
+    surgeon::Surgeon,
 };
 
 /// Why a round could not be done.
@@ -126,6 +127,7 @@ struct Seen {
 pub struct Tracker {
     cgroup: PathBuf,
     id_base: u32,
+    surgeon: Surgeon,
     processes: BTreeMap<i32, Tracked>,
     shared: HashMap<u64, TrackedObject>,
     /// Objects that are only open, not mapped.
@@ -138,10 +140,12 @@ pub struct Tracker {
 
 impl Tracker {
     /// For the VE whose processes live in `cgroup` (cgroup v2) and whose ids start at `id_base`.
-    pub fn new(cgroup: &Path, id_base: u32) -> Self {
+    /// `surgeon` starts the tracking of each process.
+    pub fn new(cgroup: &Path, id_base: u32, surgeon: Surgeon) -> Self {
         Self {
             cgroup: cgroup.to_owned(),
             id_base,
+            surgeon,
             processes: BTreeMap::new(),
             shared: HashMap::new(),
             open: HashMap::new(),
@@ -248,7 +252,8 @@ impl Tracker {
             .processes
             .entry(seen.host)
             .or_insert_with(|| Tracked::new(seen.host, seen.inner, seen.start_time));
-        tracked.refresh(&mut self.lives, !self.frozen && !seen.blocked)?;
+        let surgeon = (!self.frozen && !seen.blocked).then_some(&self.surgeon);
+        tracked.refresh(&mut self.lives, surgeon)?;
         Ok(tracked)
     }
 

@@ -11,13 +11,13 @@ use ckpt_format::memory::{Area, Backing, PAGE, Run, Space};
 use super::{Output, Sink, TrackError};
 use crate::{
     areas::{AddressSpace, kept},
-    inject::{InjectError, Stopped, memory},
+    inject::{InjectError, memory},
     procfs::{self, ProcError},
     ranges::Ranges,
+    surgeon::{Patient, Surgeon},
     sys::{
         pagemap::{self, Query, category},
-        ptrace, task,
-        userfault::{self, Tracking},
+        userfault::Tracking,
         vm,
     },
 };
@@ -75,6 +75,11 @@ impl Tracked {
         self.life.as_ref().map_or(0, |life| life.number)
     }
 
+    /// What must be known to capture it.
+    pub fn patient(&self) -> Patient {
+        Patient { host: self.host, inner: self.inner, vdso: self.space().vdso() }
+    }
+
     /// The areas as last read.
     pub fn space(&self) -> &AddressSpace {
         static NONE: std::sync::LazyLock<AddressSpace> =
@@ -83,8 +88,12 @@ impl Tracked {
     }
 
     /// Reads the areas again; notices an execve(2) by the old address space being gone; starts
-    /// the tracking where there is none yet and `arm` is set.
-    pub(super) fn refresh(&mut self, lives: &mut u64, arm: bool) -> Result<(), TrackError> {
+    /// the tracking where there is none yet, if somebody is given to do it.
+    pub(super) fn refresh(
+        &mut self,
+        lives: &mut u64,
+        surgeon: Option<&Surgeon>,
+    ) -> Result<(), TrackError> {
         let maps = match &mut self.life {
             Some(life) => {
                 read_again(&mut life.maps).map_err(|source| gone(self.host, "maps", source))?
@@ -95,12 +104,12 @@ impl Tracked {
             *lives += 1;
             let (life, maps) = Life::open(self.host, *lives)?;
             self.life = Some(life);
-            return self.update(&maps, arm);
+            return self.update(&maps, surgeon);
         }
-        self.update(&maps, arm)
+        self.update(&maps, surgeon)
     }
 
-    fn update(&mut self, maps: &str, arm: bool) -> Result<(), TrackError> {
+    fn update(&mut self, maps: &str, surgeon: Option<&Surgeon>) -> Result<(), TrackError> {
         let Some(life) = &mut self.life else { return Ok(()) };
         let space = AddressSpace::read(self.host, maps, Some(&life.space))?;
         let good = kept(&life.space.areas, &space.areas);
@@ -113,8 +122,13 @@ impl Tracked {
         life.anew = life.anew.without(&life.anew.without(&all));
         life.space = space;
         // One that has been stopped by a signal meanwhile would show our own stop instead.
-        if arm && life.tracking.is_none() && !is_stopped(self.host) {
-            let tracking = arm_process(self.host, life.space.vdso())
+        if let Some(surgeon) = surgeon
+            && life.tracking.is_none()
+            && !is_stopped(self.host)
+        {
+            let vdso = life.space.vdso().ok_or(InjectError::NoVdso);
+            let tracking = vdso
+                .and_then(|vdso| surgeon.arm(self.host, vdso))
                 .map_err(|source| TrackError::Arm { pid: self.inner, source })?;
             life.tracking = Some(tracking);
         }
@@ -347,27 +361,4 @@ fn is_stopped(host: i32) -> bool {
 /// Areas whose pages belong to the process alone.
 fn has_private_pages(area: &Area) -> bool {
     !area.shared && !matches!(area.backing, Backing::Vdso | Backing::Vvar | Backing::Vsyscall)
-}
-
-/// Makes a userfaultfd in the process and fetches it.
-fn arm_process(host: i32, vdso: Option<u64>) -> Result<Tracking, InjectError> {
-    let vdso = vdso.ok_or(InjectError::NoVdso)?;
-    let mut stopped = Stopped::attach(&[host], ptrace::SUSPEND_SECCOMP)?;
-    let Some(thread) = stopped.pop() else { return Err(InjectError::Ended { tid: host }) };
-    let tracking = make_userfault(&thread, host, vdso);
-    thread.detach()?;
-    tracking
-}
-
-fn make_userfault(thread: &Stopped, host: i32, vdso: u64) -> Result<Tracking, InjectError> {
-    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | userfault::USER_MODE_ONLY;
-    let number = libc::SYS_userfaultfd;
-    let fd = thread.checked_call(vdso, "userfaultfd", number, &[flags as u64])?;
-    let fetched = task::pidfd_open(host).and_then(|pidfd| task::pidfd_getfd(&pidfd, fd as i32));
-    thread.checked_call(vdso, "close", libc::SYS_close, &[fd])?;
-    fetched.and_then(Tracking::new).map_err(|source| InjectError::Call {
-        call: "userfaultfd",
-        tid: host,
-        source,
-    })
 }

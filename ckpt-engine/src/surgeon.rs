@@ -1,0 +1,303 @@
+//! Reaches into the processes of a running VE, and ends what it has begun.
+//!
+//! When a tracer dies the kernel lets its tracees go with whatever registers and signal mask they
+//! have just then: a process that was about to make a call of ours would run on in our code and
+//! die. So everything that changes a thread of a VE on the source, if only for microseconds, is
+//! done by a [`serve`]r in a process of its own, which a daemon asks through a [`Surgeon`]. A
+//! daemon may die at any moment; its surgeon puts every thread back before it ends.
+
+use std::{
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use ckpt_format::{codec, process::Processes};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{
+    capture::{self, CaptureError, IdMap},
+    freeze::Frozen,
+    inject::{InjectError, Stopped},
+    sys::{
+        ancillary, ptrace, task,
+        userfault::{self, Tracking},
+    },
+};
+
+/// The longest message, in bytes: a thread takes some kilobytes.
+const MESSAGE_MAX: u64 = 1 << 30;
+/// How long one operation may take. Each wait in it has a bound of its own, which is shorter.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A process to be captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Patient {
+    /// Its number on the host.
+    pub host: i32,
+    /// Its number inside the VE.
+    pub inner: i32,
+    /// Where its vdso is.
+    pub vdso: Option<u64>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Request {
+    Arm { host: i32, vdso: u64 },
+    Capture { cgroup: PathBuf, patients: Vec<Patient>, ids: IdMap },
+    HideInterruption { cgroup: PathBuf },
+}
+
+/// Asks a [`serve`]r, one operation at a time. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Surgeon(Arc<Mutex<UnixStream>>);
+
+impl Surgeon {
+    /// With the server at the other end of this socket.
+    pub fn new(socket: UnixStream) -> io::Result<Self> {
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self(Arc::new(Mutex::new(socket))))
+    }
+
+    /// Starts the tracking of a process (`userfaultfd(2)`), whose vdso is at `vdso`.
+    pub fn arm(&self, host: i32, vdso: u64) -> Result<Tracking, InjectError> {
+        let (reply, descriptor) =
+            self.ask::<Result<(), InjectError>>(&Request::Arm { host, vdso })?;
+        reply?;
+        let descriptor = descriptor.ok_or_else(|| lost(io::ErrorKind::InvalidData.into()))?;
+        Tracking::new(descriptor).map_err(|source| call_failed(host, source))
+    }
+
+    /// Captures frozen processes, in this order. They are frozen again afterwards.
+    pub fn capture(
+        &self,
+        frozen: &Frozen,
+        patients: Vec<Patient>,
+        ids: IdMap,
+    ) -> Result<Processes, CaptureError> {
+        let cgroup = frozen.cgroup().to_owned();
+        self.ask::<Result<_, CaptureError>>(&Request::Capture { cgroup, patients, ids })?.0
+    }
+
+    /// Sees to it that programs in a frozen cgroup do not notice the freeze when it ends; see
+    /// [`capture::hide_interruption`].
+    pub fn hide_interruption(&self, frozen: &Frozen) -> Result<(), CaptureError> {
+        let cgroup = frozen.cgroup().to_owned();
+        self.ask::<Result<_, CaptureError>>(&Request::HideInterruption { cgroup })?.0
+    }
+
+    fn ask<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+    ) -> Result<(T, Option<OwnedFd>), InjectError> {
+        let mut socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        send(&mut socket, request, None).map_err(lost)?;
+        let received = receive(&mut socket).map_err(lost)?;
+        received.ok_or_else(|| lost(io::ErrorKind::UnexpectedEof.into()))
+    }
+}
+
+fn lost(source: io::Error) -> InjectError {
+    InjectError::Surgeon { source }
+}
+
+/// Whether operations are still wanted, and none under way for as long as the guard is held.
+#[derive(Debug, Default)]
+pub struct Theatre(Mutex<bool>);
+
+impl Theatre {
+    /// Waits for the operation under way and lets none begin afterwards.
+    pub fn close(&self) {
+        *self.guard() = true;
+    }
+
+    fn guard(&self) -> MutexGuard<'_, bool> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Operates until the other end of the socket is closed. Call from one thread: ptrace(2) ties
+/// tracees to it.
+pub fn serve(mut socket: UnixStream, theatre: &Theatre) -> io::Result<()> {
+    while let Some((request, _)) = receive(&mut socket)? {
+        let closed = theatre.guard();
+        if *closed {
+            return Ok(());
+        }
+        let outcome = operate(request);
+        drop(closed);
+        match outcome {
+            Outcome::Armed(Ok(descriptor)) => {
+                send(&mut socket, &Ok::<(), InjectError>(()), Some(descriptor.as_fd()))?;
+            }
+            Outcome::Armed(Err(error)) => send(&mut socket, &Err::<(), _>(error), None)?,
+            Outcome::Captured(captured) => send(&mut socket, &captured, None)?,
+            Outcome::Hidden(hidden) => send(&mut socket, &hidden, None)?,
+        }
+    }
+    Ok(())
+}
+
+enum Outcome {
+    Armed(Result<OwnedFd, InjectError>),
+    Captured(Result<Processes, CaptureError>),
+    Hidden(Result<(), CaptureError>),
+}
+
+fn operate(request: Request) -> Outcome {
+    match request {
+        Request::Arm { host, vdso } => Outcome::Armed(arm(host, vdso)),
+        Request::Capture { cgroup, patients, ids } => {
+            Outcome::Captured(on_frozen(&cgroup, |frozen| capture::capture(frozen, &patients, ids)))
+        }
+        Request::HideInterruption { cgroup } => {
+            Outcome::Hidden(on_frozen(&cgroup, capture::hide_interruption))
+        }
+    }
+}
+
+/// Works on a cgroup that somebody else has frozen, and will let go on.
+fn on_frozen<T>(cgroup: &Path, work: impl FnOnce(&Frozen) -> T) -> T {
+    let frozen = Frozen::adopt(cgroup);
+    let done = work(&frozen);
+    frozen.leave();
+    done
+}
+
+/// Makes a userfaultfd in a process and fetches it.
+fn arm(host: i32, vdso: u64) -> Result<OwnedFd, InjectError> {
+    let mut stopped = Stopped::attach(&[host], ptrace::SUSPEND_SECCOMP)?;
+    let Some(thread) = stopped.pop() else { return Err(InjectError::Ended { tid: host }) };
+    let made = make_userfault(&thread, host, vdso);
+    thread.detach()?;
+    made
+}
+
+fn make_userfault(thread: &Stopped, host: i32, vdso: u64) -> Result<OwnedFd, InjectError> {
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | userfault::USER_MODE_ONLY;
+    let number = libc::SYS_userfaultfd;
+    let fd = thread.checked_call(vdso, "userfaultfd", number, &[flags as u64])?;
+    let fetched = task::pidfd_open(host).and_then(|pidfd| task::pidfd_getfd(&pidfd, fd as i32));
+    thread.checked_call(vdso, "close", libc::SYS_close, &[fd])?;
+    fetched.map_err(|source| call_failed(host, source))
+}
+
+fn call_failed(host: i32, source: io::Error) -> InjectError {
+    InjectError::Call { call: "userfaultfd".into(), tid: host, source }
+}
+
+fn send<T: Serialize>(
+    socket: &mut UnixStream,
+    message: &T,
+    beside: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let body = codec::encode(message);
+    let length = (body.len() as u64).to_le_bytes();
+    let beside: Vec<_> = beside.into_iter().collect();
+    ancillary::send_all(socket.as_fd(), &length, &beside)?;
+    socket.write_all(&body)
+}
+
+/// The next message with what came beside it; none when the other end is closed.
+fn receive<T: DeserializeOwned>(
+    socket: &mut UnixStream,
+) -> io::Result<Option<(T, Option<OwnedFd>)>> {
+    let mut length = [0; 8];
+    let (count, mut beside) = ancillary::receive(socket.as_fd(), &mut length, 1)?;
+    if count == 0 {
+        return Ok(None);
+    }
+    socket.read_exact(&mut length[count..])?;
+    let length = u64::from_le_bytes(length);
+    if length > MESSAGE_MAX {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    let mut body = vec![0; length as usize];
+    socket.read_exact(&mut body)?;
+    let message = codec::decode(&body).map_err(|_| io::ErrorKind::InvalidData)?;
+    Ok(Some((message, beside.pop())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::process::CommandExt,
+        process::{Command, Stdio},
+    };
+
+    use super::*;
+    use crate::{areas::AddressSpace, procfs};
+
+    fn pair(theatre: &Arc<Theatre>) -> (Surgeon, std::thread::JoinHandle<io::Result<()>>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let theatre = theatre.clone();
+        let server = std::thread::spawn(move || serve(theirs, &theatre));
+        (Surgeon::new(ours).unwrap(), server)
+    }
+
+    /// A process that says so as soon as it is hurt: by its end.
+    struct Sleeper(std::process::Child);
+
+    impl Sleeper {
+        fn new() -> Self {
+            let mut command = Command::new("sleep");
+            command.arg("100").stdin(Stdio::null()).process_group(0);
+            Self(command.spawn().unwrap())
+        }
+
+        fn pid(&self) -> i32 {
+            self.0.id() as i32
+        }
+
+        fn vdso(&self) -> u64 {
+            let maps = procfs::read_text(self.pid(), "maps").unwrap();
+            AddressSpace::read(self.pid(), &maps, None).unwrap().vdso().unwrap()
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn a_process_is_armed_and_runs_on() {
+        let mut sleeper = Sleeper::new();
+        let (surgeon, server) = pair(&Arc::default());
+        // Until it has executed its program.
+        while procfs::read_text(sleeper.pid(), "comm").unwrap().trim() != "sleep" {}
+        surgeon.arm(sleeper.pid(), sleeper.vdso()).unwrap();
+        assert!(sleeper.0.try_wait().unwrap().is_none());
+        drop(surgeon);
+        server.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn an_error_comes_back_as_it_was() {
+        let (surgeon, _server) = pair(&Arc::default());
+        let gone = {
+            let sleeper = Sleeper::new();
+            sleeper.pid()
+        };
+        let error = surgeon.arm(gone, 0).unwrap_err();
+        assert!(matches!(error, InjectError::Ended { tid } if tid == gone), "{error:?}");
+    }
+
+    #[test]
+    fn nothing_begins_in_a_closed_theatre() {
+        let sleeper = Sleeper::new();
+        let theatre = Arc::default();
+        let (surgeon, server) = pair(&theatre);
+        theatre.close();
+        let error = surgeon.arm(sleeper.pid(), 0).unwrap_err();
+        assert!(matches!(error, InjectError::Surgeon { .. }), "{error:?}");
+        server.join().unwrap().unwrap();
+    }
+}
