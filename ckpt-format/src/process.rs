@@ -168,7 +168,7 @@ pub struct IntervalTimer {
 }
 
 /// A timer_create(2) timer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PosixTimer {
     /// `timer_t`.
     pub id: i32,

@@ -56,6 +56,8 @@ impl Skeleton {
     fn complete_process(&self, process: &Process) -> Result<(), RebuildError> {
         let bone = self.bone(process.pid)?;
         set_from_outside(bone.thread.tid, process);
+        timers::create_posix_timers(&bone.thread, self.gate, &process.posix_timers)
+            .map_err(bone.failed("make its timers"))?;
         let mut batch = self.gate.batch();
         let elapsed_ns = event::elapsed(process.timers_read_at_ns, self.ahead_ns)
             .map_err(|source| outside(process.pid, "read the clock", source))?;
@@ -287,7 +289,7 @@ fn whole_process(batch: &mut Batch, process: &Process, elapsed_ns: i64) {
         let address = batch.bytes(&bytes);
         batch.call("rt_sigaction", libc::SYS_rt_sigaction, &[signal, address, 0, 8]);
     }
-    timers::posix_timers(batch, &process.posix_timers, elapsed_ns);
+    timers::start_posix_timers(batch, &process.posix_timers, elapsed_ns);
     timers::interval_timers(batch, &process.interval_timers, elapsed_ns);
     for signal in &process.pending {
         queue(batch, process.pid, None, signal);

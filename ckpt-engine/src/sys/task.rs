@@ -126,3 +126,17 @@ pub fn memfd(name: &str) -> io::Result<OwnedFd> {
     // SAFETY: the kernel has just made this descriptor for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
+
+/// `prctl(2)` request: timer_create(2) takes the id from the caller (Linux 6.16).
+pub const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
+const PR_TIMER_CREATE_RESTORE_IDS_GET: u64 = 2;
+
+/// True where a process may choose the ids of its timers.
+pub fn can_choose_timer_ids() -> bool {
+    static ANSWER: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        let (request, get) = (PR_TIMER_CREATE_RESTORE_IDS, PR_TIMER_CREATE_RESTORE_IDS_GET);
+        // SAFETY: no pointers; unknown requests are refused.
+        unsafe { libc::syscall(libc::SYS_prctl, request, get, 0, 0, 0) >= 0 }
+    })
+}
