@@ -27,12 +27,14 @@ use ckpt_format::{
 };
 
 use super::{
+    brake::Brake,
     messages::{Item, State},
     pipe::Pipe,
     rounds::Fixed,
     stopwatch::Stopwatch,
 };
 use crate::{
+    cgroup::CgroupError,
     network::{
         Hold, NetworkError,
         state::{self, Expected},
@@ -58,6 +60,9 @@ pub(super) enum CopyError {
     /// It did not stop.
     #[error(transparent)]
     Freeze(#[from] FreezeError),
+    /// Its CPU time.
+    #[error(transparent)]
+    Cpu(#[from] CgroupError),
     /// A process could not be looked at.
     #[error("cannot look at process {pid}")]
     Process {
@@ -109,6 +114,7 @@ pub(super) struct Live {
     /// The network as it was at the offer.
     pub(super) network: Network,
     pub(super) hold: Option<Hold>,
+    pub(super) brake: Brake,
 }
 
 impl Live {
@@ -117,6 +123,7 @@ impl Live {
         self.send_files(false, pipe)?;
         let round = self.tracker.round(&mut pipe.clone())?;
         pipe.item(&Item::Barrier(number)).map_err(|_| CopyError::Link)?;
+        self.brake.look()?;
         Ok(round)
     }
 
@@ -223,6 +230,9 @@ impl Live {
     pub(super) fn freeze(mut self) -> Result<Still, (Box<Self>, CopyError)> {
         let start = Instant::now();
         let mut watch = Stopwatch::start("stop of a VE");
+        if let Err(error) = self.brake.lift() {
+            return Err((Box::new(self), error.into()));
+        }
         let frozen = match Frozen::freeze(&self.freezer) {
             Ok(frozen) => frozen,
             Err(error) => return Err((Box::new(self), error.into())),
@@ -298,7 +308,9 @@ impl Still {
     /// The VE goes on, and is copied further.
     pub(super) fn back(mut self) -> Result<Live, CopyError> {
         self.wake();
-        self.live.take().ok_or(CopyError::Link)
+        let mut live = self.live.take().ok_or(CopyError::Link)?;
+        live.brake.again()?;
+        Ok(live)
     }
 
     /// From here on only the log decides whether the VE may run here again.

@@ -1,13 +1,14 @@
 //! Moves running VEs between nodes.
 //!
 //! [`source`] and [`target`] are the two halves of one story, each readable from top to bottom;
-//! [`rounds`] decides when to freeze, [`blackout`] is the source's VE while it stands still,
+//! [`rounds`] decides when to freeze and when to step on the [`brake`], [`blackout`] is the source's VE while it stands still,
 //! [`builder`] the target's thread that rebuilds it, [`settle`] asks the log what has become of
 //! a migration, and [`recover`] does so after a daemon has died half way. [`leftovers`] tells the
 //! log what has been cleared away.
 
 mod admit;
 mod blackout;
+mod brake;
 mod builder;
 mod error;
 mod facts;
@@ -65,7 +66,7 @@ pub struct Migrations(Context);
 impl Migrations {
     /// For this node's VEs and cluster. Call inside a runtime; takes up what was under way.
     pub fn new(runtime: Arc<Runtime>, cluster: Arc<Cluster>) -> Self {
-        let context = Context { runtime, cluster };
+        let context = Context { runtime, cluster, experience: Arc::default() };
         recover::recover(&context);
         tokio::spawn(leftovers::watch(context.clone()));
         Self(context)

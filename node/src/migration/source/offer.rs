@@ -18,6 +18,7 @@ use crate::{
     api::Sink,
     migration::{
         blackout::{self, CopyError, Live},
+        brake::Brake,
         error::MigrateError,
         facts,
         journal::{Journal, Step},
@@ -199,6 +200,7 @@ fn look_at(handle: &Handle) -> Result<(Live, Message), MigrateError> {
         expected,
         network: network.network,
         hold,
+        brake: Brake::new(handle.cgroups.clone()).map_err(CopyError::Cpu)?,
     };
     Ok((live, message))
 }
