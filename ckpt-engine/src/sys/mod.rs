@@ -7,6 +7,7 @@ pub mod clone;
 pub mod descriptor;
 pub mod event;
 pub mod handle;
+pub mod heap;
 pub mod identity;
 pub mod mount;
 pub mod namespace;

@@ -61,7 +61,7 @@ pub(super) async fn handle(
             to_value(runtime.create(id, &changes, sink).await?)
         }
         VeRequest::Start { ve, force, wait } => {
-            let operation = runtime.find(&ve)?.operate("start")?;
+            let operation = runtime.find(&ve)?.operate_for_user("start").await?;
             runtime.start(&operation.ve, force).await?;
             if wait {
                 runtime.wait_booted(&operation.ve).await?;
@@ -69,11 +69,11 @@ pub(super) async fn handle(
             to_value(())
         }
         VeRequest::Stop { ve, mode } => {
-            let operation = runtime.find(&ve)?.operate("stop")?;
+            let operation = runtime.find(&ve)?.operate_for_user("stop").await?;
             to_value(runtime.stop(&operation.ve, mode).await?)
         }
         VeRequest::Restart { ve, mode, wait } => {
-            let operation = runtime.find(&ve)?.operate("restart")?;
+            let operation = runtime.find(&ve)?.operate_for_user("restart").await?;
             if operation.ve.running().is_some() {
                 runtime.stop(&operation.ve, mode).await?;
             }
@@ -84,11 +84,11 @@ pub(super) async fn handle(
             to_value(())
         }
         VeRequest::Set { ve, changes, save } => {
-            let operation = runtime.find(&ve)?.operate("set")?;
+            let operation = runtime.find(&ve)?.operate_for_user("set").await?;
             to_value(runtime.set(&operation.ve, &changes, save).await?)
         }
         VeRequest::Destroy { ve } => {
-            let operation = runtime.find(&ve)?.operate("destroy")?;
+            let operation = runtime.find(&ve)?.operate_for_user("destroy").await?;
             to_value(runtime.destroy(operation).await?)
         }
         VeRequest::Exec(ExecRequest { ve, exec }) => {

@@ -26,8 +26,10 @@ mod target;
 
 use std::{sync::Arc, time::Duration};
 
+use ckpt_engine::sys::heap;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
 use transport::{Link, LinkHandler, PeerInfo};
 
 pub use self::report::{Downtime, Report, RoundReport};
@@ -89,7 +91,7 @@ impl Migrations {
             other => other.into(),
         };
         let operation = self.0.runtime.find(&request.ve).map_err(find)?;
-        let operation = operation.operate("migrate").map_err(find)?;
+        let operation = operation.operate_for_user("migrate").await.map_err(find)?;
         if request.check_only {
             source::check(&self.0, operation, &request.node).await.map_err(Failure::from)?;
             return Ok(None);
@@ -102,17 +104,21 @@ impl Migrations {
         let (context, sink) = (self.0.clone(), sink.clone());
         // In a task of its own: a client that goes away cancels by `sink.closed()`, in an
         // orderly way, and never by dropping the work half way.
-        tokio::spawn(async move { source::migrate(&context, operation, &wish, &sink).await })
-            .await
-            .map_err(MigrateError::Daemon)?
-            .map(Some)
-            .map_err(Failure::from)
+        let moved =
+            tokio::spawn(async move { source::migrate(&context, operation, &wish, &sink).await })
+                .await
+                .map_err(MigrateError::Daemon)?;
+        spawn_blocking(heap::give_back);
+        moved.map(Some).map_err(Failure::from)
     }
 }
 
 impl LinkHandler for Migrations {
     fn serve(&self, peer: PeerInfo, link: Link) -> BoxFuture<'static, ()> {
         let context = self.0.clone();
-        Box::pin(async move { target::serve(context, peer.node, link).await })
+        Box::pin(async move {
+            target::serve(context, peer.node, link).await;
+            spawn_blocking(heap::give_back);
+        })
     }
 }

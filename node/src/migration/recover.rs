@@ -20,7 +20,7 @@ use super::{
 use crate::{
     api::chain,
     network::{Gate, Netlink},
-    ve::{Operation, Ve},
+    ve::{Operation, RECOVER, Ve},
 };
 
 /// Looks at every VE of this node for a migration that was under way.
@@ -35,7 +35,7 @@ pub(super) fn recover(context: &Context) {
                 continue;
             }
         };
-        let operation = match ve.operate("recover") {
+        let operation = match ve.operate(RECOVER) {
             Ok(operation) => operation,
             Err(error) => {
                 tracing::error!(id = %ve.id, %error, "cannot recover a migration");

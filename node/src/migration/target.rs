@@ -150,8 +150,12 @@ impl Incoming {
             self.switch(&mut builder).await
         };
         match done.await {
-            Ok(()) => {
+            Ok(running) => {
+                // Before anybody hears of it: the VE may be moved on at once.
                 drop(operation);
+                if let Err(error) = self.sender.send(&running).await {
+                    tracing::warn!(%error, "the source does not hear that its VE runs here");
+                }
                 self.after(builder, &Journal::new(ve.directory())).await;
                 Ok(())
             }
@@ -217,7 +221,7 @@ impl Incoming {
     }
 
     /// The source seals, the log decides, the VE runs.
-    async fn switch(&mut self, builder: &mut Builder) -> Result<(), TakeInError> {
+    async fn switch(&mut self, builder: &mut Builder) -> Result<ToSource, TakeInError> {
         let frames = match self.receiver.recv().await? {
             ToTarget::Sealed { frames } => frames,
             _ => return Err(TakeInError::CalledOff),
@@ -234,11 +238,7 @@ impl Incoming {
         match ran {
             Some(News::Running(time)) => {
                 let release_ms = time.as_secs_f64() * 1000.0;
-                let running = ToSource::Running { commit_ms, release_ms };
-                if let Err(error) = self.sender.send(&running).await {
-                    tracing::warn!(%error, "the source does not hear that its VE runs here");
-                }
-                Ok(())
+                Ok(ToSource::Running { commit_ms, release_ms })
             }
             other => {
                 let returned = Command::ReturnVe { migration, epoch: self.offer.epoch.next() };

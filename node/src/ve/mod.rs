@@ -35,7 +35,7 @@ pub use self::{
     place::Place,
     registry::{Entry, Registry, RegistryError},
     running::Running,
-    runtime::{Operation, Runtime, SEED_ARGUMENT, Ve},
+    runtime::{Operation, RECOVER, Runtime, SEED_ARGUMENT, Ve},
     settings::{Changes, Settings},
     start::INTERFACE,
     stop::StopMode,

@@ -7,6 +7,7 @@ use std::{
     path::Path,
     process::Command,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use ckpt_engine::container::reap;
@@ -36,6 +37,11 @@ use crate::{
 /// The hidden argument with which the daemon's program is the seed of a container.
 pub const SEED_ARGUMENT: &str = "container-seed";
 
+/// The operation of a daemon that finishes or undoes what another left half done.
+pub const RECOVER: &str = "recover";
+/// How long users' operations wait for it.
+const RECOVER_PATIENCE: Duration = Duration::from_secs(15);
+
 /// All VEs of the node.
 #[derive(Debug)]
 pub struct Runtime {
@@ -55,7 +61,7 @@ pub struct Ve {
     /// Its number.
     pub id: VeId,
     pub(super) paths: Paths,
-    operation: Mutex<Option<&'static str>>,
+    operation: watch::Sender<Option<&'static str>>,
     state: Mutex<State>,
     /// True while it runs.
     pub(super) runs: watch::Sender<bool>,
@@ -79,7 +85,7 @@ pub struct Operation {
 
 impl Drop for Operation {
     fn drop(&mut self) {
-        *lock(&self.ve.operation) = None;
+        self.ve.operation.send_replace(None);
     }
 }
 
@@ -94,7 +100,7 @@ impl Ve {
         Arc::new(Self {
             id,
             paths,
-            operation: Mutex::new(None),
+            operation: watch::channel(None).0,
             state: Mutex::new(state),
             runs: watch::channel(false).0,
         })
@@ -102,19 +108,34 @@ impl Ve {
 
     /// Takes the VE's lock, or says who has it.
     pub fn operate(self: &Arc<Self>, operation: &'static str) -> Result<Operation, VeError> {
-        let mut current = lock(&self.operation);
-        match *current {
-            Some(operation) => Err(VeError::Locked { id: self.id, operation }),
-            None => {
-                *current = Some(operation);
-                Ok(Operation { ve: self.clone() })
-            }
+        let mut holder = None;
+        let taken = self.operation.send_if_modified(|current| {
+            holder = *current;
+            current.get_or_insert(operation);
+            holder.is_none()
+        });
+        match holder {
+            Some(operation) if !taken => Err(VeError::Locked { id: self.id, operation }),
+            _ => Ok(Operation { ve: self.clone() }),
         }
+    }
+
+    /// As [`Ve::operate`], for a user: what the daemon itself puts right after a restart is
+    /// waited for.
+    pub async fn operate_for_user(
+        self: &Arc<Self>,
+        operation: &'static str,
+    ) -> Result<Operation, VeError> {
+        let recovered = |current: &Option<_>| *current != Some(RECOVER);
+        let mut current = self.operation.subscribe();
+        // One that takes longer is told to the user below.
+        let _ = tokio::time::timeout(RECOVER_PATIENCE, current.wait_for(recovered)).await;
+        self.operate(operation)
     }
 
     /// The operation under way.
     pub fn operation(&self) -> Option<&'static str> {
-        *lock(&self.operation)
+        *self.operation.borrow()
     }
 
     /// Where what this node keeps of it lies.

@@ -1,6 +1,9 @@
 //! Looks at everything that could fail before anything has changed, and asks the target.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use ckpt_engine::{
     container::{self, clock_offsets},
@@ -9,7 +12,7 @@ use ckpt_engine::{
     track::Tracker,
 };
 use ckpt_format::blocker::Blocker;
-use coordinator::{Command, Epoch, MigrationId, VeId};
+use coordinator::{Command, Coordinator, Epoch, MigrationId, ProposeError, Refused, VeId};
 use tokio::task::spawn_blocking;
 use transport::NodeId;
 
@@ -24,6 +27,7 @@ use crate::{
         journal::{Journal, Step},
         messages::{Item, Offer as Message, ToSource},
         pipe::Pipe,
+        settle,
     },
     network::{
         Hold,
@@ -33,6 +37,9 @@ use crate::{
     template::Digest,
     ve::{Handle, INTERFACE, Operation},
 };
+
+/// How long an earlier move of the VE may take to be cleared away.
+const EARLIER_MOVE: Duration = Duration::from_secs(15);
 
 /// Everything was looked at; nothing has changed yet.
 pub(super) struct Offer {
@@ -91,19 +98,12 @@ impl Offer {
         let Self { context, operation, live, mut message, target, names } = self;
         let mut talk = Talk::open(&context, target, &names.1).await?;
         let coordinator = context.coordinator();
-        let begin = Command::BeginMigration {
-            migration: message.migration,
-            ve: message.ve,
-            epoch: message.epoch,
-            source: coordinator.node(),
-            target,
-        };
         let migration = message.migration;
         let journal = Journal::new(operation.ve.directory());
         // The journal first: a daemon that dies in between calls off what may have begun.
         let begun = Begun { context, migration, journal, settled: false };
         begun.journal.write(migration, Step::Copying).map_err(MigrateError::Journal)?;
-        coordinator.propose(begin).await?;
+        message.epoch = begin(&coordinator, &message, target, sink).await?;
         message.container.clocks = live.clocks().map_err(MigrateError::Inside)?;
         talk.sender.send(&message).await?;
         let template_missing = match talk.answer_or_cancel(ANSWER, sink).await? {
@@ -147,6 +147,46 @@ impl Session {
             ToSource::Accepted { template_missing: false } => Ok(()),
             ToSource::Refused(failure) => Err(MigrateError::Refused(failure)),
             _ => Err(MigrateError::Protocol),
+        }
+    }
+}
+
+/// Enters the migration into the log, and returns the epoch that it begins in. An earlier move of
+/// the VE whose ends have not told the log yet what became of it is waited for.
+async fn begin(
+    coordinator: &Coordinator,
+    message: &Message,
+    target: NodeId,
+    sink: &Sink,
+) -> Result<Epoch, MigrateError> {
+    let deadline = Instant::now() + EARLIER_MOVE;
+    let mut epoch = message.epoch;
+    let mut told = false;
+    loop {
+        let (migration, ve, source) = (message.migration, message.ve, coordinator.node());
+        let begin = Command::BeginMigration { migration, ve, epoch, source, target };
+        let refused = match coordinator.propose(begin).await {
+            Ok(_) => return Ok(epoch),
+            Err(ProposeError::Refused(refused)) if Instant::now() < deadline => refused,
+            Err(error) => return Err(error.into()),
+        };
+        let (Refused::Migrating { .. } | Refused::CopyLeft { .. } | Refused::StaleEpoch { .. }) =
+            refused
+        else {
+            return Err(ProposeError::Refused(refused).into());
+        };
+        if !told {
+            sink.log(format!("waiting for the end of an earlier move: {refused}"));
+            told = true;
+        }
+        let mut states = coordinator.watch();
+        tokio::select! {
+            // A change that came before is seen by asking again after the pause.
+            _ = tokio::time::timeout(settle::PAUSE, states.changed()) => {}
+            () = sink.closed() => return Err(MigrateError::Cancelled),
+        }
+        if let Some(record) = coordinator.read().await?.ves.get(&ve) {
+            epoch = record.epoch;
         }
     }
 }
