@@ -32,6 +32,7 @@ use super::{
     pipe::Pipe,
     rounds::Fixed,
     stopwatch::Stopwatch,
+    watchdog::{Watchdog, WatchdogError},
 };
 use crate::{
     cgroup::CgroupError,
@@ -63,6 +64,9 @@ pub(super) enum CopyError {
     /// Its CPU time.
     #[error(transparent)]
     Cpu(#[from] CgroupError),
+    /// Nobody would end the freeze if we died in it.
+    #[error(transparent)]
+    Watchdog(#[from] WatchdogError),
     /// A process could not be looked at.
     #[error("cannot look at process {pid}")]
     Process {
@@ -115,6 +119,7 @@ pub(super) struct Live {
     pub(super) network: Network,
     pub(super) hold: Option<Hold>,
     pub(super) brake: Brake,
+    pub(super) watchdog: Watchdog,
 }
 
 impl Live {
@@ -226,12 +231,15 @@ impl Live {
         all
     }
 
-    /// Stops the VE and holds its packets. On failure the VE runs on.
-    pub(super) fn freeze(mut self) -> Result<Still, (Box<Self>, CopyError)> {
+    /// Stops the VE and holds its packets. On failure the VE runs on. If it is not sealed after
+    /// `patience` its watchdog lets it go on.
+    pub(super) fn freeze(mut self, patience: Duration) -> Result<Still, (Box<Self>, CopyError)> {
         let start = Instant::now();
         let mut watch = Stopwatch::start("stop of a VE");
-        if let Err(error) = self.brake.lift() {
-            return Err((Box::new(self), error.into()));
+        let ready = self.brake.lift().map_err(CopyError::Cpu);
+        let ready = ready.and_then(|()| Ok(self.watchdog.frozen(patience)?));
+        if let Err(error) = ready {
+            return Err((Box::new(self), error));
         }
         let frozen = match Frozen::freeze(&self.freezer) {
             Ok(frozen) => frozen,
@@ -327,6 +335,12 @@ impl Still {
         })
     }
 
+    /// Asks the watchdog whether this may be sealed. If not, drop it.
+    pub(super) fn may_seal(&mut self) -> Result<(), CopyError> {
+        let live = self.live.as_mut().ok_or(CopyError::Link)?;
+        Ok(live.watchdog.seal()?)
+    }
+
     /// Connections first, then processes, then packets.
     fn wake(&mut self) {
         drop(self.undo.take());
@@ -335,10 +349,16 @@ impl Still {
         {
             tracing::warn!(%error, "programs in the VE may notice that they stood still");
         }
-        if let Some(Live { hold: Some(hold), .. }) = &mut self.live
+        let Some(live) = &mut self.live else { return };
+        if let Some(hold) = &mut live.hold
             && let Err(error) = hold.reopen(&[])
         {
+            // The watchdog opens the way, though what was held is lost.
             tracing::error!(%error, "cannot deliver the held packets of a VE");
+            return;
+        }
+        if let Err(error) = live.watchdog.thawed() {
+            tracing::warn!(%error, "a VE that goes on is not watched over any more");
         }
     }
 }

@@ -58,31 +58,40 @@ pub(super) struct Prediction {
 /// How the costs of this node compare to those of [`Fixed`], learned from the moves so far.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Experience {
-    factor: f64,
+    /// How many times as much the last moves took. The middle one counts: a move on a node that
+    /// was busy for a moment says little about the next.
+    seen: [f64; 5],
+    /// Which one is the oldest.
+    oldest: usize,
 }
 
 impl Default for Experience {
     fn default() -> Self {
-        Self { factor: 1.0 }
+        Self { seen: [1.0; 5], oldest: 0 }
     }
 }
 
 impl Experience {
     /// Takes in how a move came out.
     pub(super) fn learn(&mut self, predicted: Prediction, total: Duration) {
-        const WEIGHT: f64 = 0.3;
         // Where pages were most of it, the rest is lost in their noise.
         if predicted.delta > predicted.fixed * 2 || predicted.fixed.is_zero() {
             return;
         }
         let rest = total.saturating_sub(predicted.delta).as_secs_f64();
-        let seen = (rest / predicted.fixed.as_secs_f64()).clamp(0.1, 10.0);
-        self.factor += WEIGHT * (seen - self.factor);
+        self.seen[self.oldest] = (rest / predicted.fixed.as_secs_f64()).clamp(0.1, 10.0);
+        self.oldest = (self.oldest + 1) % self.seen.len();
+    }
+
+    fn factor(self) -> f64 {
+        let mut seen = self.seen;
+        seen.sort_by(f64::total_cmp);
+        seen[seen.len() / 2]
     }
 
     fn predict(self, delta: Duration, fixed: Fixed) -> Prediction {
         let fixed = fixed.cost();
-        Prediction { delta, fixed, total: delta + fixed.mul_f64(self.factor) }
+        Prediction { delta, fixed, total: delta + fixed.mul_f64(self.factor()) }
     }
 }
 
@@ -326,9 +335,10 @@ mod tests {
     fn moves_teach_what_a_node_costs() {
         let mut experience = Experience::default();
         let real = Duration::from_millis(40);
-        for _ in 0..10 {
+        for turn in 0..10 {
             let predicted = experience.predict(Duration::from_millis(4), Fixed::default());
-            experience.learn(predicted, real);
+            // Every fourth move is disturbed.
+            experience.learn(predicted, if turn % 4 == 3 { real * 5 } else { real });
         }
         let predicted = experience.predict(Duration::from_millis(4), Fixed::default());
         let ratio = predicted.total.as_secs_f64() / real.as_secs_f64();

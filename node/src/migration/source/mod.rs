@@ -44,6 +44,8 @@ const ANSWER: Duration = Duration::from_secs(60);
 const REBUILD: Duration = Duration::from_secs(10);
 /// How long the target may take to let the VE run before the log is asked.
 const RUN: Duration = Duration::from_secs(5);
+/// How long a freeze may last beyond three times what was predicted, before the VE goes on.
+const FREEZE: Duration = Duration::from_secs(10);
 /// How often a VE is stopped in vain before its state counts as unmovable.
 const VAIN_STOPS_MAX: u32 = 8;
 const VAIN_PAUSE: Duration = Duration::from_millis(50);
@@ -94,7 +96,7 @@ pub(super) async fn migrate(
     let precopy = offer.propose(sink).await?;
     let (mut precopy, rounds) = precopy.copy(wish.max_downtime, sink).await?;
     let copied = loop {
-        match precopy.stop().await?.send_rest().await? {
+        match precopy.stop(rounds.predicted).await?.send_rest().await? {
             Rest::Sent(copied) => break copied,
             Rest::NotNow(running) => precopy = running,
         }
@@ -220,9 +222,11 @@ impl Precopy {
     }
 
     /// Stops the VE; the downtime clock starts.
-    async fn stop(self) -> Result<Stopped, MigrateError> {
+    async fn stop(self, predicted: Prediction) -> Result<Stopped, MigrateError> {
         let Self { session, live } = self;
-        let still = spawn_blocking(move || live.freeze()).await?.map_err(|(_, error)| error)?;
+        let patience = FREEZE + predicted.total * 3;
+        let still =
+            spawn_blocking(move || live.freeze(patience)).await?.map_err(|(_, error)| error)?;
         Ok(Stopped { session, still })
     }
 }
@@ -289,8 +293,9 @@ impl Copied {
         rounds: Rounds,
         keep: bool,
     ) -> Result<Report, MigrateError> {
-        let Self { mut session, still, restore_ms, ready_ms } = self;
+        let Self { mut session, mut still, restore_ms, ready_ms } = self;
         let freeze_ms = ms(still.freeze);
+        tokio::task::block_in_place(|| still.may_seal())?;
         session
             .begun
             .journal
