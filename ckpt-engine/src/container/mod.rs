@@ -115,9 +115,7 @@ impl Container {
         map_ids(seed_pid, spec.id_base)?;
         let users = File::open(format!("/proc/{seed_pid}/ns/user"))
             .map_err(step("open the user namespace"))?;
-        let root = spec.layers.mount(users.as_fd(), spec.id_base)?;
-        let view = crate::sys::mount::clone_tree(root.as_fd(), std::path::Path::new(""))
-            .map_err(step("clone the root"))?;
+        let [root, view] = spec.layers.mount(users.as_fd(), spec.id_base)?;
         socket.send(&Order::Mapped, &[root.as_fd()])?;
         drop(root);
         let mut this = match socket.receive::<Reply>()? {
@@ -134,11 +132,10 @@ impl Container {
                 this.trees = trees.map(|(filesystem, mount)| Tree { filesystem, mount }).collect();
                 let root = spec.plan.root_filesystem().unwrap_or(0);
                 this.trees.insert(0, Tree { filesystem: root, mount: view });
-                // The end of this socket says that pid 1 has let go of all that it inherited.
-                match socket.receive::<Reply>() {
-                    Err(ContainerError::Gone) => Ok(this),
-                    Err(other) => Err(other),
-                    Ok((other, _)) => Err(other.into_error("end")),
+                let channel = this.channel.try_clone().map_err(step("copy the channel"))?;
+                match Socket::new(channel).receive::<Reply>()?.0 {
+                    Reply::Alone => Ok(this),
+                    other => Err(other.into_error("alone")),
                 }
             }
             (other, _) => Err(other.into_error("ready")),

@@ -5,7 +5,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::DirBuilderExt,
+        unix::fs::{DirBuilderExt, OpenOptionsExt},
     },
     path::Path,
 };
@@ -40,6 +40,15 @@ pub(super) fn build(plan: &Plan, root: OwnedFd) -> Result<Vec<(usize, OwnedFd)>,
         };
         filesystems.push(made.map_err(at("make", name(&filesystem.kind)))?);
     }
+    // Kernels before 6.15 clone attached mounts only. Where these stand does not matter: they go
+    // with the host's tree.
+    let aside = File::open("/proc").map_err(at("open", "/proc"))?;
+    for (made, filesystem) in filesystems.iter().zip(&plan.filesystems) {
+        if !matches!(filesystem.kind, FilesystemKind::Device { .. }) {
+            attach(made.as_fd(), aside.as_fd(), Path::new(""))
+                .map_err(at("attach", name(&filesystem.kind)))?;
+        }
+    }
     let mut trees = Vec::new();
     for (index, filesystem) in plan.filesystems.iter().enumerate() {
         if filesystem.kind == FilesystemKind::Tmpfs {
@@ -47,15 +56,20 @@ pub(super) fn build(plan: &Plan, root: OwnedFd) -> Result<Vec<(usize, OwnedFd)>,
             trees.push((index, tree.map_err(at("clone", "tmpfs"))?));
         }
     }
-    let mut mounts = plan.mounts.iter();
-    let first = mounts.next().filter(|mount| mount.point == "/");
-    let first = first.ok_or_else(|| at("find", "/")(io::ErrorKind::InvalidInput.into()))?;
-    let top = prepare(first, &filesystems).map_err(at("mount", "/"))?;
-    attach(top.as_fd(), here.as_fd(), Path::new(".")).map_err(at("mount", "/"))?;
+    let mut mounts = Vec::new();
+    for mount in &plan.mounts {
+        let made = prepare(mount, &filesystems).map_err(at("prepare", &mount.point))?;
+        mounts.push((mount, made));
+    }
+    let mut mounts = mounts.into_iter();
+    let (first, top) = mounts
+        .next()
+        .filter(|(mount, _)| mount.point == "/")
+        .ok_or_else(|| at("find", "/")(io::ErrorKind::InvalidInput.into()))?;
+    attach(top.as_fd(), here.as_fd(), Path::new("")).map_err(at("mount", "/"))?;
     change_root(top.as_fd()).map_err(at("change to", "/"))?;
     let mut shared = Vec::new();
-    for mount in mounts {
-        let made = prepare(mount, &filesystems).map_err(at("prepare", &mount.point))?;
+    for (mount, made) in mounts {
         make_point(mount).map_err(at("make", &mount.point))?;
         attach(made.as_fd(), top.as_fd(), relative(&mount.point))
             .map_err(at("mount", &mount.point))?;
@@ -78,8 +92,9 @@ fn make(filesystem: &Filesystem) -> io::Result<OwnedFd> {
         if !HOST_DEVICES.iter().any(|(known, ..)| known == name) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let devices = File::open("/dev")?;
-        return clone_tree(devices.as_fd(), Path::new(name));
+        let mut device = OpenOptions::new();
+        device.read(true).custom_flags(libc::O_PATH);
+        return Ok(device.open(Path::new("/dev").join(name))?.into());
     }
     let kind = name(&filesystem.kind);
     let context = FilesystemContext::open(kind)?;

@@ -48,6 +48,8 @@ pub(super) enum Reply {
     Born { pid: i32 },
     /// pid 1 has mounted everything. The tmpfs file systems come beside it, in this order.
     Ready { filesystems: Vec<usize> },
+    /// Nothing of what pid 1 has inherited is open in it any more. Comes by the channel.
+    Alone,
     /// It did not work.
     Failed { step: String, errno: i32 },
 }

@@ -16,8 +16,8 @@ use std::{
 
 use super::error::{ContainerError, step};
 use crate::sys::{
-    mount::{FilesystemContext, attribute, clone_tree, set_attributes, set_idmap},
-    namespace::as_user,
+    mount::{FilesystemContext, attach, attribute, clone_tree, set_attributes, set_idmap},
+    namespace::{become_user, in_own_mounts},
 };
 
 /// The directories that a root is made of.
@@ -32,32 +32,37 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// Makes a detached mount of the root, for a container whose ids start at `id_base`.
+    /// Makes two detached mounts of the root, for a container whose ids start at `id_base`.
+    ///
+    /// Kernels before 6.13 take layers by their paths alone, which must lead to attached mounts,
+    /// and before 6.15 only attached ones can be cloned: so the mapped layers, and then the root,
+    /// stand over the directories for a moment, where only one thread sees it.
     pub(super) fn mount(
         &self,
         users: BorrowedFd<'_>,
         id_base: u32,
-    ) -> Result<OwnedFd, ContainerError> {
-        let lower = mapped(&self.lower, users)?;
+    ) -> Result<[OwnedFd; 2], ContainerError> {
         // Upper and work directory must come from one mount.
         let parent = match (self.upper.parent(), self.work.parent()) {
             (Some(upper), Some(work)) if upper == work => upper,
-            _ => {
-                let source = io::ErrorKind::CrossesDevices.into();
-                return Err(ContainerError::Layer { path: self.work.clone(), source });
-            }
+            _ => return Err(layer(&self.work)(io::ErrorKind::CrossesDevices.into())),
         };
-        let parent = mapped(parent, users)?;
-        let upper = below(parent.as_fd(), &self.upper)?;
-        let work = below(parent.as_fd(), &self.work)?;
-        // Made as root of the container: as host root, whose id the mapped layers cannot
-        // express, the kernel would make the overlay read-only.
-        as_user(id_base, || {
+        for path in [&self.lower, &self.upper, &self.work] {
+            directory(path).map_err(layer(path))?;
+        }
+        let shared = mapped(&self.lower, users)?;
+        let own = mapped(parent, users)?;
+        in_own_mounts(|| {
+            attach(shared.as_fd(), directory(&self.lower)?.as_fd(), Path::new(""))?;
+            attach(own.as_fd(), directory(parent)?.as_fd(), Path::new(""))?;
+            // Made as root of the container: as host root, whose id the mapped layers cannot
+            // express, the kernel would make the overlay read-only.
+            become_user(id_base)?;
             let context = FilesystemContext::open("overlay")?;
             context.set("source", Some("root"))?;
-            context.set_descriptor("lowerdir+", lower.as_fd())?;
-            context.set_descriptor("upperdir", upper.as_fd())?;
-            context.set_descriptor("workdir", work.as_fd())?;
+            context.set_path("lowerdir+", &self.lower)?;
+            context.set_path("upperdir", &self.upper)?;
+            context.set_path("workdir", &self.work)?;
             // Whatever the host's defaults are: notes of these kinds in the upper layer would
             // refer to this host's lower layer, and the files could not go to another one.
             for feature in ["redirect_dir", "metacopy", "index"] {
@@ -65,35 +70,31 @@ impl Layers {
             }
             let mount = context.mount(0)?;
             set_attributes(mount.as_fd(), 0)?;
-            Ok(mount)
+            attach(mount.as_fd(), directory(&self.lower)?.as_fd(), Path::new(""))?;
+            let clone = || clone_tree(mount.as_fd(), Path::new(""));
+            Ok([clone()?, clone()?])
         })
         .map_err(step("mount the root"))
     }
 }
 
+fn layer(path: &Path) -> impl FnOnce(io::Error) -> ContainerError {
+    let path = path.to_owned();
+    move |source| ContainerError::Layer { path, source }
+}
+
+fn directory(path: &Path) -> io::Result<File> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+/// A detached clone of the mount under a directory, with the container's ids.
 fn mapped(path: &Path, users: BorrowedFd<'_>) -> Result<OwnedFd, ContainerError> {
     let map = || {
-        let directory = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
-            .open(path)?;
-        let mount = clone_tree(directory.as_fd(), Path::new(""))?;
+        let mount = clone_tree(directory(path)?.as_fd(), Path::new(""))?;
         set_attributes(mount.as_fd(), attribute::NODIRATIME)?;
         set_idmap(mount.as_fd(), users)?;
         Ok(mount)
     };
-    map().map_err(|source| ContainerError::Layer { path: path.into(), source })
-}
-
-fn below(parent: BorrowedFd<'_>, path: &Path) -> Result<File, ContainerError> {
-    let open = || {
-        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        let flags = nix::fcntl::OFlag::O_PATH
-            | nix::fcntl::OFlag::O_DIRECTORY
-            | nix::fcntl::OFlag::O_NOFOLLOW
-            | nix::fcntl::OFlag::O_CLOEXEC;
-        let fd = nix::fcntl::openat(parent, name, flags, nix::sys::stat::Mode::empty())?;
-        Ok(File::from(fd))
-    };
-    open().map_err(|source| ContainerError::Layer { path: path.into(), source })
+    map().map_err(layer(path))
 }

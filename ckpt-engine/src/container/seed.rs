@@ -156,6 +156,8 @@ fn first_process(
 fn wait_for_init(channel: OwnedFd) -> Result<Infallible, Failure> {
     default_signals(DefaultChild::Ignored).map_err(at("reset the signals"))?;
     let socket = Socket::new(clone::only_descriptor(channel, 3).map_err(at("keep a channel"))?);
+    // A daemon that has gone is seen below.
+    let _ = socket.send(&Reply::Alone, &[]);
     if let Ok((Order::Init { arguments, environment }, _)) = socket.receive::<Order>() {
         let (step, source) = become_init(&arguments, &environment);
         // The daemon may be gone; then nobody waits for this.

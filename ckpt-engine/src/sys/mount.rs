@@ -14,12 +14,12 @@ const FSOPEN_CLOEXEC: c_uint = 1;
 const FSMOUNT_CLOEXEC: c_uint = 1;
 const FSCONFIG_SET_FLAG: c_uint = 0;
 const FSCONFIG_SET_STRING: c_uint = 1;
-const FSCONFIG_SET_FD: c_uint = 5;
 const FSCONFIG_CMD_CREATE: c_uint = 6;
 const FSCONFIG_CMD_RECONFIGURE: c_uint = 7;
 const FSPICK_CLOEXEC: c_uint = 1;
 const FSPICK_EMPTY_PATH: c_uint = 8;
 const MOVE_MOUNT_F_EMPTY_PATH: c_uint = 0x4;
+const MOVE_MOUNT_T_EMPTY_PATH: c_uint = 0x40;
 
 /// `MOUNT_ATTR_*` of mount_setattr(2) that describe one mount.
 pub mod attribute {
@@ -100,9 +100,10 @@ impl FilesystemContext {
         self.config(command, Some(&key), value, 0)
     }
 
-    /// Sets an option whose value is a descriptor.
-    pub fn set_descriptor(&self, key: &str, value: BorrowedFd<'_>) -> io::Result<()> {
-        self.config(FSCONFIG_SET_FD, Some(&text(key)?), std::ptr::null(), value.as_raw_fd())
+    /// Sets an option whose value is a path.
+    pub fn set_path(&self, key: &str, value: &Path) -> io::Result<()> {
+        let (key, value) = (text(key)?, path(value)?);
+        self.config(FSCONFIG_SET_STRING, Some(&key), value.as_ptr(), 0)
     }
 
     /// Makes the superblock and a detached mount of it.
@@ -142,13 +143,13 @@ fn open_tree(directory: BorrowedFd<'_>, relative: &Path, flags: c_uint) -> io::R
     owned(unsafe { libc::syscall(libc::SYS_open_tree, fd, name.as_ptr(), flags) })
 }
 
-/// Attaches a detached mount at a path.
+/// Attaches a detached mount at a path below a directory; an empty one is the directory itself.
 pub fn attach(mount: BorrowedFd<'_>, directory: BorrowedFd<'_>, point: &Path) -> io::Result<()> {
     let point = path(point)?;
     let (from, to) = (mount.as_raw_fd(), directory.as_raw_fd());
     // SAFETY: both strings are terminated and live through the call.
     done(unsafe {
-        let flags = MOVE_MOUNT_F_EMPTY_PATH;
+        let flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH;
         libc::syscall(libc::SYS_move_mount, from, c"".as_ptr(), to, point.as_ptr(), flags)
     })
 }

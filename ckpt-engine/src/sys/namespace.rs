@@ -93,6 +93,17 @@ pub fn in_mounts_of<T: Send>(
     })
 }
 
+/// Runs `work` in a copy of the caller's mount namespace, on a thread of its own: what it attaches
+/// is seen by nobody else, and gone with the thread.
+pub fn in_own_mounts<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    on_own_thread(|| {
+        unshare(libc::CLONE_NEWNS)?;
+        let root = std::fs::File::open("/")?;
+        super::mount::set_private_recursively(root.as_fd())?;
+        work()
+    })
+}
+
 /// Runs `work` in the UTS namespace of a process, on a thread of its own.
 pub fn in_names_of<T: Send>(
     process: BorrowedFd<'_>,
