@@ -234,13 +234,14 @@ impl Live {
     /// Stops the VE and holds its packets. On failure the VE runs on. If it is not sealed after
     /// `patience` its watchdog lets it go on.
     pub(super) fn freeze(mut self, patience: Duration) -> Result<Still, (Box<Self>, CopyError)> {
-        let start = Instant::now();
-        let mut watch = Stopwatch::start("stop of a VE");
         let ready = self.brake.lift().map_err(CopyError::Cpu);
         let ready = ready.and_then(|()| Ok(self.watchdog.frozen(patience)?));
         if let Err(error) = ready {
             return Err((Box::new(self), error));
         }
+        // Up to here it ran.
+        let start = Instant::now();
+        let mut watch = Stopwatch::start("stop of a VE");
         let frozen = match Frozen::freeze(&self.freezer) {
             Ok(frozen) => frozen,
             Err(error) => return Err((Box::new(self), error.into())),
