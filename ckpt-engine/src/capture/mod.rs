@@ -102,7 +102,7 @@ pub(crate) fn capture(
 ///
 /// Thawing alone would end epoll_wait(2) and its like with EINTR; only at a ptrace stop can they
 /// be told to go on. [`capture`] does the same for the threads that it stops.
-pub(crate) fn hide_interruption(frozen: &Frozen) -> Result<(), CaptureError> {
+pub fn hide_interruption(frozen: &Frozen) -> Result<(), CaptureError> {
     let list = |source| FreezeError::File { path: frozen.cgroup().to_owned(), source };
     for host in procfs::cgroup_processes(frozen.cgroup()).map_err(list)? {
         let tids = match procfs::threads(host) {

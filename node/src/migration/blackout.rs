@@ -17,7 +17,7 @@ use ckpt_engine::{
     freeze::{FreezeError, Frozen, Sealed},
     procfs,
     sys::{netns::Netns, task},
-    track::{Round, TrackError, Tracker},
+    track::{Round, TrackError, Tracked, Tracker},
 };
 use ckpt_format::{
     blocker::Blocker,
@@ -173,7 +173,8 @@ impl Live {
                 return Err(CopyError::Strangers(strangers));
             }
             let ids = IdMap { base: self.id_base, count: ID_COUNT };
-            let processes = capture::capture(frozen, self.tracker.processes(), ids)?;
+            let patients = self.tracker.processes().map(Tracked::patient).collect();
+            let processes = self.watchdog.surgeon().capture(frozen, patients, ids)?;
             watch.lap("processes");
             let (files, tables) = (captured.files, captured.tables);
             let clock_offsets = self.clock_offsets;
@@ -347,12 +348,12 @@ impl Still {
     /// Connections first, then processes, then packets.
     fn wake(&mut self) {
         drop(self.undo.take());
+        let Some(live) = &mut self.live else { return };
         if let Some(frozen) = self.frozen.take()
-            && let Err(error) = capture::hide_interruption(&frozen)
+            && let Err(error) = live.watchdog.surgeon().hide_interruption(&frozen)
         {
             tracing::warn!(%error, "programs in the VE may notice that they stood still");
         }
-        let Some(live) = &mut self.live else { return };
         if let Some(hold) = &mut live.hold
             && let Err(error) = hold.reopen(&[])
         {

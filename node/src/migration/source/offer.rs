@@ -241,10 +241,11 @@ fn look_at(handle: &Handle, directory: &Path) -> Result<(Live, Message), Migrate
         interface: handle.interface.clone(),
         cpu: brake.own().cloned(),
     };
+    let watchdog = Watchdog::start(standing, directory).map_err(CopyError::Watchdog)?;
     let live = Live {
         init,
         id_base,
-        tracker: Tracker::new(&freezer, id_base),
+        tracker: Tracker::new(&freezer, id_base, watchdog.surgeon().clone()),
         freezer,
         clock_offsets: clock_offsets(init).map_err(MigrateError::Inside)?,
         files,
@@ -253,7 +254,7 @@ fn look_at(handle: &Handle, directory: &Path) -> Result<(Live, Message), Migrate
         network: network.network,
         hold,
         brake,
-        watchdog: Watchdog::start(standing, directory).map_err(CopyError::Watchdog)?,
+        watchdog,
     };
     Ok((live, message))
 }

@@ -11,6 +11,10 @@
 //! | the end of the socket: the daemon is dead | puts the VE right, and ends |
 //! | nothing for too long: the daemon hangs | says so, puts the VE right, and does so again until the daemon has understood |
 //!
+//! It is also the VE's [`Surgeon`]: what changes threads of a running VE is done here, so that
+//! neither a dead daemon nor a dying one leaves a thread with registers that are not its own. A
+//! VE is put right only when nothing is under way, and nothing begins afterwards.
+//!
 //! It does one thing at a time, so the seal and the thaw exclude each other: a daemon may seal
 //! only with the watchdog's yes, and after a yes the watchdog never touches the VE again.
 //!
@@ -32,6 +36,7 @@ use std::{
     time::Duration,
 };
 
+use ckpt_engine::surgeon::Surgeon;
 use nix::{
     fcntl::{Flock, FlockArg},
     sys::socket::{AddressFamily, SockFlag, SockType, socketpair},
@@ -104,6 +109,7 @@ pub(super) enum WatchdogError {
 #[derive(Debug)]
 pub(super) struct Watchdog {
     socket: UnixStream,
+    surgeon: Surgeon,
     frozen: bool,
     /// Collected by the runtime after it has ended.
     _process: Child,
@@ -116,10 +122,11 @@ impl Watchdog {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .map_err(|errno| start(errno.into()))?;
+        let (surgeon, table) = UnixStream::pair().map_err(start)?;
         let process = Command::new("/proc/self/exe")
             .arg(WATCHDOG_ARGUMENT)
             .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
+            .stdout(Stdio::from(OwnedFd::from(table)))
             // Not the terminal's: what stops the daemon must not stop it.
             .process_group(0)
             .current_dir("/")
@@ -128,7 +135,8 @@ impl Watchdog {
         let socket = UnixStream::from(ours);
         // It may have to wait for the last one, which has a VE to put right.
         socket.set_read_timeout(Some(START)).map_err(start)?;
-        let watchdog = Self { socket, frozen: false, _process: process };
+        let surgeon = Surgeon::new(surgeon).map_err(start)?;
+        let watchdog = Self { socket, surgeon, frozen: false, _process: process };
         watchdog.tell(&Order::Guard { standing, lock: lock_path(directory) })?;
         match receive::<Answer>(&watchdog.socket).map_err(WatchdogError::Silent)? {
             Some(Answer::Watching) => {}
@@ -136,6 +144,11 @@ impl Watchdog {
         }
         watchdog.socket.set_read_timeout(Some(SEAL)).map_err(start)?;
         Ok(watchdog)
+    }
+
+    /// Who reaches into the VE's processes.
+    pub(super) fn surgeon(&self) -> &Surgeon {
+        &self.surgeon
     }
 
     /// To be said before the VE is frozen.
@@ -210,7 +223,9 @@ fn receive<T: for<'a> Deserialize<'a>>(mut socket: &UnixStream) -> io::Result<Op
     }
 }
 
-/// The socket that a watchdog was started with.
-fn inherited() -> io::Result<UnixStream> {
-    io::stdin().as_fd().try_clone_to_owned().map(|fd: OwnedFd| fd.into())
+/// The sockets that a watchdog was started with: the daemon's orders, and those to the surgeon.
+fn inherited() -> io::Result<(UnixStream, UnixStream)> {
+    let orders: OwnedFd = io::stdin().as_fd().try_clone_to_owned()?;
+    let operations: OwnedFd = io::stdout().as_fd().try_clone_to_owned()?;
+    Ok((orders.into(), operations.into()))
 }

@@ -4,8 +4,11 @@ use std::{
     io,
     os::unix::net::UnixStream,
     process::ExitCode,
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+use ckpt_engine::surgeon::{self, Theatre};
 
 use super::{Answer, Order, Standing, inherited, lock, receive, send};
 use crate::api::chain;
@@ -91,29 +94,47 @@ pub(in crate::migration) fn main() -> ExitCode {
 }
 
 fn watch() -> io::Result<()> {
-    let socket = inherited()?;
-    let Some(Order::Guard { standing, lock: path }) = receive(&socket)? else { return Ok(()) };
+    let (socket, operations) = inherited()?;
+    let theatre = Arc::new(Theatre::default());
+    let table = theatre.clone();
+    std::thread::Builder::new().spawn(move || operate(operations, &table))?;
+    let watched = watch_over(&socket, &theatre);
+    // Nothing is broken off half way.
+    theatre.close();
+    watched
+}
+
+/// Serves the surgeon's side. One thread for all: the kernel ties stopped threads to it.
+fn operate(operations: UnixStream, theatre: &Theatre) {
+    if let Err(error) = surgeon::serve(operations, theatre) {
+        // The daemon has died: that is seen on the other socket, too.
+        tracing::debug!(%error, "nobody waits for the outcome of an operation");
+    }
+}
+
+fn watch_over(socket: &UnixStream, theatre: &Theatre) -> io::Result<()> {
+    let Some(Order::Guard { standing, lock: path }) = receive(socket)? else { return Ok(()) };
     let _lock = lock(&path)?;
-    send(&socket, &Answer::Watching)?;
+    send(socket, &Answer::Watching)?;
     let mut freeze = Freeze::None;
     loop {
-        let event = next(&socket, freeze)?;
+        let event = next(socket, freeze)?;
         let (then, act) = step(freeze, &event, Instant::now());
         freeze = then;
         match act {
             Act::Wait => {}
-            Act::Yield => return send(&socket, &Answer::Sealed),
-            Act::Refuse => send(&socket, &Answer::Ended)?,
+            Act::Yield => return send(socket, &Answer::Sealed),
+            Act::Refuse => send(socket, &Answer::Ended)?,
             Act::EndFreeze => {
                 tracing::error!("the daemon hangs in a freeze; the VE goes on");
                 // First said, then done: a daemon that asks for the seal from here on is told no.
-                send(&socket, &Answer::Ended)?;
-                put_right(&standing);
+                send(socket, &Answer::Ended)?;
+                put_right(&standing, theatre);
             }
-            Act::EndAgain => put_right(&standing),
+            Act::EndAgain => put_right(&standing, theatre),
             Act::PutRight => {
                 tracing::warn!("the daemon died in a freeze; the VE goes on");
-                put_right(&standing);
+                put_right(&standing, theatre);
                 return Ok(());
             }
             Act::Unbrake => {
@@ -124,7 +145,8 @@ fn watch() -> io::Result<()> {
     }
 }
 
-fn put_right(standing: &Standing) {
+fn put_right(standing: &Standing, theatre: &Theatre) {
+    theatre.close();
     if let Err(error) = standing.put_right() {
         tracing::error!("a VE is not all right after a freeze: {}", chain(&error));
     }
