@@ -6,7 +6,7 @@ DESTDIR ?=
 SEED ?=
 NODES ?= 3
 
-.PHONY: all build deps demo test verify fix chaos install uninstall
+.PHONY: all build deps demo test test-kernel verify fix chaos install uninstall
 
 all: build
 
@@ -43,6 +43,10 @@ fix:
 # Only the end-to-end tests with faults, optionally with the seed that a failure printed.
 chaos: build
 	FERRY_SEED="$(SEED)" tools/run-tests chaos-tests
+
+# Moves on the kernel of another Debian release, in an emulated machine: SUITE=trixie, for example.
+test-kernel: build
+	tools/test-kernel $(SUITE)
 
 install: build
 	tools/install "$(DESTDIR)" "$(PREFIX)"

@@ -19,6 +19,12 @@ const CASES: &[Case] = &[
         71,
         "not-an-address",
     ),
+    // The first node's own address, the second's, and those of a host that is no node.
+    ("vzctl create 102 --ostemplate debian-12-minimal --ipadd 10.77.255.1", 78, "10.77.255.1"),
+    ("vzctl create 102 --ostemplate debian-12-minimal --ipadd 10.77.255.2", 78, "MAC address"),
+    ("vzctl create 102 --ostemplate debian-12-minimal --ipadd fd77::250/64", 78, "fd77::250"),
+    ("vzctl set 101 --ipadd 10.77.255.250 --save", 78, "10.77.255.250"),
+    ("vzctl set 103 --ipadd 10.77.1.1/16 --save", 78, "container 101"),
     ("vzctl create 102 --no-such-option", 20, "--no-such-option"),
     ("vzctl set 101 --numproc many", 21, "many"),
     ("vzctl exec 103 true", 31, "not running"),
@@ -38,6 +44,8 @@ fn each_mistake_has_its_message_and_exit_code() {
     let node = Host::Node(1);
     scene.make_ve(node, "101", "10.77.1.1").unwrap();
     scene.good(node, &["vzctl", "create", "103", "--ostemplate", "debian-12-minimal"]).unwrap();
+    let address = ["ip", "address", "add", "fd77::250/64", "dev", "eth0", "nodad"];
+    scene.good(Host::Client, &address).unwrap();
     let list = || scene.good(node, &["vzlist", "-a", "-H", "-o", "ctid,status,ip"]).unwrap();
     let before = list();
     let mut wrong = Vec::new();
@@ -53,20 +61,43 @@ fn each_mistake_has_its_message_and_exit_code() {
     assert_eq!(list(), before);
 }
 
+/// A host that is no node takes a VE's address while the VE does not run.
+#[test]
+fn a_ve_whose_address_was_taken_meanwhile_does_not_start() {
+    let scene = Scene::up("taken", 1).unwrap();
+    let node = Host::Node(1);
+    scene.make_ve(node, "101", "10.77.1.1").unwrap();
+    scene.good(node, &["vzctl", "stop", "101"]).unwrap();
+    let change = |verb: &str| {
+        scene.good(Host::Client, &["ip", "address", verb, "10.77.1.1/16", "dev", "eth0"]).unwrap()
+    };
+    change("add");
+    let ran = scene.run(node, &["vzctl", "start", "101"]).unwrap();
+    assert_eq!(ran.code, Some(78), "{ran}");
+    assert!(ran.stderr.contains("10.77.1.1 is already in use"), "{ran}");
+    assert!(scene.running_on("101").unwrap().is_empty());
+    change("del");
+    scene.good(node, &["vzctl", "start", "101"]).unwrap();
+    assert_eq!(scene.running_on("101").unwrap(), [node]);
+}
+
 #[test]
 fn what_cannot_be_moved_is_listed_all_at_once() {
     let scene = Scene::up("blockers", 2).unwrap();
     let node = Host::Node(1);
     scene.make_ve(node, "101", "10.77.1.1").unwrap();
-    // A program with two sockets of the packet filter, which stay with their host.
+    // A program with two sockets of the packet filter, which stay with their host, and a debugger.
     let program = "import signal, socket
 held = [socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) for _ in range(2)]
 open('/run/held', 'w').close()
 signal.pause()";
     let line = format!("setsid python3 -c \"{program}\" </dev/null >/dev/null 2>&1 &");
     scene.inside(node, "101", &line).unwrap();
-    let wait = "i=0; until [ -e /run/held ] || [ $i = 100 ]; do sleep 0.1; i=$((i+1)); done; \
-                [ -e /run/held ]";
+    let trace = "if (!fork) { syscall(101, 0, 0, 0, 0); open F, '>/run/traced' } sleep";
+    let line = format!("setsid perl -e \"{trace}\" </dev/null >/dev/null 2>&1 &");
+    scene.inside(node, "101", &line).unwrap();
+    let wait = "i=0; until [ -e /run/held -a -e /run/traced ] || [ $i = 100 ]; do sleep 0.1; \
+                i=$((i+1)); done; [ -e /run/held -a -e /run/traced ]";
     scene.inside(node, "101", wait).unwrap();
     for words in
         [&["vzmigrate", "--check-only", "node2", "101"][..], &["vzmigrate", "node2", "101"]]
@@ -75,6 +106,8 @@ signal.pause()";
         assert_eq!(ran.code, Some(8), "{ran}");
         assert_eq!(ran.stderr.matches("packet filter").count(), 2, "{ran}");
         assert!(ran.stderr.contains("python3"), "{ran}");
+        assert!(ran.stderr.contains("process under ptrace"), "{ran}");
+        assert!(ran.stderr.contains("end the debugger"), "{ran}");
     }
     assert_eq!(scene.running_on("101").unwrap(), [node]);
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use chaos_tests::testbed::{
-    DEFAULT_DIRECTORY, DEFAULT_TEMPLATES, Host, NodeStatus, Options, Rate, Testbed,
+    DEFAULT_DIRECTORY, DEFAULT_TEMPLATES, Host, NodeStatus, Options, Rate, Share, Testbed,
 };
 use clap::{Args, Parser, Subcommand};
 
@@ -112,6 +112,12 @@ struct Up {
     /// Where vzd and the vz programs are [default: beside this program].
     #[arg(long)]
     programs: Option<PathBuf>,
+    /// Give the VEs of a node only so much memory; may be repeated.
+    #[arg(long, value_name = "NODE=SIZE")]
+    memory: Vec<Share>,
+    /// Give a node a disk of its own of this size; may be repeated.
+    #[arg(long, value_name = "NODE=SIZE")]
+    disk: Vec<Share>,
 }
 
 fn main() -> ExitCode {
@@ -136,6 +142,8 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
             options.cluster = !up.no_cluster;
             options.templates = up.templates;
             options.programs = up.programs.unwrap_or(options.programs);
+            options.memory = up.memory.into_iter().map(|it| (it.node, it.bytes)).collect();
+            options.disks = up.disk.into_iter().map(|it| (it.node, it.bytes)).collect();
             let testbed = Testbed::up(&options)?;
             print(&summary(&name, &options, &testbed))?;
         }

@@ -91,9 +91,19 @@ impl Scene {
     /// Brings up a cluster of this many nodes. Two checkouts may play the same scene at once, and
     /// one that plays it again clears away what it left when it was killed.
     pub fn up(name: &str, nodes: usize) -> Result<Self, SceneError> {
+        Self::up_with(name, nodes, |_| {})
+    }
+
+    /// As [`Self::up`], with other options.
+    pub fn up_with(
+        name: &str,
+        nodes: usize,
+        adapt: impl FnOnce(&mut Options),
+    ) -> Result<Self, SceneError> {
         let mut options = Options::new(name).map_err(call("find the programs"))?;
         options.name_by_checkout();
         options.nodes = nodes;
+        adapt(&mut options);
         let testbed = TemporaryTestbed::up(&options)?;
         Ok(Self { testbed, programs: options.programs, name: options.name })
     }

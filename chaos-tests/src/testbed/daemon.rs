@@ -171,14 +171,13 @@ impl Drop for Starting {
 }
 
 fn configuration_of(layout: &Layout, state: &State, node: &Host) -> String {
-    let directory = layout.node(node);
     let text = |path: &Path| toml_string(&path.to_string_lossy());
     format!(
         "# Written by the testbed each time it starts this daemon.\n\
          state_dir = {}\nrun_dir = {}\nsocket = {}\ntemplate_dir = {}\n\n\
          [template]\nnetwork_namespace = {}\n\n[cgroup]\nparent = {}\n\n\
          [network]\nbridge = {}\n",
-        text(&directory.join("state")),
+        text(&layout.state(node)),
         text(&layout.run_directory(node)),
         text(&layout.socket(node)),
         text(&state.templates),

@@ -18,6 +18,7 @@
 //! nothing behind even when every process of it was killed half way.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsStr,
     io,
     path::{Path, PathBuf},
@@ -27,7 +28,7 @@ use std::{
 use node::network::NetworkError;
 
 use self::{daemon::Daemon, names::Layout, state::State};
-pub use self::{names::Host, rate::Rate, state::NodeStatus};
+pub use self::{names::Host, rate::Rate, small::Share, state::NodeStatus};
 
 mod cgroups;
 mod cluster;
@@ -36,6 +37,7 @@ mod lan;
 mod names;
 mod rate;
 mod remove;
+mod small;
 mod state;
 
 /// The directory that holds the testbeds when none is given.
@@ -182,6 +184,10 @@ pub struct Options {
     pub templates: PathBuf,
     /// Where `vzd` and the vz programs are.
     pub programs: PathBuf,
+    /// The nodes whose VEs have only so much memory, in bytes.
+    pub memory: BTreeMap<Host, u64>,
+    /// The nodes whose state is on a disk of only so many bytes.
+    pub disks: BTreeMap<Host, u64>,
 }
 
 impl Options {
@@ -200,6 +206,8 @@ impl Options {
             cluster: true,
             templates: DEFAULT_TEMPLATES.into(),
             programs,
+            memory: BTreeMap::new(),
+            disks: BTreeMap::new(),
         })
     }
 
@@ -242,6 +250,7 @@ impl Testbed {
         layout.make_directories(&state)?;
         state.save(&layout)?;
         cgroups::make(&layout, &state)?;
+        small::make(&layout, options)?;
         lan::build(&layout, &state)?;
         let mut starting = Vec::new();
         for node in state.nodes() {

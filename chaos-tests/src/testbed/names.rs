@@ -86,6 +86,11 @@ impl Layout {
         self.node(node).join("vzd.toml")
     }
 
+    /// What the node's daemon keeps.
+    pub(super) fn state(&self, node: &Host) -> PathBuf {
+        self.node(node).join("state")
+    }
+
     pub(super) fn log(&self, node: &Host) -> PathBuf {
         self.node(node).join("vzd.log")
     }

@@ -96,7 +96,7 @@ fn limit(resource: Resource, soft: u64, hard: u64) -> Result<(), Failure> {
 
 /// All that a process can ask about itself, as lines.
 fn portrait() -> Result<Vec<String>, Failure> {
-    const KEPT: [&str; 20] = [
+    const KEPT: [&str; 21] = [
         "Name",
         "Umask",
         "Tgid",
@@ -114,6 +114,7 @@ fn portrait() -> Result<Vec<String>, Failure> {
         "CapAmb",
         "NoNewPrivs",
         "Seccomp",
+        "Seccomp_filters",
         "SigIgn",
         "SigCgt",
         "Threads",

@@ -2,7 +2,7 @@
 
 use ckpt_format::process::{Credentials, Rseq, Scheduling, SignalInfo, Thread};
 
-use super::{CaptureError, IdMap};
+use super::{CaptureError, IdMap, check};
 use crate::{
     inject::{Batch, Done, InjectError, Stopped, restart_interrupted},
     procfs::{self, ProcError, Status},
@@ -51,6 +51,10 @@ pub(super) fn from_outside(
     let tid = stopped.tid;
     let control = |source| InjectError::Control { tid, source };
     let status = Status::of_thread(host, tid)?;
+    // It may be younger than the look before the move, and must not be lost in silence.
+    if let Some(blocker) = check::filter_of(&status)? {
+        return Err(CaptureError::Blocked(vec![blocker]));
+    }
     let rseq = ptrace::rseq(tid).map_err(control)?;
     abort_critical_section(host, &mut stopped.registers, rseq);
     let mut registers = stopped.registers;

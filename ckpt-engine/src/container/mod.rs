@@ -18,6 +18,7 @@ mod mountinfo;
 mod mounts;
 mod order;
 mod overlay;
+mod refused;
 mod seed;
 
 use std::{
@@ -34,6 +35,7 @@ use nix::sys::{
     wait::{Id, WaitPidFlag, WaitStatus, waitid},
 };
 
+pub(crate) use self::refused::BASELINE_FILTERS;
 pub use self::{
     capture::{Captured, capture, clock_offsets, foreign_namespaces, host_clocks},
     enter::{Entered, Entry, Program, enter, open_terminal},

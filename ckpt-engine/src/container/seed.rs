@@ -22,6 +22,7 @@ use super::{
     limits::drop_capabilities,
     mounts,
     order::{Order, Reply, Socket},
+    refused::refuse_calls,
 };
 use crate::sys::{
     clone::{self, DefaultChild, Sibling, SingleThreaded, close_from, default_signals},
@@ -141,6 +142,8 @@ fn first_process(
         clone::set_domainname(&plan.domainname).map_err(at("set the domain name"))?;
     }
     let trees = mounts::build(plan, root)?;
+    // Whatever this process becomes, and all that come from it, have the filter.
+    refuse_calls().map_err(at("filter system calls"))?;
     for (name, target) in links {
         match symlink(target, name) {
             Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
@@ -240,6 +243,7 @@ fn enter(
     }
     chdir(program.directory.as_str()).map_err(system("change to the directory"))?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    refuse_calls().map_err(at("filter system calls"))?;
     drop_capabilities().map_err(at("drop capabilities"))?;
     default_signals(DefaultChild::Default).map_err(at("reset the signals"))?;
     let failed = system("set standard streams up");

@@ -16,6 +16,7 @@ pub mod packet;
 pub mod pagemap;
 pub mod program;
 pub mod ptrace;
+pub mod seccomp;
 pub mod socket;
 pub mod tap;
 pub mod task;

@@ -1,9 +1,12 @@
-//! An AF_PACKET socket that only sends: whole Ethernet frames, out of one interface.
+//! AF_PACKET sockets: whole Ethernet frames, out of and into one interface.
 
 use std::{
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    time::Duration,
 };
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// A sender of raw frames. It never receives anything.
 #[derive(Debug)]
@@ -24,11 +27,7 @@ impl PacketSender {
     /// Opens a sender on the interface with this index, in the network namespace of the calling
     /// thread. It stays in that namespace wherever it is used.
     pub fn open(interface: u32, header: FrameHeader) -> io::Result<Self> {
-        // SAFETY: plain numbers; the result is checked before it is used.
-        let raw = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-        let raw = nix::errno::Errno::result(raw)?;
-        // SAFETY: the descriptor was just made and belongs to nobody else.
-        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        let fd = open()?;
         if header == FrameHeader::Vnet {
             let on: libc::c_int = 1;
             // SAFETY: the option's value is a c_int that lives across the call.
@@ -43,20 +42,8 @@ impl PacketSender {
             };
             nix::errno::Errno::result(result)?;
         }
-        let address = libc::sockaddr_ll {
-            sll_family: u16::try_from(libc::AF_PACKET).expect("a small constant"),
-            // Protocol 0: nothing is ever received.
-            sll_protocol: 0,
-            sll_ifindex: i32::try_from(interface).map_err(|_| io::ErrorKind::InvalidInput)?,
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 0,
-            sll_addr: [0; 8],
-        };
-        // SAFETY: `address` is a whole sockaddr_ll and its true length is passed.
-        let result =
-            unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length_of(&address)) };
-        nix::errno::Errno::result(result)?;
+        // Protocol 0: nothing is ever received.
+        bind(&fd, interface, 0)?;
         Ok(Self { fd })
     }
 
@@ -69,6 +56,74 @@ impl PacketSender {
         )?;
         Ok(())
     }
+}
+
+/// A socket for a short conversation in one protocol: it receives, too.
+#[derive(Debug)]
+pub struct PacketSocket(PacketSender);
+
+impl PacketSocket {
+    /// Opens a socket on the interface with this index for frames of one EtherType, in the
+    /// network namespace of the calling thread.
+    pub fn open(interface: u32, ethertype: u16) -> io::Result<Self> {
+        let fd = open()?;
+        bind(&fd, interface, ethertype)?;
+        Ok(Self(PacketSender { fd }))
+    }
+
+    /// Sends one whole frame.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        self.0.send(frame)
+    }
+
+    /// Waits for a frame. Returns what of it fits into the buffer, or nothing after `patience`.
+    pub fn receive<'a>(
+        &self,
+        buffer: &'a mut [u8],
+        patience: Duration,
+    ) -> io::Result<Option<&'a [u8]>> {
+        let mut set = [PollFd::new(self.0.fd.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        match poll(&mut set, timeout) {
+            Ok(0) | Err(nix::errno::Errno::EINTR) => return Ok(None),
+            Ok(_) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let flags = nix::sys::socket::MsgFlags::MSG_DONTWAIT;
+        match nix::sys::socket::recv(self.0.fd.as_raw_fd(), buffer, flags) {
+            Ok(length) => Ok(buffer.get(..length)),
+            Err(nix::errno::Errno::EAGAIN) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// A packet socket that receives nothing yet.
+fn open() -> io::Result<OwnedFd> {
+    // SAFETY: plain numbers; the result is checked before it is used.
+    let raw = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    let raw = nix::errno::Errno::result(raw)?;
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+    Ok(fd)
+}
+
+/// Ties a packet socket to an interface; with a protocol it receives from now on.
+fn bind(fd: &OwnedFd, interface: u32, protocol: u16) -> io::Result<()> {
+    let address = libc::sockaddr_ll {
+        sll_family: u16::try_from(libc::AF_PACKET).expect("a small constant"),
+        sll_protocol: protocol.to_be(),
+        sll_ifindex: i32::try_from(interface).map_err(|_| io::ErrorKind::InvalidInput)?,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: `address` is a whole sockaddr_ll and its true length is passed.
+    let result =
+        unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length_of(&address)) };
+    nix::errno::Errno::result(result)?;
+    Ok(())
 }
 
 fn length_of<T>(value: &T) -> libc::socklen_t {

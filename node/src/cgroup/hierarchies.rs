@@ -20,6 +20,32 @@ pub struct Hierarchies {
 }
 
 impl Hierarchies {
+    /// How much more memory the VEs below `parent` may use, in bytes, where that or a cgroup
+    /// above it has a limit. Cached files that would give way at once count as free.
+    pub fn memory_room(&self, parent: &str) -> Option<u64> {
+        let unified = self.controllers.contains(&Controller::Memory);
+        let mut legacy = self.legacy.iter();
+        let top = match legacy.find(|(controller, _)| *controller == Controller::Memory) {
+            Some((_, top)) => top,
+            None if unified => &self.unified,
+            None => return None,
+        };
+        let [limit, usage, cache] = match unified {
+            true => ["memory.max", "memory.current", "inactive_file"],
+            false => ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"],
+        };
+        // The host's own directories above the mount have no such files.
+        let below = top.join(parent);
+        let rooms = below.ancestors().filter_map(|directory| {
+            let number = |name: &str| fs::read_to_string(directory.join(name)).ok();
+            let limit: u64 = number(limit)?.trim().parse().ok()?;
+            let usage: u64 = number(usage)?.trim().parse().ok()?;
+            let cached = number("memory.stat").and_then(|text| statistic(&text, cache));
+            Some(limit.saturating_sub(usage.saturating_sub(cached.unwrap_or(0))))
+        });
+        rooms.min()
+    }
+
     /// Looks at the mounts of this host.
     pub fn find() -> Result<Self, CgroupError> {
         let read =
@@ -51,6 +77,11 @@ fn mount(mounts: &str, kind: &str, option: Option<&str>) -> Option<PathBuf> {
     })
 }
 
+/// A number in `memory.stat`.
+fn statistic(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+}
+
 /// The daemon's own path in a v1 hierarchy. A unit of the service manager is left for its
 /// parent: the manager may remove the unit's cgroup while VEs go on.
 fn own_place(own: &str, controller: &str) -> PathBuf {
@@ -78,6 +109,30 @@ mod tests {
         );
         assert_eq!(mount(mounts, "cgroup", Some("memory")), None);
         assert_eq!(mount(mounts, "cgroup2", None).unwrap(), Path::new("/sys/fs/cgroup/unified"));
+    }
+
+    #[test]
+    fn the_tightest_limit_above_the_ves_counts() {
+        let top = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = top.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("a/memory.max", "1000\n");
+        write("a/memory.current", "700\n");
+        write("a/memory.stat", "anon 500\ninactive_file 200\n");
+        write("a/vz/memory.max", "max\n");
+        write("a/vz/memory.current", "700\n");
+        let mut hierarchies = Hierarchies {
+            unified: top.path().to_owned(),
+            controllers: vec![Controller::Memory],
+            legacy: Vec::new(),
+        };
+        assert_eq!(hierarchies.memory_room("a/vz"), Some(500));
+        assert_eq!(hierarchies.memory_room("b/vz"), None);
+        hierarchies.controllers.clear();
+        assert_eq!(hierarchies.memory_room("a/vz"), None);
     }
 
     #[test]

@@ -42,7 +42,8 @@ pub(super) fn check(context: &Context, offer: &Offer) -> Result<bool, Failure> {
     if context.runtime.find(&id.to_string()).is_ok() {
         return fail("ve-exists", 9, format!("VE {id} exists on the target already"));
     }
-    let available = facts::memory_available();
+    let room = context.runtime.memory_room().unwrap_or(u64::MAX);
+    let available = facts::memory_available().min(room);
     let needed = offer.memory_bytes + MEMORY_RESERVE;
     if available < needed {
         let message = format!(

@@ -43,6 +43,11 @@ impl Pipe {
         self.bytes.load(Ordering::Relaxed)
     }
 
+    /// True once nothing more can be written, because the stream broke.
+    pub(super) fn is_broken(&self) -> bool {
+        self.queue.is_closed()
+    }
+
     /// Writes one piece. Must not be called on a thread that runs async tasks.
     pub(super) fn item(&self, item: &Item) -> Result<(), SinkClosed> {
         let bytes = codec::encode(item);

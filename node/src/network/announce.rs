@@ -14,8 +14,8 @@ use ckpt_format::network::Mac;
 
 use super::{NetworkError, netlink::Netlink, system};
 
-const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
-const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
+pub(super) const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
+pub(super) const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 
 /// Announcements that are ready to be sent.
 #[derive(Debug)]
@@ -79,17 +79,23 @@ fn advertisement(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
     body.extend(address.octets());
     body.extend([2, 1]);
     body.extend(mac.bytes());
-    let sum = checksum(address, all_nodes, &body);
+    icmpv6(mac, address, all_nodes, body)
+}
+
+/// A frame with an ICMPv6 message to a multicast group; the message's checksum is filled in.
+pub(super) fn icmpv6(mac: Mac, source: Ipv6Addr, group: Ipv6Addr, mut body: Vec<u8>) -> Vec<u8> {
+    let sum = checksum(source, group, &body);
     body[2..4].copy_from_slice(&sum);
-    let mut frame = vec![0x33, 0x33, 0, 0, 0, 1];
+    let mut frame = vec![0x33, 0x33];
+    frame.extend(&group.octets()[12..]);
     frame.extend(mac.bytes());
     frame.extend(ETHERTYPE_IPV6);
-    let length = u16::try_from(body.len()).expect("32 bytes");
+    let length = u16::try_from(body.len()).expect("a short message");
     frame.extend([0x60, 0, 0, 0]);
     frame.extend(length.to_be_bytes());
     frame.extend([58, 255]);
-    frame.extend(address.octets());
-    frame.extend(all_nodes.octets());
+    frame.extend(source.octets());
+    frame.extend(group.octets());
     frame.extend(body);
     frame
 }
@@ -102,7 +108,7 @@ fn checksum(source: Ipv6Addr, destination: Ipv6Addr, body: &[u8]) -> [u8; 2] {
             .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)))
             .sum()
     };
-    let length = u32::try_from(body.len()).expect("32 bytes");
+    let length = u32::try_from(body.len()).expect("a short message");
     let mut sum =
         words(&source.octets()) + words(&destination.octets()) + words(body) + length + 58;
     while sum > 0xffff {

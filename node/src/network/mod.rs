@@ -3,7 +3,8 @@
 //! A node has one [`bridge`]. Each VE has a pair of interfaces, one end on the bridge and one
 //! inside ([`interface`]). During a migration what the VE's network namespace holds is read and
 //! made again ([`state`]), the frames that arrive meanwhile are kept ([`hold`]), and the LAN is
-//! told where the VE is now ([`announce`]).
+//! told where the VE is now ([`announce`]). Before a VE gets an address the LAN is asked whether
+//! somebody else has it ([`probe`]).
 //!
 //! Everything here is synchronous and works in the network namespace of the calling thread, or
 //! in one that is given.
@@ -15,6 +16,7 @@ pub mod interface;
 pub mod link;
 pub mod netlink;
 pub mod nftables;
+pub mod probe;
 mod shape;
 pub mod state;
 
@@ -24,6 +26,7 @@ pub use self::{
     hold::{Drained, Hold},
     interface::{Gate, Interface, InterfaceConfig},
     netlink::{Netlink, NetlinkError},
+    probe::{Claim, find_claim},
 };
 
 /// Why something about a network could not be done.

@@ -42,6 +42,7 @@ impl Runtime {
         self.check_unique(id, &file)?;
         // Known before anything is built for nothing.
         self.templates.metadata(&template)?;
+        self.check_unclaimed(Settings::read(&file).addresses).await?;
         let (runtime, events) = (self.clone(), sink.clone());
         let cache = spawn_blocking(move || runtime.templates.cached(&template, &events)).await??;
         let paths = Paths::new(&self.config.state_dir, id);

@@ -3,6 +3,7 @@
 use std::{io, net::IpAddr, path::PathBuf};
 
 use ckpt_engine::container::ContainerError;
+use ckpt_format::network::Mac;
 
 use super::{RegistryError, VeId};
 use crate::{
@@ -43,6 +44,9 @@ pub enum VeError {
     /// An address belongs to another VE.
     #[error("the IP address {address} is already in use by container {by}")]
     AddressInUse { address: IpAddr, by: VeId },
+    /// A host on the LAN, which is no VE of the cluster, has an address.
+    #[error("the IP address {address} is already in use by the host with the MAC address {owner}")]
+    AddressOnNetwork { address: IpAddr, owner: Mac },
     /// A name belongs to another VE.
     #[error("the name {name} is already used by container {by}")]
     NameInUse { name: String, by: VeId },
@@ -104,9 +108,9 @@ impl VeError {
             Self::BadValue { option: "--name", .. } => ("bad-name", 131),
             Self::BadValue { .. } => ("bad-value", 21),
             Self::BadAddress { .. } => ("bad-address", 71),
-            Self::AddressInUse { .. } | Self::Registry(RegistryError::AddressTaken { .. }) => {
-                ("address-in-use", 78)
-            }
+            Self::AddressInUse { .. }
+            | Self::AddressOnNetwork { .. }
+            | Self::Registry(RegistryError::AddressTaken { .. }) => ("address-in-use", 78),
             Self::NameInUse { .. } | Self::Registry(RegistryError::NameTaken { .. }) => {
                 ("name-in-use", 131)
             }
@@ -134,6 +138,7 @@ impl VeError {
             Self::Locked { .. } => "try again when it has ended",
             Self::NotRunning { .. } => "start it with vzctl start",
             Self::Disabled { .. } => "vzctl set --disabled no, or vzctl start --force",
+            Self::AddressOnNetwork { .. } => "choose another address, or free it on that host",
             Self::NoTemplate => "give one with --ostemplate; vzpkg list shows them",
             Self::Template(TemplateError::Unknown { .. }) => "vzpkg list shows the OS templates",
             Self::Template(TemplateError::Program { .. }) => {

@@ -8,6 +8,7 @@
 //! Every operation that changes a VE holds its lock ([`Operation`]); a second one is refused, not
 //! queued.
 
+mod addresses;
 pub mod config;
 mod create;
 mod error;

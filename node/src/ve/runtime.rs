@@ -433,6 +433,11 @@ impl Runtime {
         seed
     }
 
+    /// How much more memory VEs of this node may use, in bytes, if their cgroups have a limit.
+    pub fn memory_room(&self) -> Option<u64> {
+        self.hierarchies.memory_room(&self.config.cgroup.parent)
+    }
+
     pub(super) fn networks(&self) -> &[Cidr] {
         &self.config.network.addresses
     }

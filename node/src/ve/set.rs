@@ -22,6 +22,10 @@ impl Runtime {
         let new = Settings::change(&old, changes, self.networks())?;
         self.check_unique(ve.id, &new)?;
         let (before, after) = (Settings::read(&old), Settings::read(&new));
+        let has =
+            |address: &Cidr| before.addresses.iter().any(|it| it.address() == address.address());
+        let added = after.addresses.iter().copied().filter(|address| !has(address)).collect();
+        self.check_unclaimed(added).await?;
         let identity = before.name != after.name || before.addresses != after.addresses;
         if (save || identity)
             && let Some(registry) = self.registry()

@@ -20,7 +20,7 @@ use nix::{
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
-use super::{Running, Runtime, Settings, Ve, VeError, VeId, place};
+use super::{Running, Runtime, Settings, Ve, VeError, VeId, addresses::Question, place};
 use crate::{
     api::{Sink, chain},
     cgroup::Cgroups,
@@ -71,6 +71,7 @@ impl Runtime {
             // The container, which is dropped before, has ended what was in them.
             let _ = cgroups.kill_all().and_then(|()| cgroups.remove());
         });
+        let question = Question::ask(&self.bridge, &settings.addresses);
         let lower = self.templates.take(&place.template, ve.id.number(), &Sink::nowhere())?;
         let hostname = settings.hostname.clone().unwrap_or_else(|| format!("ve{}", ve.id));
         let links = FRESH_LINKS.iter().map(|(name, to)| ((*name).into(), (*to).into()));
@@ -86,6 +87,7 @@ impl Runtime {
         if let Some(root) = container.trees.first() {
             write_names(root.mount.as_fd(), id_base, &hostname, settings)?;
         }
+        question.answer()?;
         let interface = self.connect(ve.id, container.init, settings)?;
         let interface = Undo::new(interface, |interface| {
             let _ = interface.map(|it| it.detach());

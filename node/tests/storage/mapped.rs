@@ -1,82 +1,54 @@
 //! Stores through a shared mapping leave no trace in a file's times.
 
 use std::{
-    io::{BufRead, BufReader, Write},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    fs::OpenOptions,
+    os::{fd::AsFd, linux::fs::MetadataExt},
+    path::Path,
+    sync::atomic::Ordering,
 };
+
+use ckpt_engine::sys::program::map::{Backing, Map, PAGE_BYTES};
 
 use crate::{compare::assert_equal, pair::Pair};
 
-/// Maps the file in its argument, tells its numbers as stat(2) and as its mappings show them, and
-/// stores a byte for every line it reads.
-const PROGRAM: &str = r#"
-import mmap, os, sys
-with open(sys.argv[1], "r+b") as file:
-    status = os.fstat(file.fileno())
-    area = mmap.mmap(file.fileno(), 0)
-for line in open("/proc/self/maps"):
-    words = line.split()
-    if words[1] == "rw-s":
-        major, minor = (int(number, 16) for number in words[3].split(":"))
-        device, inode = os.makedev(major, minor), int(words[4])
-print(status.st_dev, status.st_ino, device, inode, flush=True)
-for line in sys.stdin:
-    area[int(line)] = ord("x")
-    print("stored", flush=True)
-"#;
-
-/// A program that has a file mapped.
-struct Mapper {
-    child: Child,
-    orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
+/// A file that this process has mapped.
+struct Mapper(Map);
 
 impl Mapper {
-    fn new(path: &str) -> (Self, Vec<u64>) {
-        let mut child = Command::new("python3")
-            .args(["-c", PROGRAM, path])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let orders = child.stdin.take().unwrap();
-        let answers = BufReader::new(child.stdout.take().unwrap());
-        let mut this = Self { child, orders, answers };
-        let numbers = this.line().split_whitespace().map(|word| word.parse().unwrap()).collect();
-        (this, numbers)
+    /// Maps a file. Returns its device and inode, as stat(2) and as the mapping show them.
+    fn new(path: &Path) -> (Self, [u64; 4]) {
+        let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let status = file.metadata().unwrap();
+        let pages = usize::try_from(status.len()).unwrap().div_ceil(PAGE_BYTES);
+        let map = Map::new(pages, Backing::FileShared(file.as_fd())).unwrap();
+        let [device, inode] = shown(map.address());
+        (Self(map), [status.st_dev(), status.st_ino(), device, inode])
     }
 
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.answers.read_line(&mut line).unwrap();
-        line
-    }
-
+    /// Changes a byte.
     fn store(&mut self, offset: usize) {
-        writeln!(self.orders, "{offset}").unwrap();
-        assert_eq!(self.line(), "stored\n");
+        self.0.word(offset / 8).fetch_xor(0x20 << (offset % 8 * 8), Ordering::Relaxed);
     }
 }
 
-impl Drop for Mapper {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// The device and the inode of the mapping at an address, as `/proc` shows them.
+fn shown(address: usize) -> [u64; 2] {
+    let text = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let line = text.lines().find(|line| line.starts_with(&format!("{address:08x}-"))).unwrap();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let (major, minor) = words[3].split_once(':').unwrap();
+    let number = |text| u64::from_str_radix(text, 16).unwrap();
+    [nix::sys::stat::makedev(number(major), number(minor)), words[4].parse().unwrap()]
 }
 
 /// A pair with a mapped file in the VE's own files, whose tracker trusts the times at once.
-fn mapped_pair() -> (Pair, Mapper, Vec<u64>) {
+fn mapped_pair() -> (Pair, Mapper, [u64; 4]) {
     let mut pair = Pair::new(|_| ());
     let plan = ckpt_engine::container::capture(pair.source.container.init).unwrap().unwrap();
     let tracker = node::storage::FileTracker::new(pair.source.trees(&plan));
     pair.tracker = tracker.with_write_time_max(-3600);
     pair.source.inside(0, |top| std::fs::write(top.join("file"), vec![b'.'; 300_000]));
-    let path = pair.source.path(0).join("file");
-    // The path goes through a descriptor of this process.
-    let path = path.to_str().unwrap().replace("/self/", &format!("/{}/", std::process::id()));
-    let (mut mapper, numbers) = Mapper::new(&path);
+    let (mut mapper, numbers) = Mapper::new(&pair.source.path(0).join("file"));
     mapper.store(0);
     pair.round(false).unwrap();
     // The page is dirty already, so this store is not seen by the kernel.
@@ -112,9 +84,7 @@ fn stores_to_a_mapped_file_in_memory_are_always_found() {
     let mut pair = Pair::new(|_| ());
     let tree = *pair.numbers.last().unwrap();
     pair.source.inside(tree, |top| std::fs::write(top.join("file"), vec![b'.'; 9000]));
-    let path = pair.source.path(tree).join("file");
-    let path = path.to_str().unwrap().replace("/self/", &format!("/{}/", std::process::id()));
-    let (mut mapper, _) = Mapper::new(&path);
+    let (mut mapper, _) = Mapper::new(&pair.source.path(tree).join("file"));
     pair.round(false).unwrap();
     mapper.store(8000);
     drop(mapper);

@@ -23,7 +23,7 @@ use transport::LinkError;
 
 use self::{offer::Offer, talk::Talk};
 use super::{
-    blackout::{Live, SealedVe, Still},
+    blackout::{CopyError, Live, SealedVe, Still},
     error::MigrateError,
     journal::{Journal, Step},
     messages::{ToSource, ToTarget},
@@ -44,6 +44,8 @@ const ANSWER: Duration = Duration::from_secs(60);
 const REBUILD: Duration = Duration::from_secs(10);
 /// How long the target may take to let the VE run before the log is asked.
 const RUN: Duration = Duration::from_secs(5);
+/// How long the reason may take after the target has stopped to listen.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How often a VE is stopped in vain before its state counts as unmovable.
 const VAIN_STOPS_MAX: u32 = 8;
 const VAIN_PAUSE: Duration = Duration::from_millis(50);
@@ -158,16 +160,18 @@ impl Precopy {
         loop {
             let number = reports.len() as u32;
             let (start, before) = (Instant::now(), session.pipe.bytes());
-            let pipe = session.pipe.clone();
-            let (back, round, fixed) = spawn_blocking(move || {
-                let mut live = live;
-                let round = live.round(number, &pipe);
-                let fixed = live.fixed();
-                (live, round, fixed)
-            })
-            .await?;
+            let (back, round, fixed) = session
+                .fill(sink, move |pipe| {
+                    let round = live.round(number, &pipe);
+                    let fixed = live.fixed();
+                    (live, round, fixed)
+                })
+                .await?;
             live = back;
-            let round = round?;
+            let round = match round {
+                Ok(round) => round,
+                Err(error) => return Err(session.reason(error).await),
+            };
             match session.talk.answer_or_cancel(ANSWER, sink).await? {
                 ToSource::Applied { barrier } if barrier == number => {}
                 _ => return Err(MigrateError::Protocol),
@@ -234,7 +238,11 @@ impl Stopped {
                 tokio::time::sleep(VAIN_PAUSE * session.vain_stops).await;
                 return Ok(Rest::NotNow(Precopy { session, live }));
             }
-            Err(cause) => return Err(cause.into()),
+            Err(cause) => {
+                // The VE need not wait for what the target has to say.
+                drop(still);
+                return Err(session.reason(cause).await);
+            }
         }
         match session.talk.answer(REBUILD).await? {
             ToSource::Ready { restore_ms } => {
@@ -326,6 +334,36 @@ async fn pass_on_late_frames(talk: &mut Talk, sealed: &mut SealedVe) {
 }
 
 impl Session {
+    /// Runs work that fills the pipe, on a thread of its own. A user who changes their mind
+    /// breaks the pipe, which ends the work however slow the link is.
+    async fn fill<T: Send + 'static>(
+        &mut self,
+        sink: &Sink,
+        work: impl FnOnce(Pipe) -> T + Send + 'static,
+    ) -> Result<T, MigrateError> {
+        let pipe = self.pipe.clone();
+        let mut working = spawn_blocking(move || work(pipe));
+        tokio::select! {
+            done = &mut working => Ok(done?),
+            () = sink.closed() => {
+                self.pump.abort();
+                working.await?;
+                Err(MigrateError::Cancelled)
+            }
+        }
+    }
+
+    /// Why the VE was not copied. A stream that broke has its reason at the other end, and the
+    /// target may have told it.
+    async fn reason(&mut self, error: CopyError) -> MigrateError {
+        if self.pipe.is_broken()
+            && let Err(told @ MigrateError::TargetFailed(_)) = self.talk.answer(LAST_WORDS).await
+        {
+            return told;
+        }
+        error.into()
+    }
+
     /// The target's answer is missing: only the log can say what happened. Returns when the VE
     /// runs on the target; an error when it is ours again, and runs.
     async fn settle(

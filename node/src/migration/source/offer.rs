@@ -124,8 +124,8 @@ impl Session {
     async fn send_template(&mut self, digest: Digest, sink: &Sink) -> Result<(), MigrateError> {
         let templates = self.begun.context.runtime.templates();
         let (mut archive, total) = templates.open_archive(&digest)?;
-        let (pipe, progress) = (self.pipe.clone(), sink.clone());
-        spawn_blocking(move || {
+        let progress = sink.clone();
+        let sending = self.fill(sink, move |pipe| {
             let mut sent = 0;
             loop {
                 let mut bytes = vec![0; 1 << 20];
@@ -140,8 +140,8 @@ impl Session {
                 sent += count as u64;
                 progress.progress("sending the template", sent, Some(total), "bytes");
             }
-        })
-        .await??;
+        });
+        sending.await??;
         match self.talk.answer_or_cancel(ANSWER, sink).await? {
             ToSource::Accepted { template_missing: false } => Ok(()),
             ToSource::Refused(failure) => Err(MigrateError::Refused(failure)),
