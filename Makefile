@@ -23,7 +23,8 @@ demo: build
 	target/release/demo --nodes $(NODES)
 
 # All tests, the end-to-end ones included. The last line is "N passed, N failed".
-test: deps
+test:
+	@tools/deps --test
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo build --release --workspace

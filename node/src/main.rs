@@ -3,7 +3,11 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use node::{config::Config, daemon};
+use node::{
+    config::Config,
+    daemon,
+    migration::{WATCHDOG_ARGUMENT, watchdog_main},
+};
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
@@ -21,10 +25,12 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == node::ve::SEED_ARGUMENT) {
         return ckpt_engine::container::seed_main();
     }
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == WATCHDOG_ARGUMENT) {
+        log_to_stderr();
+        return watchdog_main();
+    }
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_env("VZD_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,openraft=error"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    log_to_stderr();
     let config = match arguments.config.as_deref().map_or(Ok(Config::default()), Config::load) {
         Ok(config) => config,
         Err(problem) => return fail(&problem),
@@ -38,6 +44,12 @@ fn main() -> ExitCode {
         },
         Err(problem) => fail(&problem),
     }
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("VZD_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,openraft=error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
 fn fail(problem: &dyn std::error::Error) -> ExitCode {

@@ -75,6 +75,13 @@ fn expected(mac: Mac) -> Vec<Expected> {
     vec![Expected { name: "eth0".into(), mac }]
 }
 
+/// Waits until no address is still being asked for: until then its routes are missing.
+fn settle(netns: &Netns) {
+    let wait = "i=0; while ip -6 address show tentative | grep -q inet6; do \
+                i=$((i+1)); [ $i -lt 200 ]; sleep 0.05; done";
+    shell(netns, wait);
+}
+
 fn shell(netns: &Netns, script: &str) {
     let output = netns.run(|| Command::new("sh").args(["-ec", script]).output()).unwrap().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -122,6 +129,7 @@ fn a_furnished_namespace_is_the_same_after_it_was_rebuilt() {
     let mac = Mac::local([7; 6]);
     let source = ve(mac, Gate::Open);
     shell(&source.netns, FURNITURE);
+    settle(&source.netns);
     let captured = capture(&source.netns, &expected(mac), None).unwrap();
     assert_eq!(objects(&captured), [""; 0]);
     let network = codec::decode(&codec::encode(&captured.network)).unwrap();
@@ -208,7 +216,7 @@ fn what_cannot_be_moved_is_named() {
          tc qdisc add dev eth0 root tbf rate 1mbit burst 10kb latency 50ms
          ip nexthop add id 7 via 10.99.0.9 dev eth0
          ip route add 10.60.0.0/16 nhid 7
-         ip rule add ipproto tcp table 100",
+         ip rule add ipproto 6 table 100",
     );
     let captured = capture(&ve.netns, &expected(mac), None).unwrap();
     let mut found = objects(&captured);

@@ -1,6 +1,7 @@
 //! A cluster with Virtual Environments in it, for tests: how to make one, what to run in it, and
 //! what must be left when it is gone.
 
+pub mod cgroup;
 pub mod traces;
 
 use std::fs::File;

@@ -90,7 +90,7 @@ fn new_paths(now: &BTreeSet<PathBuf>, before: &BTreeSet<PathBuf>) -> Vec<String>
     now.difference(before).map(|path| path.display().to_string()).collect()
 }
 
-fn cgroup_mounts() -> Vec<PathBuf> {
+pub(super) fn cgroup_mounts() -> Vec<PathBuf> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     text.lines()
         .filter(|line| line.contains(" - cgroup ") || line.contains(" - cgroup2 "))

@@ -68,14 +68,15 @@ pub fn enter(
     };
     let [input, output, errors] = streams;
     socket.send(&order, &[entry.init, input, output, errors])?;
-    let entered = match socket.receive::<Reply>()? {
+    let (born, early) = super::receive_born(&socket)?;
+    let entered = match born {
         (Reply::Born { pid }, mut descriptors) => {
             Entered { pid, pidfd: descriptors.pop().ok_or(ContainerError::Foreign)? }
         }
         (other, _) => return Err(other.into_error("born")),
     };
     child.0.wait().map_err(step("wait for the seed"))?;
-    match socket.receive::<Reply>() {
+    match early.map_or_else(|| socket.receive::<Reply>(), Ok) {
         // The exec itself closes the socket.
         Err(ContainerError::Gone) => Ok(entered),
         Err(other) => Err(other),

@@ -120,7 +120,8 @@ impl Container {
         let [root, view] = spec.layers.mount(users.as_fd(), spec.id_base)?;
         socket.send(&Order::Mapped, &[root.as_fd()])?;
         drop(root);
-        let mut this = match socket.receive::<Reply>()? {
+        let (born, early) = receive_born(&socket)?;
+        let mut this = match born {
             (Reply::Born { pid }, mut descriptors) => {
                 let pidfd = descriptors.pop().ok_or(ContainerError::Foreign)?;
                 Self { init: pid, pidfd, channel, trees: Vec::new(), armed: true }
@@ -128,7 +129,7 @@ impl Container {
             (other, _) => return Err(other.into_error("born")),
         };
         child.0.wait().map_err(step("wait for the seed"))?;
-        match socket.receive::<Reply>()? {
+        match early.map_or_else(|| socket.receive::<Reply>(), Ok)? {
             (Reply::Ready { filesystems }, descriptors) => {
                 let trees = filesystems.into_iter().zip(descriptors);
                 this.trees = trees.map(|(filesystem, mount)| Tree { filesystem, mount }).collect();
@@ -216,6 +217,23 @@ impl Drop for Reaped {
         // It has ended when all went well; then this does nothing.
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// A reply with its descriptors.
+type Received = (Reply, Vec<OwnedFd>);
+
+/// Waits until the seed tells which process it has made. On a busy host that process may be
+/// faster with a word of its own, which is then the second value.
+fn receive_born(socket: &Socket) -> Result<(Received, Option<Received>), ContainerError> {
+    let first = socket.receive::<Reply>()?;
+    if matches!(first.0, Reply::Born { .. }) {
+        return Ok((first, None));
+    }
+    match socket.receive::<Reply>() {
+        Ok(born @ (Reply::Born { .. }, _)) => Ok((born, Some(first))),
+        // The seed itself gave up: this is all that it had to say.
+        _ => Err(first.0.into_error("born")),
     }
 }
 

@@ -7,6 +7,7 @@
 //! v2 cgroup that was ever killed. The VE sees only `VEID.N/ve` in the v2 tree, so that what we
 //! do to the cgroup above it (freezing, limits) never shows inside.
 
+mod cpu;
 mod hierarchies;
 mod legacy;
 mod unified;
@@ -21,6 +22,7 @@ use nix::libc::ENODEV;
 use serde::{Deserialize, Serialize};
 use tracing::debug;
 
+pub use cpu::CpuLimit;
 pub use hierarchies::Hierarchies;
 
 /// How long all tasks of a VE may take to freeze or to die.

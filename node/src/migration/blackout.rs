@@ -27,12 +27,15 @@ use ckpt_format::{
 };
 
 use super::{
+    brake::Brake,
     messages::{Item, State},
     pipe::Pipe,
     rounds::Fixed,
     stopwatch::Stopwatch,
+    watchdog::{Watchdog, WatchdogError},
 };
 use crate::{
+    cgroup::CgroupError,
     network::{
         Hold, NetworkError,
         state::{self, Expected},
@@ -58,6 +61,12 @@ pub(super) enum CopyError {
     /// It did not stop.
     #[error(transparent)]
     Freeze(#[from] FreezeError),
+    /// Its CPU time.
+    #[error(transparent)]
+    Cpu(#[from] CgroupError),
+    /// Nobody would end the freeze if we died in it.
+    #[error(transparent)]
+    Watchdog(#[from] WatchdogError),
     /// A process could not be looked at.
     #[error("cannot look at process {pid}")]
     Process {
@@ -109,6 +118,8 @@ pub(super) struct Live {
     /// The network as it was at the offer.
     pub(super) network: Network,
     pub(super) hold: Option<Hold>,
+    pub(super) brake: Brake,
+    pub(super) watchdog: Watchdog,
 }
 
 impl Live {
@@ -117,6 +128,7 @@ impl Live {
         self.send_files(false, pipe)?;
         let round = self.tracker.round(&mut pipe.clone())?;
         pipe.item(&Item::Barrier(number)).map_err(|_| CopyError::Link)?;
+        self.brake.look()?;
         Ok(round)
     }
 
@@ -221,8 +233,15 @@ impl Live {
         all
     }
 
-    /// Stops the VE and holds its packets. On failure the VE runs on.
-    pub(super) fn freeze(mut self) -> Result<Still, (Box<Self>, CopyError)> {
+    /// Stops the VE and holds its packets. On failure the VE runs on. If it is not sealed after
+    /// `patience` its watchdog lets it go on.
+    pub(super) fn freeze(mut self, patience: Duration) -> Result<Still, (Box<Self>, CopyError)> {
+        let ready = self.brake.lift().map_err(CopyError::Cpu);
+        let ready = ready.and_then(|()| Ok(self.watchdog.frozen(patience)?));
+        if let Err(error) = ready {
+            return Err((Box::new(self), error));
+        }
+        // Up to here it ran.
         let start = Instant::now();
         let mut watch = Stopwatch::start("stop of a VE");
         let frozen = match Frozen::freeze(&self.freezer) {
@@ -300,7 +319,9 @@ impl Still {
     /// The VE goes on, and is copied further.
     pub(super) fn back(mut self) -> Result<Live, CopyError> {
         self.wake();
-        self.live.take().ok_or(CopyError::Link)
+        let mut live = self.live.take().ok_or(CopyError::Link)?;
+        live.brake.again()?;
+        Ok(live)
     }
 
     /// From here on only the log decides whether the VE may run here again.
@@ -317,6 +338,12 @@ impl Still {
         })
     }
 
+    /// Asks the watchdog whether this may be sealed. If not, drop it.
+    pub(super) fn may_seal(&mut self) -> Result<(), CopyError> {
+        let live = self.live.as_mut().ok_or(CopyError::Link)?;
+        Ok(live.watchdog.seal()?)
+    }
+
     /// Connections first, then processes, then packets.
     fn wake(&mut self) {
         drop(self.undo.take());
@@ -325,10 +352,16 @@ impl Still {
         {
             tracing::warn!(%error, "programs in the VE may notice that they stood still");
         }
-        if let Some(Live { hold: Some(hold), .. }) = &mut self.live
+        let Some(live) = &mut self.live else { return };
+        if let Some(hold) = &mut live.hold
             && let Err(error) = hold.reopen(&[])
         {
+            // The watchdog opens the way, though what was held is lost.
             tracing::error!(%error, "cannot deliver the held packets of a VE");
+            return;
+        }
+        if let Err(error) = live.watchdog.thawed() {
+            tracing::warn!(%error, "a VE that goes on is not watched over any more");
         }
     }
 }

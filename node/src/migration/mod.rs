@@ -1,13 +1,14 @@
 //! Moves running VEs between nodes.
 //!
 //! [`source`] and [`target`] are the two halves of one story, each readable from top to bottom;
-//! [`rounds`] decides when to freeze, [`blackout`] is the source's VE while it stands still,
+//! [`rounds`] decides when to freeze and when to step on the [`brake`], [`blackout`] is the source's VE while it stands still,
 //! [`builder`] the target's thread that rebuilds it, [`settle`] asks the log what has become of
-//! a migration, and [`recover`] does so after a daemon has died half way. [`leftovers`] tells the
-//! log what has been cleared away.
+//! a migration, and [`recover`] does so after a daemon has died half way. [`watchdog`] ends a
+//! freeze without it. [`leftovers`] tells the log what has been cleared away.
 
 mod admit;
 mod blackout;
+mod brake;
 mod builder;
 mod error;
 mod facts;
@@ -20,10 +21,12 @@ mod report;
 mod rounds;
 mod settle;
 mod source;
+mod standing;
 mod stopwatch;
 mod target;
+mod watchdog;
 
-use std::{sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use ckpt_engine::sys::heap;
 use futures_util::future::BoxFuture;
@@ -31,10 +34,13 @@ use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 use transport::{Link, LinkHandler, PeerInfo};
 
-pub use self::report::{Downtime, Report, RoundReport};
 use self::{
     error::MigrateError,
     source::{Context, Wish},
+};
+pub use self::{
+    report::{Downtime, Report, RoundReport},
+    watchdog::WATCHDOG_ARGUMENT,
 };
 use crate::{
     api::{Failure, Sink},
@@ -60,6 +66,11 @@ pub struct MigrateRequest {
     pub keep: bool,
 }
 
+/// What a process that was started with [`WATCHDOG_ARGUMENT`] does.
+pub fn watchdog_main() -> ExitCode {
+    watchdog::main()
+}
+
 /// The migrations of this node. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Migrations(Context);
@@ -67,7 +78,7 @@ pub struct Migrations(Context);
 impl Migrations {
     /// For this node's VEs and cluster. Call inside a runtime; takes up what was under way.
     pub fn new(runtime: Arc<Runtime>, cluster: Arc<Cluster>) -> Self {
-        let context = Context { runtime, cluster };
+        let context = Context { runtime, cluster, experience: Arc::default() };
         recover::recover(&context);
         tokio::spawn(leftovers::watch(context.clone()));
         Self(context)

@@ -6,20 +6,20 @@
 
 use std::sync::Arc;
 
-use ckpt_engine::{files, freeze::Frozen};
 use coordinator::{Command, Stage};
 
 use super::{
-    blackout::Holders,
+    blackout::CopyError,
     error::MigrateError,
     journal::{Entry, Journal, Step},
     settle::{self, Verdict},
     source::Context,
+    standing::Standing,
     target::report_running,
+    watchdog,
 };
 use crate::{
     api::chain,
-    network::{Gate, Netlink},
     ve::{Operation, RECOVER, Ve},
 };
 
@@ -113,24 +113,22 @@ pub(super) async fn disown(context: &Context, entry: Entry) {
     }
 }
 
-/// Puts a VE right that was left standing: connections, processes, packets.
+/// Puts a VE right that was left standing, once the watchdog of the dead daemon has done its part.
 async fn wake(context: &Context, ve: &Arc<Ve>) -> Result<(), MigrateError> {
     let Some(running) = ve.running() else { return Ok(()) };
-    let id_base = context.runtime.handle(ve)?.id_base;
+    let standing = Standing {
+        freezer: running.cgroups.freezer().to_owned(),
+        init: running.init,
+        id_base: context.runtime.handle(ve)?.id_base,
+        interface: running.interface,
+        cpu: None,
+    };
+    let (limits, directory) = (ve.settings().limits, ve.directory().to_owned());
     tokio::task::spawn_blocking(move || {
-        let freezer = running.cgroups.freezer();
-        let holders = Holders::of(freezer)?;
-        match files::mend(&holders.source(running.init, id_base)) {
-            Ok(0) => {}
-            Ok(mended) => tracing::info!(mended, "connections were left in repair"),
-            Err(blockers) => tracing::warn!(?blockers, "cannot look at the VE's files"),
-        }
-        Frozen::adopt(freezer).thaw().map_err(super::blackout::CopyError::Freeze)?;
-        if let Some(interface) = &running.interface {
-            let mut netlink = Netlink::open().map_err(crate::network::NetworkError::from)?;
-            interface.set_gate(&mut netlink, Gate::Open)?;
-        }
-        Ok(())
+        watchdog::wait_for_last(&directory).map_err(MigrateError::Inside)?;
+        standing.put_right()?;
+        // The VE may have been slowed down.
+        Ok(running.cgroups.apply(&limits).map_err(CopyError::Cpu)?)
     })
     .await?
 }

@@ -11,6 +11,10 @@ pub struct RoundReport {
     pub bytes: u64,
     /// Until the target had applied them.
     pub ms: f64,
+    /// The share of its CPU time that the VE was left meanwhile, in percent, if it was slowed
+    /// down.
+    #[serde(default)]
+    pub throttle_percent: Option<u8>,
 }
 
 /// Where the blackout went, in milliseconds.

@@ -2,7 +2,11 @@
 //!
 //! Pure: fed with what each round measured, it says what to do next. The blackout that a freeze
 //! now would cost is predicted from what the VE writes in the time of a round, the measured
-//! rate of the link and both ends, and the costs that do not depend on memory.
+//! rate of the link and both ends, the costs that do not depend on memory, and how earlier moves
+//! came out.
+//!
+//! A VE that writes faster than it can be copied climbs a ladder: more rounds while they help;
+//! then it is slowed down, step by step; then it is frozen although the budget is not met.
 
 use std::time::Duration;
 
@@ -27,9 +31,10 @@ pub(super) struct Fixed {
 }
 
 impl Fixed {
-    /// Freeze, capture, rebuild and switch, without any page.
+    /// Freeze, capture, rebuild and switch, without any page, on the machine that the numbers
+    /// were measured on.
     fn cost(self) -> Duration {
-        const BASE: Duration = Duration::from_micros(6_000);
+        const BASE: Duration = Duration::from_micros(9_000);
         const PROCESS: Duration = Duration::from_micros(700);
         const THREAD: Duration = Duration::from_micros(60);
         const DESCRIPTOR: Duration = Duration::from_micros(20);
@@ -39,119 +44,305 @@ impl Fixed {
     }
 }
 
+/// A blackout that is expected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Prediction {
+    /// The last round.
+    delta: Duration,
+    /// Everything else, as it would be where the numbers were measured.
+    fixed: Duration,
+    /// All of it, here.
+    pub(super) total: Duration,
+}
+
+/// How the costs of this node compare to those of [`Fixed`], learned from the moves so far.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Experience {
+    /// How many times as much the last moves took. The middle one counts: a move on a node that
+    /// was busy for a moment says little about the next.
+    seen: [f64; 5],
+    /// Which one is the oldest.
+    oldest: usize,
+}
+
+impl Default for Experience {
+    fn default() -> Self {
+        Self { seen: [1.0; 5], oldest: 0 }
+    }
+}
+
+impl Experience {
+    /// Takes in how a move came out.
+    pub(super) fn learn(&mut self, predicted: Prediction, total: Duration) {
+        // Where pages were most of it, the rest is lost in their noise.
+        if predicted.delta > predicted.fixed * 2 || predicted.fixed.is_zero() {
+            return;
+        }
+        let rest = total.saturating_sub(predicted.delta).as_secs_f64();
+        self.seen[self.oldest] = (rest / predicted.fixed.as_secs_f64()).clamp(0.1, 10.0);
+        self.oldest = (self.oldest + 1) % self.seen.len();
+    }
+
+    fn factor(self) -> f64 {
+        let mut seen = self.seen;
+        seen.sort_by(f64::total_cmp);
+        seen[seen.len() / 2]
+    }
+
+    fn predict(self, delta: Duration, fixed: Fixed) -> Prediction {
+        let fixed = fixed.cost();
+        Prediction { delta, fixed, total: delta + fixed.mul_f64(self.factor()) }
+    }
+}
+
 /// What to do after a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// Copy again what was written meanwhile.
     Again,
-    /// Freeze now: the blackout is predicted to take this long.
-    Freeze {
-        /// The prediction.
-        predicted: Duration,
+    /// Leave the VE only this share of the CPU time that it used, and copy again.
+    Slow {
+        /// The share.
+        percent: u8,
     },
+    /// Freeze now.
+    Freeze(Prediction),
 }
 
-/// The most rounds that are worth their cost.
+/// The shares of its CPU time that a VE is left, one after the other.
+const STEPS: [u8; 3] = [50, 25, 10];
+/// The most rounds on one rung that are worth their cost.
 const ROUNDS_MAX: usize = 30;
 /// Rounds in a row without a better prediction, after which more do not help.
 const PATIENCE: usize = 3;
-/// Where the prediction is this good there is nothing to gain any more: the rest is fixed.
+/// The same for a VE that suffers from it.
+const PATIENCE_SLOWED: usize = 1;
+/// What counts as better.
+const BETTER: f64 = 0.95;
+/// Where the last round is predicted to carry no more than this there is nothing to gain any
+/// more: the rest is fixed.
 const GOOD_ENOUGH: Duration = Duration::from_millis(2);
 
 /// Decides after each round.
 #[derive(Debug)]
 pub(super) struct Policy {
     budget: Duration,
-    rounds: Vec<Measured>,
+    experience: Experience,
+    steps: std::slice::Iter<'static, u8>,
+    slowed: bool,
+    /// The last three rounds, the latest first.
+    rounds: [Option<Measured>; 3],
+    /// How what the VE writes grows with time: 1 if it never writes a page twice, 0 if it always
+    /// writes the same ones.
+    growth: f64,
+    /// Bytes per second.
+    rate: Option<f64>,
+    rounds_on_rung: usize,
     best: Duration,
     since_best: usize,
 }
 
 impl Policy {
-    /// For a blackout of at most `budget`.
-    pub(super) fn new(budget: Duration) -> Self {
-        Self { budget, rounds: Vec::new(), best: Duration::MAX, since_best: 0 }
+    /// For a blackout of at most `budget`. Without `can_slow` there is no step between more
+    /// rounds and the freeze.
+    pub(super) fn new(budget: Duration, experience: Experience, can_slow: bool) -> Self {
+        let steps = if can_slow { &STEPS[..] } else { &[] };
+        Self {
+            budget,
+            experience,
+            steps: steps.iter(),
+            slowed: false,
+            rounds: [None; 3],
+            growth: 0.5,
+            rate: None,
+            rounds_on_rung: 0,
+            best: Duration::MAX,
+            since_best: 0,
+        }
     }
 
     /// Takes the measurements of a round and says how to go on.
     pub(super) fn after(&mut self, round: Measured, fixed: Fixed) -> Next {
-        self.rounds.push(round);
-        let delta = self.predicted_delta();
-        let predicted = delta + fixed.cost();
-        if predicted < self.best {
-            self.best = predicted;
+        self.measure(round);
+        // The first round says nothing about how much the VE writes.
+        let Some((bytes, delta)) = self.expected_delta() else { return Next::Again };
+        let predicted = self.experience.predict(delta, fixed);
+        self.rounds_on_rung += 1;
+        if predicted.total < self.best.mul_f64(BETTER) {
+            self.best = predicted.total;
             self.since_best = 0;
         } else {
             self.since_best += 1;
         }
-        // The first round says nothing about how much the VE writes.
-        let known = self.rounds.len() >= 2;
-        let in_budget = predicted <= self.budget && delta <= GOOD_ENOUGH;
-        let hopeless = self.since_best >= PATIENCE || self.rounds.len() >= ROUNDS_MAX;
-        match known && (in_budget || hopeless) {
-            true => Next::Freeze { predicted },
-            false => Next::Again,
+        let in_budget = !self.is_over_budget(predicted);
+        let nothing_to_gain = bytes <= GOOD_ENOUGH || self.slowed;
+        let patience = if self.slowed { PATIENCE_SLOWED } else { PATIENCE };
+        let helps = self.since_best < patience && self.rounds_on_rung < ROUNDS_MAX;
+        match () {
+            () if in_budget && (nothing_to_gain || !helps) => Next::Freeze(predicted),
+            () if helps => Next::Again,
+            () => match self.steps.next() {
+                Some(&percent) => {
+                    self.slowed = true;
+                    (self.rounds_on_rung, self.best, self.since_best) = (0, Duration::MAX, 0);
+                    Next::Slow { percent }
+                }
+                None => Next::Freeze(predicted),
+            },
         }
     }
 
     /// True when the last word was to freeze although the budget cannot be met.
-    pub(super) fn is_over_budget(&self, predicted: Duration) -> bool {
-        predicted > self.budget
+    pub(super) fn is_over_budget(&self, predicted: Prediction) -> bool {
+        predicted.total > self.budget
     }
 
-    /// The time to send what the VE will have written when it is frozen: as much as it wrote in
-    /// the last round's time, sent at the best rate seen.
-    fn predicted_delta(&self) -> Duration {
+    fn measure(&mut self, round: Measured) {
+        /// A round this large is worth more than all before it: links change.
+        const BULK: u64 = 4 << 20;
         const SMALLEST: u64 = 64 << 10;
-        let Some(last) = self.rounds.last() else { return Duration::MAX };
-        let rate = self
-            .rounds
-            .iter()
-            .filter(|round| round.bytes >= SMALLEST && !round.time.is_zero())
-            .map(|round| round.bytes as f64 / round.time.as_secs_f64())
-            .fold(100e6, f64::max);
-        Duration::from_secs_f64(last.bytes as f64 / rate)
+        if round.bytes >= SMALLEST && !round.time.is_zero() {
+            let rate = round.bytes as f64 / round.time.as_secs_f64();
+            let before = self.rate.filter(|_| round.bytes < BULK).unwrap_or(0.0);
+            self.rate = Some(rate.max(before));
+        }
+        self.rounds = [Some(round), self.rounds[0], self.rounds[1]];
+        if let [Some(last), Some(previous), Some(first)] = self.rounds {
+            // What a round carries was written while the round before it went on.
+            let longer = ratio(previous.time, first.time);
+            let more = last.bytes as f64 / previous.bytes.max(1) as f64;
+            // From nearly equal times nothing can be told.
+            if longer < 0.8 && more > 0.0 {
+                self.growth = (more.ln() / longer.ln()).clamp(0.2, 1.0);
+            }
+        }
     }
+
+    /// How long it takes to send what the VE will have written when it is frozen, and how long
+    /// the last round will take with that.
+    fn expected_delta(&self) -> Option<(Duration, Duration)> {
+        /// Of a link that nothing is known of.
+        const RATE: f64 = 100e6;
+        let (last, previous) = (self.rounds[0]?, self.rounds[1]?);
+        // The more time, the more is written, but programs write the same pages again and again.
+        let share = ratio(last.time, previous.time).powf(self.growth).min(1.0);
+        let rate = self.rate.unwrap_or(RATE);
+        let seconds = |bytes: f64| Duration::from_secs_f64(bytes / rate);
+        let bytes = seconds(last.bytes as f64 * share);
+        let saved = seconds(last.bytes as f64 * (1.0 - share));
+        Some((bytes, last.time.saturating_sub(saved).max(bytes)))
+    }
+}
+
+fn ratio(one: Duration, other: Duration) -> f64 {
+    one.as_secs_f64() / other.as_secs_f64().max(1e-6)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const BUDGET: Duration = Duration::from_millis(100);
+
     fn round(mebibytes: f64, ms: u64) -> Measured {
         let bytes = (mebibytes * 1048576.0) as u64;
         Measured { bytes, time: Duration::from_millis(ms) }
     }
 
+    fn policy(can_slow: bool) -> Policy {
+        Policy::new(BUDGET, Experience::default(), can_slow)
+    }
+
+    /// Plays a VE that writes `mebibytes_per_s` over a hot set, on a link of 100 MiB/s.
+    fn play(policy: &mut Policy, mebibytes_per_s: f64, hot: f64) -> (Vec<u8>, Prediction, f64) {
+        let (mut steps, mut time, mut share) = (Vec::new(), 2.0, 1.0);
+        for number in 0..1000 {
+            let left = (mebibytes_per_s * share * time).min(hot);
+            let bytes = if number == 0 { 200.0 } else { left };
+            time = 0.005 + bytes / 100.0;
+            match policy.after(round(bytes, (time * 1000.0) as u64), Fixed::default()) {
+                Next::Again => {}
+                Next::Slow { percent } => {
+                    steps.push(percent);
+                    share = f64::from(percent) / 100.0;
+                }
+                Next::Freeze(predicted) => {
+                    let left = (mebibytes_per_s * share * time).min(hot);
+                    return (steps, predicted, left / 100.0 + 0.014);
+                }
+            }
+        }
+        panic!("no end");
+    }
+
     #[test]
     fn an_idle_ve_is_frozen_after_the_second_round() {
-        let mut policy = Policy::new(Duration::from_millis(100));
+        let mut policy = policy(true);
         assert_eq!(policy.after(round(256.0, 800), Fixed::default()), Next::Again);
         let next = policy.after(round(0.1, 5), Fixed::default());
         assert!(
-            matches!(next, Next::Freeze { predicted } if predicted < Duration::from_millis(10))
+            matches!(next, Next::Freeze(it) if it.total < Duration::from_millis(20)),
+            "{next:?}"
         );
     }
 
     #[test]
-    fn a_ve_that_writes_faster_than_the_link_is_given_up_on() {
-        let mut policy = Policy::new(Duration::from_millis(100));
-        let mut rounds = 0;
-        while policy.after(round(256.0, 800), Fixed::default()) == Next::Again {
-            rounds += 1;
-            assert!(rounds < ROUNDS_MAX);
-        }
-        assert!(rounds >= PATIENCE);
+    fn a_ve_that_cannot_be_slowed_down_is_given_up_on() {
+        let mut policy = policy(false);
+        let (steps, predicted, _) = play(&mut policy, 1000.0, 200.0);
+        assert!(steps.is_empty());
+        assert!(policy.is_over_budget(predicted));
     }
 
     #[test]
-    fn shrinking_rounds_go_on() {
-        let mut policy = Policy::new(Duration::from_millis(100));
-        assert_eq!(policy.after(round(256.0, 800), Fixed::default()), Next::Again);
-        assert_eq!(policy.after(round(64.0, 200), Fixed::default()), Next::Again);
-        assert_eq!(policy.after(round(16.0, 50), Fixed::default()), Next::Again);
-        assert_eq!(policy.after(round(4.0, 13), Fixed::default()), Next::Again);
-        assert_ne!(policy.after(round(0.2, 3), Fixed::default()), Next::Again);
+    fn a_ve_that_writes_too_fast_is_slowed_down_until_it_fits() {
+        let mut policy = policy(true);
+        // Two and a half times as fast as the link: a quarter of that is slow enough.
+        let (steps, predicted, came_out) = play(&mut policy, 250.0, 150.0);
+        assert_eq!(steps, [50, 25]);
+        assert!(!policy.is_over_budget(predicted));
+        assert!(came_out <= BUDGET.as_secs_f64(), "{came_out}");
+    }
+
+    #[test]
+    fn a_ve_that_writes_slower_than_the_link_is_not_slowed_down() {
+        let (steps, predicted, came_out) = play(&mut policy(true), 50.0, 150.0);
+        assert!(steps.is_empty(), "{steps:?}");
+        assert!(predicted.total.as_secs_f64() > came_out * 0.7, "{predicted:?} {came_out}");
+    }
+
+    #[test]
+    fn nothing_helps_against_a_ve_that_writes_as_fast_as_memory() {
+        let mut policy = policy(true);
+        let (steps, predicted, came_out) = play(&mut policy, 10_000.0, 150.0);
+        assert_eq!(steps, STEPS);
+        assert!(policy.is_over_budget(predicted));
+        let told = predicted.total.as_secs_f64();
+        assert!((came_out * 0.7..came_out * 1.3).contains(&told), "{told} {came_out}");
+    }
+
+    #[test]
+    fn a_slow_link_is_believed() {
+        let mut policy = policy(false);
+        let mut last = Next::Again;
+        while last == Next::Again {
+            last = policy.after(round(10.0, 1000), Fixed::default());
+        }
+        assert!(matches!(last, Next::Freeze(it) if it.total > Duration::from_millis(900)));
+    }
+
+    #[test]
+    fn moves_teach_what_a_node_costs() {
+        let mut experience = Experience::default();
+        let real = Duration::from_millis(40);
+        for turn in 0..10 {
+            let predicted = experience.predict(Duration::from_millis(4), Fixed::default());
+            // Every fourth move is disturbed.
+            experience.learn(predicted, if turn % 4 == 3 { real * 5 } else { real });
+        }
+        let predicted = experience.predict(Duration::from_millis(4), Fixed::default());
+        let ratio = predicted.total.as_secs_f64() / real.as_secs_f64();
+        assert!((0.9..1.1).contains(&ratio), "{ratio}");
     }
 
     #[test]

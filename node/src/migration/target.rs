@@ -238,6 +238,9 @@ impl Incoming {
         match ran {
             Some(News::Running(time)) => {
                 let release_ms = time.as_secs_f64() * 1000.0;
+                tracing::info!(
+                    "switch of a VE, ms: commit {commit_ms:.2}, release {release_ms:.2}"
+                );
                 Ok(ToSource::Running { commit_ms, release_ms })
             }
             other => {

@@ -25,7 +25,7 @@ impl Default for BridgeConfig {
 }
 
 /// A bridge that is there.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bridge {
     /// The interface's name.
     pub name: String,

@@ -15,6 +15,7 @@ use netlink_packet_route::{
         RouteType,
     },
 };
+use serde::{Deserialize, Serialize};
 
 use super::{
     Bridge, NetworkError,
@@ -51,7 +52,7 @@ pub enum Gate {
 }
 
 /// A VE's interface that is there.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
     /// The name on the host.
     pub host_name: String,

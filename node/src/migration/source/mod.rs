@@ -13,7 +13,7 @@ mod offer;
 mod talk;
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -29,7 +29,7 @@ use super::{
     messages::{ToSource, ToTarget},
     pipe::Pipe,
     report::{Downtime, Report, RoundReport},
-    rounds::{Measured, Next, Policy},
+    rounds::{Experience, Fixed, Measured, Next, Policy, Prediction},
     settle::{self, Verdict},
 };
 use crate::{
@@ -44,6 +44,8 @@ const ANSWER: Duration = Duration::from_secs(60);
 const REBUILD: Duration = Duration::from_secs(10);
 /// How long the target may take to let the VE run before the log is asked.
 const RUN: Duration = Duration::from_secs(5);
+/// How long a freeze may last beyond three times what was predicted, before the VE goes on.
+const FREEZE: Duration = Duration::from_secs(10);
 /// How long the reason may take after the target has stopped to listen.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How often a VE is stopped in vain before its state counts as unmovable.
@@ -69,12 +71,18 @@ pub(super) struct Wish {
 pub(super) struct Context {
     pub(super) runtime: Arc<Runtime>,
     pub(super) cluster: Arc<Cluster>,
+    pub(super) experience: Arc<Mutex<Experience>>,
 }
 
 impl Context {
     /// The log, as of now: it is another one after this node has joined a cluster.
     pub(super) fn coordinator(&self) -> Coordinator {
         self.cluster.coordinator()
+    }
+
+    /// What the moves so far have taught.
+    fn experience(&self) -> MutexGuard<'_, Experience> {
+        self.experience.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -90,7 +98,7 @@ pub(super) async fn migrate(
     let precopy = offer.propose(sink).await?;
     let (mut precopy, rounds) = precopy.copy(wish.max_downtime, sink).await?;
     let copied = loop {
-        match precopy.stop().await?.send_rest().await? {
+        match precopy.stop(rounds.predicted).await?.send_rest().await? {
             Rest::Sent(copied) => break copied,
             Rest::NotNow(running) => precopy = running,
         }
@@ -148,58 +156,81 @@ struct Precopy {
 /// What pre-copy measured.
 struct Rounds {
     reports: Vec<RoundReport>,
-    predicted: Duration,
+    predicted: Prediction,
 }
 
 impl Precopy {
     /// Rounds, until freezing is worth it.
-    async fn copy(self, budget: Duration, sink: &Sink) -> Result<(Self, Rounds), MigrateError> {
-        let Self { mut session, mut live } = self;
-        let mut policy = Policy::new(budget);
+    async fn copy(mut self, budget: Duration, sink: &Sink) -> Result<(Self, Rounds), MigrateError> {
+        let experience = *self.session.begun.context.experience();
+        let mut policy = Policy::new(budget, experience, self.live.brake.own().is_some());
         let mut reports: Vec<RoundReport> = Vec::new();
         loop {
-            let number = reports.len() as u32;
-            let (start, before) = (Instant::now(), session.pipe.bytes());
-            let (back, round, fixed) = session
-                .fill(sink, move |pipe| {
-                    let round = live.round(number, &pipe);
-                    let fixed = live.fixed();
-                    (live, round, fixed)
-                })
-                .await?;
-            live = back;
-            let round = match round {
-                Ok(round) => round,
-                Err(error) => return Err(session.reason(error).await),
-            };
-            match session.talk.answer_or_cancel(ANSWER, sink).await? {
-                ToSource::Applied { barrier } if barrier == number => {}
-                _ => return Err(MigrateError::Protocol),
-            }
-            let bytes = session.pipe.bytes() - before;
-            let time = start.elapsed();
-            reports.push(RoundReport { pages: round.pages, bytes, ms: ms(time) });
-            sink.progress(&format!("round {number}"), bytes, Some(bytes), "bytes");
-            match policy.after(Measured { bytes, time }, fixed) {
+            let (back, report, fixed) = self.round(reports.len() as u32, sink).await?;
+            self = back;
+            reports.push(report);
+            let time = Duration::from_secs_f64(report.ms / 1000.0);
+            match policy.after(Measured { bytes: report.bytes, time }, fixed) {
                 Next::Again => {}
-                Next::Freeze { predicted } => {
+                Next::Slow { percent } => match self.live.brake.press(percent) {
+                    Ok(()) => sink.log(format!(
+                        "the VE writes faster than it can be copied: it is left {percent} % of \
+                         its CPU time until it has moved"
+                    )),
+                    // Rounds without it are better than no move.
+                    Err(error) => sink.log(format!("cannot slow the VE down: {}", chain(&error))),
+                },
+                Next::Freeze(predicted) => {
                     if policy.is_over_budget(predicted) {
                         sink.log(format!(
                             "the VE writes too much to meet {} ms: about {:.0} ms are expected",
                             budget.as_millis(),
-                            ms(predicted)
+                            ms(predicted.total)
                         ));
                     }
-                    return Ok((Self { session, live }, Rounds { reports, predicted }));
+                    return Ok((self, Rounds { reports, predicted }));
                 }
             }
         }
     }
 
+    /// One round, until the target has applied it.
+    async fn round(
+        self,
+        number: u32,
+        sink: &Sink,
+    ) -> Result<(Self, RoundReport, Fixed), MigrateError> {
+        let Self { mut session, live } = self;
+        let (start, before) = (Instant::now(), session.pipe.bytes());
+        let throttle_percent = live.brake.percent();
+        let filled = session.fill(sink, move |pipe| {
+            let mut live = live;
+            let round = live.round(number, &pipe);
+            let fixed = live.fixed();
+            (live, round, fixed)
+        });
+        let (live, round, fixed) = filled.await?;
+        let round = match round {
+            Ok(round) => round,
+            Err(error) => return Err(session.reason(error).await),
+        };
+        match session.talk.answer_or_cancel(ANSWER, sink).await? {
+            ToSource::Applied { barrier } if barrier == number => {}
+            _ => return Err(MigrateError::Protocol),
+        }
+        let bytes = session.pipe.bytes() - before;
+        let ms = ms(start.elapsed());
+        sink.progress(&format!("round {number}"), bytes, Some(bytes), "bytes");
+        let report = RoundReport { pages: round.pages, bytes, ms, throttle_percent };
+        Ok((Self { session, live }, report, fixed))
+    }
+
     /// Stops the VE; the downtime clock starts.
-    async fn stop(self) -> Result<Stopped, MigrateError> {
+    async fn stop(self, predicted: Prediction) -> Result<Stopped, MigrateError> {
         let Self { session, live } = self;
-        let still = spawn_blocking(move || live.freeze()).await?.map_err(|(_, error)| error)?;
+        let patience = FREEZE + predicted.total * 3;
+        let still =
+            spawn_blocking(move || live.freeze(patience)).await?.map_err(|(_, error)| error)?;
         Ok(Stopped { session, still })
     }
 }
@@ -270,8 +301,9 @@ impl Copied {
         rounds: Rounds,
         keep: bool,
     ) -> Result<Report, MigrateError> {
-        let Self { mut session, still, restore_ms, ready_ms } = self;
+        let Self { mut session, mut still, restore_ms, ready_ms } = self;
         let freeze_ms = ms(still.freeze);
+        tokio::task::block_in_place(|| still.may_seal())?;
         session
             .begun
             .journal
@@ -285,9 +317,11 @@ impl Copied {
             Ok(()) => session.talk.answer(RUN).await,
             Err(error) => Err(error.into()),
         };
-        let total_ms = ms(sealed.start.elapsed());
+        let total = sealed.start.elapsed();
+        let total_ms = ms(total);
         match answer {
             Ok(ToSource::Running { .. }) => {
+                session.begun.context.experience().learn(rounds.predicted, total);
                 pass_on_late_frames(&mut session.talk, &mut sealed).await
             }
             other => {
@@ -314,7 +348,7 @@ impl Copied {
                 switch: (total_ms - ready_ms).max(0.0),
                 total: total_ms,
             },
-            predicted_downtime_ms: ms(rounds.predicted),
+            predicted_downtime_ms: ms(rounds.predicted.total),
             total_ms: ms(start.elapsed()),
             bytes,
         })

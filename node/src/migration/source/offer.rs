@@ -21,12 +21,15 @@ use crate::{
     api::Sink,
     migration::{
         blackout::{self, CopyError, Live},
+        brake::Brake,
         error::MigrateError,
         facts,
         journal::{Journal, Step},
         messages::{Item, Offer as Message, ToSource},
         pipe::Pipe,
         settle,
+        standing::Standing,
+        watchdog::Watchdog,
     },
     network::{
         Hold,
@@ -73,7 +76,9 @@ impl Offer {
         let number = VeId(ve.id.number());
         let record = state.ves.get(&number).ok_or(MigrateError::Unregistered { ve: number.0 })?;
         let handle = context.runtime.handle(&ve)?;
-        let (live, mut message) = spawn_blocking(move || look_at(&handle)).await??;
+        let directory = ve.directory().to_owned();
+        let looked = spawn_blocking(move || look_at(&handle, &directory));
+        let (live, mut message) = looked.await??;
         message.epoch = record.epoch;
         let name = |node| state.node_name(node).unwrap_or("?").to_owned();
         let names = (name(own), name(target));
@@ -191,7 +196,7 @@ async fn begin(
 }
 
 /// Reads the VE from outside, and finds what would stop a move. Changes nothing.
-fn look_at(handle: &Handle) -> Result<(Live, Message), MigrateError> {
+fn look_at(handle: &Handle, directory: &Path) -> Result<(Live, Message), MigrateError> {
     let (init, id_base) = (handle.init, handle.id_base);
     let freezer = handle.cgroups.freezer().to_owned();
     let mut blockers = lasting_blockers(init, id_base, &freezer)?;
@@ -228,6 +233,14 @@ fn look_at(handle: &Handle) -> Result<(Live, Message), MigrateError> {
         Some(interface) => Some(Hold::prepare(interface, &format!("hold{}", handle.id))?),
         None => None,
     };
+    let brake = Brake::new(handle.cgroups.clone()).map_err(CopyError::Cpu)?;
+    let standing = Standing {
+        freezer: freezer.clone(),
+        init,
+        id_base,
+        interface: handle.interface.clone(),
+        cpu: brake.own().cloned(),
+    };
     let live = Live {
         init,
         id_base,
@@ -239,6 +252,8 @@ fn look_at(handle: &Handle) -> Result<(Live, Message), MigrateError> {
         expected,
         network: network.network,
         hold,
+        brake,
+        watchdog: Watchdog::start(standing, directory).map_err(CopyError::Watchdog)?,
     };
     Ok((live, message))
 }
