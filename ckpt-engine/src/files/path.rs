@@ -105,7 +105,17 @@ pub(super) fn rebuild(file: &PathFile, flags: u32) -> Result<OwnedFd, RebuildErr
     if status.mode & libc::S_IFMT != file.file_type || status.special != file.device {
         return Err(RebuildError::Changed { path: lossy(&file.path) });
     }
+    if late_offset(file).is_some() {
+        return Ok(fd);
+    }
     seek(fd, file.offset).map_err(failed)
+}
+
+/// The offset of a file whose text the kernel makes up when it is read *or its offset set*: half
+/// read, it must go on with what the finished processes are, so that is set last.
+pub(super) fn late_offset(file: &PathFile) -> Option<u64> {
+    let is_made_up = file.path.starts_with(b"/proc/") && file.file_type == libc::S_IFREG;
+    (is_made_up && file.offset != 0).then_some(file.offset)
 }
 
 /// Sets the offset of a description.

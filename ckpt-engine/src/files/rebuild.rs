@@ -136,6 +136,8 @@ pub(super) struct Rebuild<'a> {
 #[derive(Debug)]
 pub struct Rebuilt {
     made: Vec<Option<OwnedFd>>,
+    /// See [`path::late_offset`], by the place in `made`.
+    late_offsets: Vec<(usize, u64)>,
     connections: Vec<tcp::Connection>,
 }
 
@@ -172,7 +174,13 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
     }
     epoll::fill(&rebuild)?;
     let Rebuild { made, connections, .. } = rebuild;
-    Ok(Rebuilt { made, connections })
+    let late = |file: &File| match &file.kind {
+        Kind::Path(named) => path::late_offset(named),
+        _ => None,
+    };
+    let places = files.files.iter().enumerate();
+    let late_offsets = places.filter_map(|(place, file)| Some((place, late(file)?))).collect();
+    Ok(Rebuilt { made, late_offsets, connections })
 }
 
 impl Rebuild<'_> {
@@ -249,6 +257,13 @@ impl Rebuilt {
     ///
     /// A connection that cannot go on is reported and left to its peer; the others go on.
     pub fn release(self) {
+        for (place, offset) in self.late_offsets {
+            let Some(fd) = &self.made[place] else { continue };
+            let offset = i64::try_from(offset).unwrap_or(i64::MAX);
+            if let Err(error) = nix::unistd::lseek(fd, offset, nix::unistd::Whence::SeekSet) {
+                tracing::warn!(%error, "a half-read file of /proc begins anew");
+            }
+        }
         for connection in &self.connections {
             if let Err(error) = connection.release() {
                 tracing::error!(%error, "a TCP connection could not go on");

@@ -58,13 +58,13 @@ impl Skeleton {
                 continue;
             }
             let apart = neighbours(&areas, index, &good);
-            work.dump(&apart, true);
+            work.set_apart(&apart, area.advice, true);
             for (start, end) in fresh.iter() {
                 work.map(area, start, end)?;
                 work.advise(area.advice, Advice::default(), start, end);
                 work.flush_when_full()?;
             }
-            work.dump(&apart, false);
+            work.set_apart(&apart, area.advice, false);
         }
         work.flush()?;
         if let Some(bone) = self.processes.get_mut(&pid) {
@@ -88,13 +88,16 @@ fn bounds(area: &Area) -> (u64, u64) {
     (area.start, area.end)
 }
 
-/// What another area has at an end of this one: its range, and its `dont_dump`.
+/// What another area has at an end of this one: its range, and its advice.
+type Neighbour = (u64, u64, Advice);
+
+/// What other areas have at the ends of this one.
 ///
 /// The kernel could join a new part of this area to that neighbour instead of to the part that
 /// is there already. Once each side has pages of its own the kernel joins them no more, and a
 /// program that resizes or moves the area (mremap(2)) fails, because to the kernel it is two.
-/// So the neighbours are set apart while an area grows, by a flag that costs nothing to change.
-fn neighbours(areas: &[Area], index: usize, good: &Ranges) -> Vec<(u64, u64, bool)> {
+/// So the neighbours are set apart while an area grows, by flags that cost nothing to change.
+fn neighbours(areas: &[Area], index: usize, good: &Ranges) -> Vec<Neighbour> {
     let area = &areas[index];
     let grows = good.iter().any(|(low, high)| low < area.end && area.start < high);
     let left = index.checked_sub(1).map(|left| &areas[left]).filter(|it| it.end == area.start);
@@ -107,11 +110,11 @@ fn neighbours(areas: &[Area], index: usize, good: &Ranges) -> Vec<(u64, u64, boo
                 (other, own) => matches!(own, Backing::File { .. }) && other == own,
             }
     };
-    let whole = left.filter(could_join).map(|left| (left.start, left.end, left.advice.dont_dump));
+    let whole = left.filter(could_join).map(|left| (left.start, left.end, left.advice));
     // Of the one to the right nothing is there yet but what has stayed.
     let stayed = right.filter(could_join).and_then(|right| {
         let (_, high) = good.iter().find(|&(low, high)| low <= area.end && area.end < high)?;
-        Some((right.start, high.min(right.end), right.advice.dont_dump))
+        Some((right.start, high.min(right.end), right.advice))
     });
     whole.into_iter().chain(stayed).collect()
 }
@@ -217,11 +220,21 @@ impl Work<'_> {
         self.batch.call("prctl", libc::SYS_prctl, &arguments);
     }
 
-    /// Sets [`neighbours`] apart, or makes them as they were.
-    fn dump(&mut self, neighbours: &[(u64, u64, bool)], apart: bool) {
-        for &(start, end, dont_dump) in neighbours {
-            let advice = if dont_dump == apart { libc::MADV_DODUMP } else { libc::MADV_DONTDUMP };
-            self.batch.call("madvise", libc::SYS_madvise, &[start, end - start, advice as u64]);
+    /// Sets [`neighbours`] apart, or makes them as they were. Apart they differ from an area
+    /// without advice, and from this one with all its own.
+    fn set_apart(&mut self, neighbours: &[Neighbour], own: Advice, apart: bool) {
+        for &(start, end, other) in neighbours {
+            let is_dumped = if apart { own.dont_dump } else { !other.dont_dump };
+            let access = match (apart || other.random, other.sequential) {
+                (true, _) => libc::MADV_RANDOM,
+                (false, true) => libc::MADV_SEQUENTIAL,
+                (false, false) => libc::MADV_NORMAL,
+            };
+            let dump = if is_dumped { libc::MADV_DODUMP } else { libc::MADV_DONTDUMP };
+            for advice in [dump, access] {
+                let arguments = [start, end - start, advice as u64];
+                self.batch.call("madvise", libc::SYS_madvise, &arguments);
+            }
         }
     }
 

@@ -19,6 +19,7 @@ const FEATURE_WP_ASYNC: u64 = 1 << 15;
 const REGISTER_MODE_WP: u64 = 2;
 const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
 
 #[repr(C)]
 struct Api {
@@ -33,6 +34,13 @@ struct Register {
     len: u64,
     mode: u64,
     ioctls: u64,
+}
+
+#[repr(C)]
+struct WriteProtect {
+    start: u64,
+    len: u64,
+    mode: u64,
 }
 
 /// A userfaultfd of another process, set up for asynchronous write protection.
@@ -62,6 +70,15 @@ impl Tracking {
         let mut register = Register { start, len: end - start, mode: REGISTER_MODE_WP, ioctls: 0 };
         // SAFETY: the argument is a live `struct uffdio_register`.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER, &raw mut register) };
+        check(result.into()).map(drop)
+    }
+
+    /// Takes the protection marks off `start..end`, which must be registered.
+    pub fn clear(&self, start: u64, end: u64) -> io::Result<()> {
+        let mut protect = WriteProtect { start, len: end - start, mode: 0 };
+        // SAFETY: the argument is a live `struct uffdio_writeprotect`.
+        let result =
+            unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_WRITEPROTECT, &raw mut protect) };
         check(result.into()).map(drop)
     }
 }
