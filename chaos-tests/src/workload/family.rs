@@ -55,7 +55,7 @@ pub(super) fn stopped(context: &mut Context) -> Result<(), Failure> {
     while context.step(Duration::from_millis(10))? {
         kill(child.pid, Signal::SIGSTOP)?;
         let status = waitpid(child.pid, Some(WaitPidFlag::WUNTRACED))?;
-        same("a stopped child", status, WaitStatus::Stopped(child.pid, Signal::SIGSTOP))?;
+        child.expect(status, WaitStatus::Stopped(child.pid, Signal::SIGSTOP))?;
         for _ in 0..50 {
             if context.progress.plant() {
                 kill(child.pid, Signal::SIGCONT)?;
@@ -68,7 +68,7 @@ pub(super) fn stopped(context: &mut Context) -> Result<(), Failure> {
         }
         kill(child.pid, Signal::SIGCONT)?;
         let status = waitpid(child.pid, Some(WaitPidFlag::WCONTINUED))?;
-        same("a continued child", status, WaitStatus::Continued(child.pid))?;
+        child.expect(status, WaitStatus::Continued(child.pid))?;
     }
     child.finish()
 }

@@ -65,6 +65,12 @@ impl Child {
         }
     }
 
+    /// Fails, with what the child said, when it is not in the state that it should be in.
+    #[track_caller]
+    pub fn expect(&self, found: WaitStatus, wanted: WaitStatus) -> Result<(), Failure> {
+        if found == wanted { Ok(()) } else { Err(self.failure(found)) }
+    }
+
     /// Tells the child to stop and waits for it.
     #[track_caller]
     pub fn finish(mut self) -> Result<(), Failure> {

@@ -12,11 +12,12 @@ use ckpt_format::files::{Kind, PathFile};
 use nix::{fcntl::OFlag, sys::stat::Mode};
 
 use super::{
+    Argument, Remote,
     capture::Capture,
     find::{Object, Refusal},
     rebuild::{RebuildError, lossy},
 };
-use crate::sys::descriptor;
+use crate::sys::{descriptor, task};
 
 /// The character devices that are the same on every host, by major and minor number.
 const DEVICES: &[(u32, u32, &str)] = &[
@@ -111,11 +112,41 @@ pub(super) fn rebuild(file: &PathFile, flags: u32) -> Result<OwnedFd, RebuildErr
     seek(fd, file.offset).map_err(failed)
 }
 
+/// True for files whose text the kernel makes up for whoever has opened them: it shows ids as that
+/// task's user namespace maps them.
+fn is_made_up(file: &PathFile) -> bool {
+    file.path.starts_with(b"/proc/") && file.file_type == libc::S_IFREG
+}
+
+/// Opens such a file as root of the VE: pid 1 does it, whose descriptors `init` can fetch.
+pub(super) fn open_inside(
+    file: &PathFile,
+    flags: u32,
+    init: &OwnedFd,
+    remote: &mut dyn Remote,
+) -> Result<Option<OwnedFd>, RebuildError> {
+    if !is_made_up(file) {
+        return Ok(None);
+    }
+    let mut path = file.path.clone();
+    path.push(0);
+    let failed = |source: io::Error| RebuildError::Open { path: lossy(&file.path), source };
+    let none = || Argument::Value(0);
+    let flags = Argument::Value(reopen_flags(flags).bits().cast_unsigned().into());
+    let fd = remote
+        .call(1, libc::SYS_open, [Argument::In(&path), flags, none(), none(), none(), none()])
+        .map_err(|errno| failed(errno.into()))?;
+    let fetched = task::pidfd_getfd(init, fd as i32).map_err(failed);
+    remote
+        .call(1, libc::SYS_close, [Argument::Value(fd), none(), none(), none(), none(), none()])
+        .map_err(|errno| failed(errno.into()))?;
+    fetched.map(Some)
+}
+
 /// The offset of a file whose text the kernel makes up when it is read *or its offset set*: half
 /// read, it must go on with what the finished processes are, so that is set last.
 pub(super) fn late_offset(file: &PathFile) -> Option<u64> {
-    let is_made_up = file.path.starts_with(b"/proc/") && file.file_type == libc::S_IFREG;
-    (is_made_up && file.offset != 0).then_some(file.offset)
+    (is_made_up(file) && file.offset != 0).then_some(file.offset)
 }
 
 /// Sets the offset of a description.

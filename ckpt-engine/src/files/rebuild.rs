@@ -232,6 +232,24 @@ impl Rebuilt {
         Some(self.made.get(file.0 as usize)?.as_ref()?.as_fd())
     }
 
+    /// Opens once more, from inside, what shows who has opened it. To be called before the
+    /// descriptors are installed; `init` is a pidfd of the VE's pid 1.
+    pub fn open_inside(
+        &mut self,
+        files: &Files,
+        init: &OwnedFd,
+        remote: &mut dyn Remote,
+    ) -> Result<(), RebuildError> {
+        for (made, file) in self.made.iter_mut().zip(&files.files) {
+            if let Kind::Path(named) = &file.kind
+                && let Some(inside) = path::open_inside(named, file.flags, init, remote)?
+            {
+                *made = Some(inside);
+            }
+        }
+        Ok(())
+    }
+
     /// Does what only tasks of the VE can do. The descriptors are installed; the processes stand
     /// still and have their credentials, sessions and groups.
     pub fn finish(

@@ -13,7 +13,7 @@ use crate::{
 impl Skeleton {
     /// Makes the open file descriptions, on a thread that enters the VE's mounts, network,
     /// names and IPC. To be called when all processes exist.
-    pub fn open_files(&self, captured: &Files) -> Result<Rebuilt, RebuildError> {
+    pub fn open_files(&mut self, captured: &Files) -> Result<Rebuilt, RebuildError> {
         let outside = |what| move |source| RebuildError::Outside { pid: 1, what, source };
         let mut target = Target::new(self.id_base).map_err(outside("prepare its files"))?;
         target.ahead_ns = self.ahead_ns;
@@ -23,7 +23,7 @@ impl Skeleton {
             target.shared.insert(id, copy.into());
         }
         let init = task::pidfd_open(self.init()?).map_err(outside("find its namespaces"))?;
-        std::thread::scope(|scope| {
+        let mut made = std::thread::scope(|scope| {
             let work = scope.spawn(|| {
                 descriptor::unshare_directories().map_err(outside("enter its namespaces"))?;
                 let kinds = libc::CLONE_NEWNS
@@ -34,6 +34,8 @@ impl Skeleton {
                 files::rebuild(captured, &target).map_err(RebuildError::Files)
             });
             work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        })?;
+        made.open_inside(captured, &init, self).map_err(RebuildError::Files)?;
+        Ok(made)
     }
 }

@@ -117,6 +117,14 @@ pub fn set_affinity(tid: i32, mask: &[u64; 16]) -> io::Result<()> {
     .map(drop)
 }
 
+/// True for processes with one address space (kcmp(2)).
+pub fn share_memory(one: i32, other: i32) -> io::Result<bool> {
+    const KCMP_VM: libc::c_int = 1;
+    // SAFETY: no pointers.
+    let order = check(unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_VM, 0, 0) })?;
+    Ok(order == 0)
+}
+
 /// memfd_create(2), close-on-exec and sealable.
 pub fn memfd(name: &str) -> io::Result<OwnedFd> {
     let name = std::ffi::CString::new(name).map_err(io::Error::other)?;

@@ -18,6 +18,7 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use ckpt_format::{
@@ -66,6 +67,13 @@ pub enum TrackError {
         pid: i32,
         /// Why.
         source: io::Error,
+    },
+    /// The process has the memory of its parent, which waits for it: it is about to execute a
+    /// program.
+    #[error("process {pid} is about to execute a program")]
+    Borrowed {
+        /// The process, as numbered in the VE.
+        pid: i32,
     },
     /// A shared object could not be read.
     #[error("cannot read shared memory object {object}")]
@@ -320,8 +328,9 @@ fn list(cgroup: &Path, zombies: bool) -> Result<Vec<Seen>, TrackError> {
     if zombies {
         for index in 0..hosts.len() {
             let children = procfs::children(hosts[index])?;
-            let new = children.into_iter().filter(|child| !hosts.contains(child));
-            hosts.extend(new.collect::<Vec<_>>());
+            let new: Vec<_> = children.into_iter().filter(|child| !hosts.contains(child)).collect();
+            new.iter().for_each(|&host| wait_until_dead(host));
+            hosts.extend(new);
         }
     }
     let mut inner_by_host = HashMap::new();
@@ -343,6 +352,16 @@ fn list(cgroup: &Path, zombies: bool) -> Result<Vec<Seen>, TrackError> {
             ..process
         })
         .collect())
+}
+
+/// What has left its cgroup is dying: it has no memory any more, but may not show as dead yet.
+fn wait_until_dead(host: i32) {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let start = Instant::now();
+    let dead = || Stat::read(host).map_or(true, |stat| matches!(stat.state, 'Z' | 'X'));
+    while !dead() && start.elapsed() < PATIENCE {
+        std::thread::yield_now();
+    }
 }
 
 fn see(host: i32) -> Result<(Seen, i32), ProcError> {

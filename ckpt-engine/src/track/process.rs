@@ -17,6 +17,7 @@ use crate::{
     surgeon::{Patient, Surgeon},
     sys::{
         pagemap::{self, Query, category},
+        task,
         userfault::Tracking,
         vm,
     },
@@ -38,6 +39,7 @@ pub struct Tracked {
 #[derive(Debug)]
 struct Life {
     number: u64,
+
     maps: File,
     pagemap: File,
     memory: File,
@@ -101,6 +103,13 @@ impl Tracked {
             None => String::new(),
         };
         if maps.is_empty() {
+            self.life = None;
+            // What it will execute could not be told from the memory that it borrows.
+            let borrows = borrows_memory(self.host)
+                .map_err(|source| TrackError::Memory { pid: self.inner, source })?;
+            if borrows {
+                return Ok(());
+            }
             *lives += 1;
             let (life, maps) = Life::open(self.host, *lives)?;
             self.life = Some(life);
@@ -143,7 +152,11 @@ impl Tracked {
         output: &mut Output<'_, S>,
     ) -> Result<(), TrackError> {
         let pid = self.inner;
-        let Some(life) = &mut self.life else { return Ok(()) };
+        let life = match &mut self.life {
+            Some(life) => life,
+            None if frozen => return Err(TrackError::Borrowed { pid }),
+            None => return Ok(()),
+        };
         let mut due = std::mem::take(&mut life.owed);
         let mut present = Ranges::default();
         if !frozen {
@@ -170,6 +183,19 @@ impl Tracked {
             true => Err(TrackError::Memory { pid, source: io::ErrorKind::InvalidData.into() }),
             false => Ok(()),
         }
+    }
+}
+
+/// True while a process has the memory of its parent (vfork(2), posix_spawn(3)).
+fn borrows_memory(host: i32) -> io::Result<bool> {
+    let Ok(stat) = procfs::Stat::read(host) else { return Ok(false) };
+    match stat.field(4, "ppid") {
+        Ok(parent) if parent > 0 => match task::share_memory(host, parent) {
+            // One of them has ended.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(false),
+            other => other,
+        },
+        _ => Ok(false),
     }
 }
 
@@ -379,7 +405,7 @@ mod tests {
     use ckpt_format::memory::Advice;
 
     use super::*;
-    use crate::sys::{task, testing::call, userfault};
+    use crate::sys::{testing::call, userfault};
 
     fn map(address: u64, pages: u64) -> u64 {
         let (protection, flags) = (3, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);

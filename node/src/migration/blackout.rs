@@ -95,6 +95,7 @@ impl CopyError {
             self,
             Self::Strangers(_)
                 | Self::Freeze(FreezeError::Timeout { .. })
+                | Self::Memory(TrackError::Borrowed { .. })
                 // What was not there when the VE was looked at may be gone in a moment.
                 | Self::Capture(CaptureError::Blocked(_))
                 | Self::Capture(CaptureError::Inject(
