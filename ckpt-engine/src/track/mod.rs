@@ -88,6 +88,9 @@ pub enum TrackError {
     Sink,
 }
 
+/// How long a process may take to die, in a VE that stands still.
+const DYING: Duration = Duration::from_secs(1);
+
 /// Where records go. `Err` means that nobody takes them any more.
 pub trait Sink {
     /// Takes one record; may block, so that memory stays bounded.
@@ -187,10 +190,17 @@ impl Tracker {
     /// As [`Self::round`] for a VE whose processes are frozen: nothing is armed any more, and
     /// every page that could not be read is an error.
     pub fn last_round(&mut self, sink: &mut impl Sink) -> Result<Round, TrackError> {
-        self.frozen = true;
-        let result = self.round(sink);
-        self.frozen = false;
-        result
+        let start = Instant::now();
+        loop {
+            self.frozen = true;
+            let result = self.round(sink);
+            self.frozen = false;
+            match result {
+                // What was dying when the VE stopped goes on to die: nothing can freeze it.
+                Err(error) if error.is_transient() && start.elapsed() < DYING => {}
+                other => return other,
+            }
+        }
     }
 
     /// The processes of the last round that are not zombies: number in the VE and on the host.
@@ -328,15 +338,14 @@ fn list(cgroup: &Path, zombies: bool) -> Result<Vec<Seen>, TrackError> {
     if zombies {
         for index in 0..hosts.len() {
             let children = procfs::children(hosts[index])?;
-            let new: Vec<_> = children.into_iter().filter(|child| !hosts.contains(child)).collect();
-            new.iter().for_each(|&host| wait_until_dead(host));
-            hosts.extend(new);
+            let new = children.into_iter().filter(|child| !hosts.contains(child));
+            hosts.extend(new.collect::<Vec<_>>());
         }
     }
     let mut inner_by_host = HashMap::new();
     let mut seen = Vec::with_capacity(hosts.len());
     for host in hosts {
-        match see(host) {
+        match see(host, zombies) {
             Ok((process, parent_host)) => {
                 inner_by_host.insert(host, process.inner);
                 seen.push((process, parent_host));
@@ -354,18 +363,22 @@ fn list(cgroup: &Path, zombies: bool) -> Result<Vec<Seen>, TrackError> {
         .collect())
 }
 
-/// What has left its cgroup is dying: it has no memory any more, but may not show as dead yet.
-fn wait_until_dead(host: i32) {
-    const PATIENCE: Duration = Duration::from_secs(1);
+/// A process as it is; one that is dying has no memory any more, and is waited for until it shows
+/// as dead if `settled` is asked for.
+fn stat_of(host: i32, settled: bool) -> Result<Stat, ProcError> {
     let start = Instant::now();
-    let dead = || Stat::read(host).map_or(true, |stat| matches!(stat.state, 'Z' | 'X'));
-    while !dead() && start.elapsed() < PATIENCE {
+    loop {
+        let stat = Stat::read(host)?;
+        let dead = matches!(stat.state, 'Z' | 'X');
+        if !settled || dead || stat.field::<u64>(23, "vsize")? > 0 || start.elapsed() > DYING {
+            return Ok(stat);
+        }
         std::thread::yield_now();
     }
 }
 
-fn see(host: i32) -> Result<(Seen, i32), ProcError> {
-    let stat = Stat::read(host)?;
+fn see(host: i32, settled: bool) -> Result<(Seen, i32), ProcError> {
+    let stat = stat_of(host, settled)?;
     let status = Status::read(host)?;
     let zombie = match stat.state {
         'Z' | 'X' => Some(stat.field(52, "exit_code")?),

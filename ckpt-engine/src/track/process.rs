@@ -166,7 +166,10 @@ impl Tracked {
             match life.scan(area, frozen, &mut due, &mut present) {
                 Ok(()) => {}
                 Err(_) if !frozen => {}
-                Err(source) => return Err(TrackError::Memory { pid, source }),
+                Err(source) => {
+                    life.owed = due;
+                    return Err(TrackError::Memory { pid, source });
+                }
             }
         }
         life.anew = Ranges::default();
