@@ -43,7 +43,7 @@ fix:
 
 # Only the end-to-end tests with faults, optionally with the seed that a failure printed.
 chaos: build
-	FERRY_SEED="$(SEED)" tools/run-tests chaos-tests
+	FERRY_SEED="$(SEED)" FERRY_MOVES=40 tools/run-tests chaos-tests
 
 # Moves on the kernel of another Debian release, in an emulated machine: SUITE=trixie, for example.
 test-kernel: build

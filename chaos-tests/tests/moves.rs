@@ -87,7 +87,8 @@ fn a_hundred_moves_fail_no_request_and_leave_nothing() {
     }
 }
 
-/// Printed and not asserted: a busy machine stalls clients by itself. How far the tool's figure is from what clients saw: up to 1 for within 5 ms or 20 %.
+/// How far the tool's figure is from what clients saw: up to 1 for within 5 ms or 20 %. Printed and
+/// not asserted, because a busy machine stalls clients by itself.
 fn told_apart(downtime_ms: f64, stall_ms: f64) -> f64 {
     (downtime_ms - stall_ms).abs() / f64::max(5.0, stall_ms * 0.2)
 }
@@ -104,7 +105,8 @@ fn self_checking_workloads_pass_after_moves() {
     scene.make_ve(one, VE, ADDRESS).unwrap();
     let _companion = scene.start_selfcheck(one, VE).unwrap();
     let mut places = [one, two];
-    for turn in 1..=20 {
+    let moves = std::env::var("FERRY_MOVES").ok().and_then(|moves| moves.parse().ok());
+    for turn in 1..=moves.unwrap_or(10) {
         move_to(&scene, places[0], places[1]).unwrap();
         places.swap(0, 1);
         let status = scene.inside(places[0], VE, "selfcheck status");

@@ -8,6 +8,7 @@ use std::{
 };
 
 use ckpt_format::files::{Datagram, Kind, UdpSocket};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{
     address,
@@ -71,6 +72,7 @@ impl Seen {
         let mut queue = Vec::new();
         loop {
             match take(socket, &mut buffer, libc::MSG_DONTWAIT) {
+                Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => {}
                 Err(error) if is_end(&error) => break,
                 other => queue.push(other?),
             }
@@ -103,10 +105,11 @@ fn take(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: i32) -> io::Result<Datagra
 
 fn queue(fd: BorrowedFd<'_>) -> io::Result<Vec<Datagram>> {
     let peek = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    // Most queues are empty, which one call tells.
-    if let Err(error) = socket::receive(fd, &mut [0], peek) {
-        // Any other error is the socket's own, such as a refused datagram: it is read now.
-        return if is_end(&error) { Ok(Vec::new()) } else { Err(error) };
+    // Most queues are empty, which one call tells: not a look ahead, which would hide an empty
+    // datagram from the next one.
+    let mut readable = [PollFd::new(fd, PollFlags::POLLIN)];
+    if poll(&mut readable, PollTimeout::ZERO)? == 0 {
+        return Ok(Vec::new());
     }
     let before = options::number(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
     options::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0)?;
@@ -115,6 +118,8 @@ fn queue(fd: BorrowedFd<'_>) -> io::Result<Vec<Datagram>> {
     let end = loop {
         match take(fd, &mut buffer, peek) {
             Ok(datagram) => queue.push(datagram),
+            // The socket's own error, of a datagram that was refused: told once.
+            Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => {}
             Err(error) => break error,
         }
     };
@@ -123,7 +128,7 @@ fn queue(fd: BorrowedFd<'_>) -> io::Result<Vec<Datagram>> {
 }
 
 fn is_end(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ECONNREFUSED))
+    error.raw_os_error() == Some(libc::EAGAIN)
 }
 
 fn failed(source: io::Error) -> RebuildError {

@@ -70,6 +70,10 @@ impl Skeleton {
         if let Some(bone) = self.processes.get_mut(&pid) {
             bone.areas = areas;
             bone.life = life;
+            // What was meant for an area that has gone is not meant for its successor.
+            bone.late.retain(|&address, _| {
+                good.iter().any(|(start, end)| (start..end).contains(&address))
+            });
         }
         Ok(())
     }

@@ -31,6 +31,7 @@ impl Skeleton {
     /// Makes the threads, and the processes that are dead but not yet waited for: what is open
     /// below `/proc/PID` can be opened then. They die in [`Self::finalize`].
     pub fn populate(&mut self, processes: &Processes) -> Result<(), RebuildError> {
+        self.processes.values_mut().try_for_each(Bone::write_late)?;
         for process in &processes.processes {
             if process.threads.is_empty() {
                 return Err(Inconsistency::NoThreads(process.pid).into());

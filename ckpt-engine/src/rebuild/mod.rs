@@ -177,6 +177,8 @@ struct Bone {
     group: i32,
     exit_signal: i32,
     areas: Vec<Area>,
+    /// Pages by address that could not be written yet: behind the end of a file that is to grow.
+    late: BTreeMap<u64, Vec<u8>>,
 }
 
 impl Skeleton {
@@ -218,6 +220,10 @@ impl Skeleton {
         self.ahead_ns = ahead_ns;
     }
 
+    fn bone_mut(&mut self, pid: i32) -> Result<&mut Bone, RebuildError> {
+        self.processes.get_mut(&pid).ok_or(RebuildError::Stream(Inconsistency::UnknownProcess(pid)))
+    }
+
     fn bone(&self, pid: i32) -> Result<&Bone, RebuildError> {
         self.processes.get(&pid).ok_or(RebuildError::Stream(Inconsistency::UnknownProcess(pid)))
     }
@@ -243,6 +249,7 @@ impl Bone {
             group,
             exit_signal: libc::SIGCHLD,
             areas: Vec::new(),
+            late: BTreeMap::new(),
         })
     }
 

@@ -25,6 +25,8 @@ use crate::{
     sys::{task, vm::SharedMapping},
 };
 
+/// The most pages of one process that may be kept for later.
+const LATE_MAX: usize = 4096;
 /// The most runs dropped in one stop.
 const DROPS_MAX: usize = 1024;
 
@@ -84,13 +86,10 @@ impl Skeleton {
             rest = tail;
             match space {
                 Space::Process(pid) => {
-                    let bone = self.bone(pid)?;
                     if overlaps_gate(run) {
                         return Err(Inconsistency::AreaOutside(pid).into());
                     }
-                    bone.memory.write_all_at(bytes, run.start).map_err(|source| {
-                        RebuildError::Outside { pid, what: "write its pages", source }
-                    })?;
+                    self.bone_mut(pid)?.write(run, bytes)?;
                 }
                 Space::Shared(object) => {
                     let shared = self.shared(object)?;
@@ -120,6 +119,8 @@ impl Skeleton {
                 Ok(())
             }
             Space::Process(pid) => {
+                let bone = self.bone_mut(pid)?;
+                runs.iter().for_each(|run| bone.forget_late(run));
                 let bone = self.bone(pid)?;
                 runs.chunks(DROPS_MAX).try_for_each(|runs| self.drop_private(bone, runs))
             }
@@ -163,6 +164,48 @@ impl Skeleton {
                 let arguments = nix::fcntl::FcntlArg::F_ADD_SEALS(seals);
                 nix::fcntl::fcntl(&shared.file, arguments)
                     .map_err(|error| RebuildError::Shared { object, source: error.into() })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Bone {
+    /// Writes pages, and keeps those for later that cannot be written yet. A running VE changes
+    /// its files and its memory at once, and we see the one before the other.
+    fn write(&mut self, run: &Run, bytes: &[u8]) -> Result<(), RebuildError> {
+        self.forget_late(run);
+        if self.memory.write_all_at(bytes, run.start).is_ok() {
+            return Ok(());
+        }
+        for (page, bytes) in bytes.chunks_exact(PAGE as usize).enumerate() {
+            let address = run.start + page as u64 * PAGE;
+            if let Err(source) = self.memory.write_all_at(bytes, address) {
+                if self.late.len() >= LATE_MAX {
+                    let (pid, what) = (self.pid, "write its pages");
+                    return Err(RebuildError::Outside { pid, what, source });
+                }
+                self.late.insert(address, bytes.to_vec());
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_late(&mut self, run: &Run) {
+        if !self.late.is_empty() {
+            let end = run.start.saturating_add(run.pages * PAGE);
+            self.late.retain(|&address, _| !(run.start..end).contains(&address));
+        }
+    }
+
+    /// Writes what could not be written before. The files are complete now, and so is the layout:
+    /// what lies in none of its areas has gone.
+    pub(super) fn write_late(&mut self) -> Result<(), RebuildError> {
+        for (address, bytes) in std::mem::take(&mut self.late) {
+            if self.areas.iter().any(|area| (area.start..area.end).contains(&address)) {
+                self.memory.write_all_at(&bytes, address).map_err(|source| {
+                    RebuildError::Outside { pid: self.pid, what: "write its pages", source }
+                })?;
             }
         }
         Ok(())

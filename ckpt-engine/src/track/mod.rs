@@ -224,7 +224,11 @@ impl Tracker {
             .map(|process| process.host)
             .collect();
         self.processes.retain(|host, tracked| {
-            seen.iter().any(|seen| seen.host == *host && seen.start_time == tracked.start_time())
+            seen.iter().any(|seen| {
+                seen.host == *host
+                    && seen.start_time == tracked.start_time()
+                    && seen.zombie.is_none()
+            })
         });
         let mut layout = Layout::default();
         let mut objects = HashMap::new();
@@ -321,9 +325,6 @@ impl TrackError {
     fn is_transient(&self) -> bool {
         match self {
             Self::Proc(error) => error.is_gone(),
-            Self::Arm { source, .. } => {
-                matches!(source, InjectError::Ended { .. } | InjectError::Busy { .. })
-            }
             Self::Memory { source, .. } => source.raw_os_error() == Some(libc::ESRCH),
             _ => false,
         }

@@ -136,10 +136,14 @@ impl Tracked {
             && !is_stopped(self.host)
         {
             let vdso = life.space.vdso().ok_or(InjectError::NoVdso);
-            let tracking = vdso
-                .and_then(|vdso| surgeon.arm(self.host, vdso))
-                .map_err(|source| TrackError::Arm { pid: self.inner, source })?;
-            life.tracking = Some(tracking);
+            match vdso.and_then(|vdso| surgeon.arm(self.host, vdso)) {
+                Ok(tracking) => life.tracking = Some(tracking),
+                Err(source @ InjectError::Surgeon { .. }) => {
+                    return Err(TrackError::Arm { pid: self.inner, source });
+                }
+                // It is ending, or does not stop now. Without tracking all counts as written.
+                Err(error) => tracing::debug!(pid = self.inner, %error, "not tracked yet"),
+            }
         }
         Ok(())
     }
