@@ -49,6 +49,12 @@ impl Undo {
         self.terminals.drain(..).for_each(terminal::Drained::seal);
         self.datagrams.drain(..).for_each(udp::Seen::seal);
     }
+
+    /// Undoes all but what was done to connections: somebody else has put those right, and they
+    /// have moved on since.
+    pub fn spare_connections(mut self) {
+        self.connections.drain(..).for_each(tcp::Repaired::seal);
+    }
 }
 
 /// Ends what a daemon left behind that died between [`capture`] and the end of its [`Undo`].

@@ -105,9 +105,7 @@ impl Tracked {
         if maps.is_empty() {
             self.life = None;
             // What it will execute could not be told from the memory that it borrows.
-            let borrows = borrows_memory(self.host)
-                .map_err(|source| TrackError::Memory { pid: self.inner, source })?;
-            if borrows {
+            if borrows_memory(self.host) {
                 return Ok(());
             }
             *lives += 1;
@@ -194,16 +192,10 @@ impl Tracked {
 }
 
 /// True while a process has the memory of its parent (vfork(2), posix_spawn(3)).
-fn borrows_memory(host: i32) -> io::Result<bool> {
-    let Ok(stat) = procfs::Stat::read(host) else { return Ok(false) };
-    match stat.field(4, "ppid") {
-        Ok(parent) if parent > 0 => match task::share_memory(host, parent) {
-            // One of them has ended.
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(false),
-            other => other,
-        },
-        _ => Ok(false),
-    }
+fn borrows_memory(host: i32) -> bool {
+    let parent = procfs::Stat::read(host).and_then(|stat| stat.field(4, "ppid"));
+    // What cannot be compared has ended, or is a process of the host.
+    parent.is_ok_and(|parent| task::share_memory(host, parent).unwrap_or(false))
 }
 
 fn gone(host: i32, name: &str, source: io::Error) -> ProcError {

@@ -348,8 +348,12 @@ impl Still {
 
     /// Connections first, then processes, then packets.
     fn wake(&mut self) {
-        drop(self.undo.take());
         let Some(live) = &mut self.live else { return };
+        if let Some(undo) = self.undo.take()
+            && !live.watchdog.reclaim()
+        {
+            undo.spare_connections();
+        }
         if let Some(frozen) = self.frozen.take()
             && let Err(error) = live.watchdog.surgeon().hide_interruption(&frozen)
         {

@@ -72,6 +72,8 @@ enum Order {
         /// So long.
         patience: Duration,
     },
+    /// May the daemon put the VE right, and let it go on?
+    Reclaim,
     /// The VE goes on.
     Thawed,
     /// May the VE stand still until the log has spoken?
@@ -87,6 +89,8 @@ enum Answer {
     Watching,
     /// The VE may be sealed, and is no business of the watchdog's any more.
     Sealed,
+    /// The daemon lets the VE go on; the watchdog does not any more.
+    Reclaimed,
     /// The freeze took too long: the VE goes on.
     Ended,
 }
@@ -175,11 +179,20 @@ impl Watchdog {
                 Ok(())
             }
             Some(Answer::Ended) => Err(WatchdogError::Ended),
-            Some(Answer::Watching) | None => {
+            Some(Answer::Watching | Answer::Reclaimed) | None => {
                 told?;
                 Err(WatchdogError::Silent(io::ErrorKind::UnexpectedEof.into()))
             }
         }
+    }
+
+    /// True if it is still the daemon's to put the VE right. What the watchdog has let go on must
+    /// not be touched: connections have moved on since.
+    pub(super) fn reclaim(&mut self) -> bool {
+        if !self.frozen || self.tell(&Order::Reclaim).is_err() {
+            return true;
+        }
+        !matches!(receive::<Answer>(&self.socket), Ok(Some(Answer::Ended)))
     }
 
     fn tell(&self, order: &Order) -> Result<(), WatchdogError> {

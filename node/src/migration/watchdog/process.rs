@@ -44,6 +44,8 @@ enum Act {
     Wait,
     /// Says yes to the seal, and ends.
     Yield,
+    /// Leaves it to the daemon to let the VE go on.
+    GiveBack,
     /// Says that the freeze is over, and lets the VE go on.
     EndFreeze,
     /// Lets the VE go on once more.
@@ -61,9 +63,11 @@ enum Act {
 /// The next state and the act. All that is decided is decided here.
 fn step(freeze: Freeze, event: &Event, now: Instant) -> (Freeze, Act) {
     match (freeze, event) {
-        (Freeze::Ended(_), Event::Order(Order::Frozen { .. } | Order::Seal)) => {
+        (Freeze::Ended(_), Event::Order(Order::Frozen { .. } | Order::Seal | Order::Reclaim)) => {
             (freeze, Act::Refuse)
         }
+        // Should it hang or die in doing so, the VE is put right after all.
+        (_, Event::Order(Order::Reclaim)) => (freeze, Act::GiveBack),
         (_, Event::Order(Order::Frozen { patience })) => {
             (Freeze::Until(now + *patience), Act::Wait)
         }
@@ -124,6 +128,7 @@ fn watch_over(socket: &UnixStream, theatre: &Theatre) -> io::Result<()> {
         match act {
             Act::Wait => {}
             Act::Yield => return send(socket, &Answer::Sealed),
+            Act::GiveBack => send(socket, &Answer::Reclaimed)?,
             Act::Refuse => send(socket, &Answer::Ended)?,
             Act::EndFreeze => {
                 tracing::error!("the daemon hangs in a freeze; the VE goes on");
