@@ -126,10 +126,7 @@ impl Theatre {
 pub fn serve(mut socket: UnixStream, theatre: &Theatre) -> io::Result<()> {
     while let Some((request, _)) = receive(&mut socket)? {
         let closed = theatre.guard();
-        if *closed {
-            return Ok(());
-        }
-        let outcome = operate(request);
+        let outcome = if *closed { refuse(&request) } else { operate(request) };
         drop(closed);
         match outcome {
             Outcome::Armed(Ok(descriptor)) => {
@@ -158,6 +155,16 @@ fn operate(request: Request) -> Outcome {
         Request::HideInterruption { cgroup } => {
             Outcome::Hidden(on_frozen(&cgroup, capture::hide_interruption))
         }
+    }
+}
+
+/// The VE is no business of the one who asks any more.
+fn refuse(request: &Request) -> Outcome {
+    let closed = || lost(io::Error::from_raw_os_error(libc::ECANCELED));
+    match request {
+        Request::Arm { .. } => Outcome::Armed(Err(closed())),
+        Request::Capture { .. } => Outcome::Captured(Err(closed().into())),
+        Request::HideInterruption { .. } => Outcome::Hidden(Err(closed().into())),
     }
 }
 
@@ -298,6 +305,7 @@ mod tests {
         theatre.close();
         let error = surgeon.arm(sleeper.pid(), 0).unwrap_err();
         assert!(matches!(error, InjectError::Surgeon { .. }), "{error:?}");
+        drop(surgeon);
         server.join().unwrap().unwrap();
     }
 }

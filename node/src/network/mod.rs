@@ -71,6 +71,13 @@ pub enum NetworkError {
     },
 }
 
+impl NetworkError {
+    /// True when something of the same name is still there.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::System { source, .. } if source.raw_os_error() == Some(libc::EBUSY))
+    }
+}
+
 /// Turns an `io::Error` into a [`NetworkError`] that says what was to be done.
 fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> NetworkError {
     move |source| NetworkError::System { what, source }

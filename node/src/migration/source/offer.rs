@@ -32,7 +32,7 @@ use crate::{
         watchdog::Watchdog,
     },
     network::{
-        Hold,
+        Hold, Interface, NetworkError,
         state::{self, Expected},
     },
     storage::{self, FileTracker, source_trees},
@@ -230,7 +230,7 @@ fn look_at(handle: &Handle, directory: &Path) -> Result<(Live, Message), Migrate
         check_only: false,
     };
     let hold = match &handle.interface {
-        Some(interface) => Some(Hold::prepare(interface, &format!("hold{}", handle.id))?),
+        Some(interface) => Some(prepare_hold(interface, &format!("hold{}", handle.id))?),
         None => None,
     };
     let brake = Brake::new(handle.cgroups.clone()).map_err(CopyError::Cpu)?;
@@ -257,6 +257,19 @@ fn look_at(handle: &Handle, directory: &Path) -> Result<(Live, Message), Migrate
         watchdog,
     };
     Ok((live, message))
+}
+
+/// A VE that has just come here may still have the hold of its arrival, which waits a little for
+/// late frames.
+fn prepare_hold(interface: &Interface, name: &str) -> Result<Hold, NetworkError> {
+    const PAUSE: Duration = Duration::from_millis(20);
+    let deadline = Instant::now() + EARLIER_MOVE;
+    loop {
+        match Hold::prepare(interface, name) {
+            Err(error) if error.is_busy() && Instant::now() < deadline => std::thread::sleep(PAUSE),
+            other => return other,
+        }
+    }
 }
 
 /// What stands in the way for more than a moment: a VE that runs shows half of what it does, such
