@@ -75,7 +75,7 @@ pub(super) fn stopped(context: &mut Context) -> Result<(), Failure> {
 
 /// The state letter of a process.
 fn state_of(pid: Pid) -> Result<char, Failure> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let stat = super::process::proc_text(format!("/proc/{pid}/stat"))?;
     let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
     state.ok_or_else(|| Failure::new(format!("the state of {pid} is {stat:?}")))
 }

@@ -135,6 +135,6 @@ fn portrait() -> Result<Vec<String>, Failure> {
 
 /// A file of /proc about this process, also after it has become another user.
 fn read(path: &str) -> Result<String, Failure> {
-    fs::read_to_string(path)
+    super::process::proc_text(path)
         .map_err(|error| Failure::new(format!("{path} as {}: {error}", Uid::effective())))
 }

@@ -16,6 +16,14 @@ use nix::unistd::Pid;
 use super::context::Context;
 use super::outcome::Failure;
 
+/// A small file of `/proc`, read at once: each read(2) of a part may find a text that the kernel
+/// has made up anew.
+pub fn proc_text(path: impl AsRef<std::path::Path>) -> std::io::Result<String> {
+    let mut bytes = vec![0; 64 << 10];
+    let count = std::io::Read::read(&mut File::open(path)?, &mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes[..count]).into_owned())
+}
+
 /// A child that was forked to check something from another process. It lives until
 /// [`finish`](Self::finish), or until its parent does.
 #[derive(Debug)]

@@ -98,7 +98,7 @@ fn is_pending(number: i32) -> Result<bool, Failure> {
 }
 
 fn status_mask(name: &str) -> Result<u64, Failure> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
+    let status = super::process::proc_text("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let mask = line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
     mask.ok_or_else(|| Failure::new(format!("no {name} in the status")))
