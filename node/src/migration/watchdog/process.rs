@@ -225,6 +225,15 @@ mod tests {
     }
 
     #[test]
+    fn a_daemon_undoes_nothing_that_the_watchdog_has_put_right() {
+        let reclaim = Event::Order(Order::Reclaim);
+        assert_eq!(play(&[frozen(), Event::Late, reclaim.clone()])[2], Act::Refuse);
+        // In time it may; and should it die in doing so, the VE is put right after all.
+        let acts = play(&[frozen(), reclaim, Event::Closed]);
+        assert_eq!(acts, [Act::Wait, Act::GiveBack, Act::PutRight]);
+    }
+
+    #[test]
     fn the_watchdog_yields_to_a_seal_in_time() {
         let seal = Event::Order(Order::Seal);
         assert_eq!(play(&[frozen(), seal.clone()]), [Act::Wait, Act::Yield]);
