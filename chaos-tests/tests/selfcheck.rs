@@ -73,7 +73,7 @@ fn all_workloads_pass_where_nothing_is_moved() {
 #[test]
 fn every_workload_notices_the_fault_planted_in_it() {
     let names: Vec<String> =
-        chaos_tests::workload::TABLE.iter().map(|workload| workload.name.to_owned()).collect();
+        chaos_tests::workload::all().map(|workload| workload.name.to_owned()).collect();
     let (output, text) = run(&["--seconds", "8", "--plant", &names.join(",")]);
     assert_eq!(output.status.code(), Some(1), "{text}");
     for name in &names {

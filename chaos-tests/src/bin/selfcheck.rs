@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use chaos_tests::workload::context::Context;
 use chaos_tests::workload::outcome::Failure;
 use chaos_tests::workload::supervisor::{Plan, Supervisor, Verdict, blocked_signals, read_checks};
-use chaos_tests::workload::{TABLE, Workload, find, peer};
+use chaos_tests::workload::{AREAS, Workload, all, find, named, peer};
 use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -119,8 +119,11 @@ fn main() -> ExitCode {
         Verb::Status(place) => status(&place.dir),
         Verb::Verify(place) => verify(&place.dir),
         Verb::List => {
-            for workload in TABLE {
-                println!("{:<10} {}", workload.name, workload.about);
+            for area in AREAS {
+                println!("{}:", area.name);
+                for workload in area.workloads {
+                    println!("  {:<14} {}", workload.name, workload.about);
+                }
             }
             Ok(true)
         }
@@ -154,17 +157,19 @@ fn run_one(one: &One) -> bool {
 
 fn chosen(run: &Run) -> Result<Vec<&'static Workload>, SelfcheckError> {
     for name in run.only.iter().chain(&run.skip).chain(&run.plant) {
-        if find(name).is_none() {
+        if named(name).is_empty() {
             return Err(SelfcheckError::Unknown { name: name.clone() });
         }
     }
     let wanted = |workload: &&Workload| {
-        let named = |list: &[String]| list.iter().any(|name| name == workload.name);
-        (run.only.is_empty() || named(&run.only))
-            && !named(&run.skip)
+        let meant = |list: &[String]| {
+            list.iter().flat_map(|name| named(name)).any(|it| it.name == workload.name)
+        };
+        (run.only.is_empty() || meant(&run.only))
+            && !meant(&run.skip)
             && (run.peer.is_some() || !workload.needs_peer)
     };
-    Ok(TABLE.iter().filter(wanted).collect())
+    Ok(all().filter(wanted).collect())
 }
 
 fn run_here(run: &Run) -> Result<bool, SelfcheckError> {
@@ -177,7 +182,7 @@ fn run_here(run: &Run) -> Result<bool, SelfcheckError> {
     fs::write(run.place.dir.join("pid"), std::process::id().to_string())?;
     // What an earlier run in this folder left would be taken for ours.
     let _ = fs::remove_file(run.place.dir.join("verdicts"));
-    for workload in TABLE {
+    for workload in all() {
         let folder = run.place.dir.join(workload.name);
         if folder.exists() {
             fs::remove_dir_all(folder)?;

@@ -2,7 +2,7 @@
 //!
 //! Each is a small program that holds kernel objects of one kind, uses them all the time, and
 //! compares what it finds with what it knows. It fails the moment something is lost, repeated,
-//! changed, early or much too late. [`TABLE`] lists them; `selfcheck` runs them.
+//! changed, early or much too late. [`AREAS`] lists them; `selfcheck` runs them.
 
 pub mod context;
 pub mod outcome;
@@ -11,25 +11,12 @@ pub mod process;
 pub mod stream;
 pub mod supervisor;
 
-mod devices;
-mod epoll;
-mod events;
-mod family;
 mod files;
-mod identity;
-mod maps;
 mod memory;
-mod mutexes;
-mod pipes;
-mod signals;
-mod tcp;
-mod tcp_peer;
-mod terminals;
-mod threads;
-mod timers;
-mod udp;
-mod unix;
-mod waits;
+mod objects;
+mod processes;
+mod sockets;
+mod time;
 
 use context::Context;
 use outcome::Failure;
@@ -63,59 +50,31 @@ const fn with_peer(
     Workload { name, about, needs_peer: true, run }
 }
 
+/// The workloads of one part of the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Area {
+    /// What it is called on the command line and in the documentation.
+    pub name: &'static str,
+    /// Its workloads.
+    pub workloads: &'static [Workload],
+}
+
+/// All areas.
+pub const AREAS: &[Area] =
+    &[memory::AREA, processes::AREA, time::AREA, files::AREA, sockets::AREA, objects::AREA];
+
 /// All workloads.
-pub const TABLE: &[Workload] = &[
-    local(
-        "memory",
-        "counters in memory against the same in files; pages written at random",
-        memory::run,
-    ),
-    local("maps", "maps of files, shared with children, guarded, moved, discarded", maps::kinds),
-    local("churn", "maps made, resized and removed all the time; deep stacks", maps::churn),
-    local(
-        "threads",
-        "thread-locals, locks and conditions, the processor a thread runs on",
-        threads::run,
-    ),
-    local(
-        "registers",
-        "vector, general and control registers in the middle of a loop",
-        threads::registers,
-    ),
-    local("mutexes", "robust mutexes whose owner dies", mutexes::run),
-    local("signals", "handlers, masks, pending and queued signals, alternate stack", signals::run),
-    local(
-        "timers",
-        "interval, POSIX and descriptor timers; clocks that never go back",
-        timers::run,
-    ),
-    local(
-        "waits",
-        "sleep, poll, epoll, futex and select with timeouts, never interrupted",
-        waits::run,
-    ),
-    local(
-        "identity",
-        "user, groups, capabilities, limits, umask, working directory, names",
-        identity::run,
-    ),
-    local("family", "sessions, groups, orphans, children that come and go, a zombie", family::run),
-    local("stopped", "a child stopped by a signal", family::stopped),
-    local("files", "offsets, append, sharing after fork, deleted files, directories", files::run),
-    local("pipes", "pipes and FIFOs with data in them", pipes::run),
-    local("unix", "unix sockets of each type with data and descriptors in flight", unix::run),
-    local("tcp", "connections inside with unread data, half-closed ones, a listener", tcp::run),
-    local("backlog", "connections that wait to be accepted", tcp::backlog),
-    local("udp", "datagrams inside, some unread", udp::run),
-    local("epoll", "level, edge, one-shot and nested epoll", epoll::run),
-    local("events", "eventfd, signalfd, timerfd with what they hold", events::run),
-    local("terminals", "a pseudo terminal with a session at its other end", terminals::run),
-    local("devices", "the character devices that everybody has", devices::run),
-    with_peer("tcp-peer", "streams, unread and unsent data with another host", tcp_peer::run),
-    with_peer("udp-peer", "datagrams to another host and back", udp::with_peer),
-];
+pub fn all() -> impl Iterator<Item = &'static Workload> {
+    AREAS.iter().flat_map(|area| area.workloads)
+}
 
 /// The workload of this name.
 pub fn find(name: &str) -> Option<&'static Workload> {
-    TABLE.iter().find(|workload| workload.name == name)
+    all().find(|workload| workload.name == name)
+}
+
+/// The workloads that a name stands for: that of one workload, or of an area. Empty for neither.
+pub fn named(name: &str) -> Vec<&'static Workload> {
+    let area = AREAS.iter().find(|area| area.name == name).map_or(&[][..], |area| area.workloads);
+    area.iter().chain(find(name)).collect()
 }

@@ -9,9 +9,9 @@ use ckpt_engine::sys::program::signal;
 use nix::sys::signal::{SigSet, Signal, raise};
 use nix::unistd::getpid;
 
-use super::context::Context;
-use super::outcome::{Failure, ensure, same};
-use super::process::Child;
+use crate::workload::context::Context;
+use crate::workload::outcome::{Failure, ensure, same};
+use crate::workload::process::Child;
 
 static STACK: OnceLock<Map> = OnceLock::new();
 
@@ -98,7 +98,7 @@ fn is_pending(number: i32) -> Result<bool, Failure> {
 }
 
 fn status_mask(name: &str) -> Result<u64, Failure> {
-    let status = super::process::proc_text("/proc/self/status")?;
+    let status = crate::workload::process::proc_text("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let mask = line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
     mask.ok_or_else(|| Failure::new(format!("no {name} in the status")))

@@ -4,10 +4,10 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use super::context::Context;
-use super::outcome::{Failure, same};
-use super::process::Child;
-use super::stream::Stream;
+use crate::workload::context::Context;
+use crate::workload::outcome::{Failure, same};
+use crate::workload::process::Child;
+use crate::workload::stream::Stream;
 
 pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     let mut pairs = vec![Pair::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?];

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
 
-use super::context::Context;
-use super::outcome::{Failure, ensure, same};
+use crate::workload::context::Context;
+use crate::workload::outcome::{Failure, ensure, same};
 
 pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     let open = |name: &str| File::options().read(true).write(true).open(name);

@@ -12,9 +12,9 @@ use nix::sys::timerfd::{self, ClockId as FdClock, TimerFd, TimerFlags};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::read;
 
-use super::context::Context;
-use super::outcome::{Failure, LATE, ensure};
 use crate::client::record::mix;
+use crate::workload::context::Context;
+use crate::workload::outcome::{Failure, LATE, ensure};
 
 const INTERVAL: Duration = Duration::from_millis(50);
 

@@ -10,9 +10,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgid, getpid, getppid, getsid, setpgid, setsid};
 
-use super::context::{Context, stdin_ended};
-use super::outcome::{Failure, ensure, same};
-use super::process::Child;
+use crate::workload::context::{Context, stdin_ended};
+use crate::workload::outcome::{Failure, ensure, same};
+use crate::workload::process::Child;
 
 pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     let zombie = Pid::from_raw(fork(|| 42)?);
@@ -75,7 +75,7 @@ pub(super) fn stopped(context: &mut Context) -> Result<(), Failure> {
 
 /// The state letter of a process.
 fn state_of(pid: Pid) -> Result<char, Failure> {
-    let stat = super::process::proc_text(format!("/proc/{pid}/stat"))?;
+    let stat = crate::workload::process::proc_text(format!("/proc/{pid}/stat"))?;
     let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
     state.ok_or_else(|| Failure::new(format!("the state of {pid} is {stat:?}")))
 }

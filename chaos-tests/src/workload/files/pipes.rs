@@ -11,11 +11,11 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::Mode;
 use nix::unistd::{mkfifo, pipe2};
 
-use super::context::Context;
-use super::outcome::{Failure, same};
-use super::process::Child;
-use super::stream::Stream;
 use crate::client::record::mix;
+use crate::workload::context::Context;
+use crate::workload::outcome::{Failure, same};
+use crate::workload::process::Child;
+use crate::workload::stream::Stream;
 
 pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     let (read, write) = pipe2(OFlag::O_CLOEXEC)?;

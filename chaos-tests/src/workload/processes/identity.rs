@@ -10,9 +10,9 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, getpgrp, getsid, setgroups, setpgid, setresgid, setresuid};
 use nix::unistd::{Pid, chdir};
 
-use super::context::Context;
-use super::outcome::{Failure, same};
-use super::process::Child;
+use crate::workload::context::Context;
+use crate::workload::outcome::{Failure, same};
+use crate::workload::process::Child;
 
 /// Turns the calling process into somebody.
 type Become = fn() -> Result<(), Failure>;
@@ -135,6 +135,6 @@ fn portrait() -> Result<Vec<String>, Failure> {
 
 /// A file of /proc about this process, also after it has become another user.
 fn read(path: &str) -> Result<String, Failure> {
-    super::process::proc_text(path)
+    crate::workload::process::proc_text(path)
         .map_err(|error| Failure::new(format!("{path} as {}: {error}", Uid::effective())))
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::context::{Context, Progress};
-use super::outcome::Failure;
-use super::peer::{BACK, FROM_PEER, FROM_VE, LAZY, STEADY, Talk};
+use crate::workload::context::{Context, Progress};
+use crate::workload::outcome::Failure;
+use crate::workload::peer::{BACK, FROM_PEER, FROM_VE, LAZY, STEADY, Talk};
 
 pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     let peer = context.peer.ok_or_else(|| Failure::new("no peer given"))?;

@@ -8,8 +8,8 @@ use ckpt_engine::sys::program::mutex::{RobustMutex, Taken};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::context::Context;
-use super::outcome::{Failure, same};
+use crate::workload::context::Context;
+use crate::workload::outcome::{Failure, same};
 
 pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     let mutex = RobustMutex::new()?;

@@ -12,9 +12,9 @@ use nix::sys::select::{FdSet, select};
 use nix::sys::time::{TimeSpec, TimeVal};
 use nix::time::{ClockId, ClockNanosleepFlags, clock_nanosleep};
 
-use super::context::Context;
-use super::outcome::{Failure, LATE, ensure};
 use crate::client::record::mix;
+use crate::workload::context::Context;
+use crate::workload::outcome::{Failure, LATE, ensure};
 
 /// One wait of about this long; an error is a failure of the kernel's promise.
 type Wait = fn(Duration) -> Result<(), Failure>;

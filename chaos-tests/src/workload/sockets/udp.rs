@@ -3,9 +3,9 @@
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
-use super::context::Context;
-use super::outcome::{Failure, same};
 use crate::client::record::mix;
+use crate::workload::context::Context;
+use crate::workload::outcome::{Failure, same};
 
 pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     let bound = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;

@@ -10,8 +10,8 @@ use ckpt_engine::sys::program::registers;
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::{Pid, gettid};
 
-use super::context::{Context, Progress};
-use super::outcome::{Failure, ensure, same};
+use crate::workload::context::{Context, Progress};
+use crate::workload::outcome::{Failure, ensure, same};
 
 thread_local! {
     static OWN: Cell<u64> = const { Cell::new(0) };

@@ -6,10 +6,10 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::Duration;
 
-use super::context::Context;
-use super::outcome::{Failure, ensure, same};
-use super::process::Child;
-use super::stream::Stream;
+use crate::workload::context::Context;
+use crate::workload::outcome::{Failure, ensure, same};
+use crate::workload::process::Child;
+use crate::workload::stream::Stream;
 
 pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     let mut streamed = Streamed::start(context)?;

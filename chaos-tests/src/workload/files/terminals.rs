@@ -13,9 +13,9 @@ use nix::sys::termios::{
 };
 use nix::unistd::{getpgrp, getpid, setsid, tcgetpgrp};
 
-use super::context::Context;
-use super::outcome::{Failure, ensure, same};
-use super::process::Child;
+use crate::workload::context::Context;
+use crate::workload::outcome::{Failure, ensure, same};
+use crate::workload::process::Child;
 
 const SIZE: (u16, u16) = (43, 132);
 

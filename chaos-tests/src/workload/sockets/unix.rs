@@ -10,10 +10,10 @@ use std::time::Duration;
 use ckpt_engine::sys::program::message;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
-use super::context::Context;
-use super::outcome::{Failure, ensure, same};
-use super::process::Child;
-use super::stream::Stream;
+use crate::workload::context::Context;
+use crate::workload::outcome::{Failure, ensure, same};
+use crate::workload::process::Child;
+use crate::workload::stream::Stream;
 
 pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     let mut stream = StreamPair::new()?;

@@ -11,10 +11,10 @@ use ckpt_engine::sys::program::map::{Backing, Map, PAGE_BYTES};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 
-use super::context::Context;
-use super::outcome::{Failure, ensure, same};
-use super::process::Child;
 use crate::client::record::mix;
+use crate::workload::context::Context;
+use crate::workload::outcome::{Failure, ensure, same};
+use crate::workload::process::Child;
 
 const PAGE_WORDS: usize = PAGE_BYTES / 8;
 const PAGES: usize = 16;

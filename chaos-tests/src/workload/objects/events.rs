@@ -10,8 +10,8 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::getpid;
 
-use super::context::Context;
-use super::outcome::{Failure, same};
+use crate::workload::context::Context;
+use crate::workload::outcome::{Failure, same};
 
 pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     let nonblocking = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::context::Context;
-use super::outcome::{Failure, ensure, same};
+use crate::workload::context::Context;
+use crate::workload::outcome::{Failure, ensure, same};
 
 const LEVEL: u64 = 1;
 const EDGE: u64 = 2;

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use ckpt_engine::sys::program::map::{Backing, Map, PAGE_BYTES};
 
-use super::context::Context;
-use super::outcome::{Failure, same};
 use crate::client::record::mix;
+use crate::workload::context::Context;
+use crate::workload::outcome::{Failure, same};
 
 const PAGES: usize = 4096;
 const PAGE_WORDS: usize = PAGE_BYTES / 8;

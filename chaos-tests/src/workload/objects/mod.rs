@@ -1,0 +1,14 @@
+//! What else the kernel gives a descriptor or a number to.
+
+mod epoll;
+mod events;
+
+use super::{Area, local};
+
+pub(super) const AREA: Area = Area {
+    name: "objects",
+    workloads: &[
+        local("epoll", "level, edge, one-shot and nested epoll", epoll::run),
+        local("events", "eventfd, signalfd, timerfd with what they hold", events::run),
+    ],
+};
