@@ -77,7 +77,9 @@ impl Templates {
         arguments.push(option("--aptopt=", &options));
         for command in &metadata.commands {
             let quoted = command.replace('\'', "'\\''");
-            arguments.push(format!("--customize-hook=chroot \"$1\" sh -c '{quoted}'").into());
+            arguments.push(
+                format!("--customize-hook=chroot \"$1\" {} -c '{quoted}'", metadata.shell).into(),
+            );
         }
         for (number, (path, text)) in metadata.files.iter().enumerate() {
             let file = scratch.join(format!("file{number}"));
