@@ -7,8 +7,12 @@ use serde::{Deserialize, Serialize};
 use super::{TemplateError, failed};
 
 /// The templates that come with the program.
-const SHIPPED: &[(&str, &str)] =
-    &[("debian-12-minimal", include_str!("../../../templates/debian-12-minimal.toml"))];
+const SHIPPED: &[(&str, &str)] = &[
+    ("busybox", include_str!("../../../templates/busybox.toml")),
+    ("debian-12", include_str!("../../../templates/debian-12.toml")),
+    ("debian-12-minimal", include_str!("../../../templates/debian-12-minimal.toml")),
+    ("debian-13", include_str!("../../../templates/debian-13.toml")),
+];
 
 /// What a template is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +36,23 @@ pub struct Metadata {
     /// The file that exists once the boot of a VE is complete.
     #[serde(default)]
     pub ready_file: Option<String>,
+    /// A shell script that succeeds inside once the boot of a VE is complete.
+    #[serde(default)]
+    pub ready_command: Option<String>,
+    /// Whether a VE has a `/dev/console`: one that takes everything and says nothing.
+    #[serde(default = "yes")]
+    pub console: bool,
+    /// What runs `commands`.
+    #[serde(default = "usual_shell")]
+    pub shell: String,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn usual_shell() -> String {
+    "sh".to_owned()
 }
 
 impl Metadata {

@@ -438,8 +438,9 @@ impl Runtime {
         self.hierarchies.memory_room(&self.config.cgroup.parent)
     }
 
-    pub(super) fn networks(&self) -> &[Cidr] {
-        &self.config.network.addresses
+    /// The networks of the host's LAN.
+    pub(super) fn networks(&self) -> Vec<Cidr> {
+        self.bridge.addresses()
     }
 }
 
