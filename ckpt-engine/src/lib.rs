@@ -11,6 +11,7 @@ mod errno;
 pub mod files;
 pub mod freeze;
 pub mod inject;
+mod kin;
 pub mod procfs;
 pub mod ranges;
 pub mod rebuild;
