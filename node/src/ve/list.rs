@@ -14,6 +14,9 @@ pub struct Status {
     pub exists: bool,
     /// It runs here.
     pub running: bool,
+    /// It lies here in a checkpoint.
+    #[serde(default)]
+    pub suspended: bool,
 }
 
 /// What `vzlist` tells.
@@ -48,8 +51,11 @@ impl Runtime {
                 ctid: found.id.to_string(),
                 exists: true,
                 running: found.running().is_some(),
+                suspended: found.is_suspended(),
             },
-            Err(_) => Status { ctid: ve.to_owned(), exists: false, running: false },
+            Err(_) => {
+                Status { ctid: ve.to_owned(), exists: false, running: false, suspended: false }
+            }
         }
     }
 
@@ -73,7 +79,12 @@ fn listed(ve: &Ve) -> Listed {
         ip: settings.addresses.iter().map(|it| it.address().to_string()).collect(),
         nameserver: settings.nameservers,
         searchdomain: settings.search_domains,
-        status: if running.is_some() { "running" } else { "stopped" }.to_owned(),
+        status: match &running {
+            Some(_) => "running",
+            None if ve.is_suspended() => "suspended",
+            None => "stopped",
+        }
+        .to_owned(),
         onboot: settings.on_boot,
         disabled: settings.disabled,
         private: ve.paths.directory.display().to_string(),
