@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Runtime, Ve, VeId};
+use super::{ARRIVE, Runtime, Ve, VeId};
 use crate::cgroup::{Limits, Usage};
 
 /// What `vzctl status` tells.
@@ -50,7 +50,7 @@ impl Runtime {
             Ok(found) => Status {
                 ctid: found.id.to_string(),
                 exists: true,
-                running: found.running().is_some(),
+                running: found.running().is_some() && !arrives(&found),
                 suspended: found.is_suspended(),
             },
             Err(_) => {
@@ -63,6 +63,11 @@ impl Runtime {
     pub fn list(&self) -> Vec<Listed> {
         self.all().iter().map(|ve| listed(ve)).collect()
     }
+}
+
+/// Its processes are being made here, while it runs on another node.
+fn arrives(ve: &Ve) -> bool {
+    ve.operation() == Some(ARRIVE)
 }
 
 fn listed(ve: &Ve) -> Listed {
@@ -80,6 +85,7 @@ fn listed(ve: &Ve) -> Listed {
         nameserver: settings.nameservers,
         searchdomain: settings.search_domains,
         status: match &running {
+            Some(_) if arrives(ve) => "arriving",
             Some(_) => "running",
             None if ve.is_suspended() => "suspended",
             None => "stopped",
