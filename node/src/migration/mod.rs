@@ -4,12 +4,14 @@
 //! [`rounds`] decides when to freeze and when to step on the [`brake`], [`blackout`] is the source's VE while it stands still,
 //! [`builder`] the target's thread that rebuilds it, [`settle`] asks the log what has become of
 //! a migration, and [`recover`] does so after a daemon has died half way. [`watchdog`] ends a
-//! freeze without it. [`leftovers`] tells the log what has been cleared away.
+//! freeze without it. [`leftovers`] tells the log what has been cleared away. [`checkpoint`] puts a
+//! file in the place of the link.
 
 mod admit;
 mod blackout;
 mod brake;
 mod builder;
+mod checkpoint;
 mod error;
 mod facts;
 mod journal;
@@ -35,13 +37,14 @@ use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 use transport::{Link, LinkHandler, PeerInfo};
 
+pub use self::{
+    checkpoint::{CheckpointReport, CheckpointRequest, DumpRequest, RestoreReport},
+    report::{Downtime, Report, RoundReport},
+    watchdog::WATCHDOG_ARGUMENT,
+};
 use self::{
     error::MigrateError,
     source::{Context, Wish},
-};
-pub use self::{
-    report::{Downtime, Report, RoundReport},
-    watchdog::WATCHDOG_ARGUMENT,
 };
 use crate::{
     api::{Failure, Sink},
@@ -81,6 +84,7 @@ impl Migrations {
     pub fn new(runtime: Arc<Runtime>, cluster: Arc<Cluster>) -> Self {
         let context = Context { runtime, cluster, experience: Arc::default() };
         recover::recover(&context);
+        checkpoint::recover(&context);
         tokio::spawn(leftovers::watch(context.clone()));
         Self(context)
     }
