@@ -39,6 +39,9 @@ impl Owned {
     }
 }
 
+/// Refuses what has a part in the kernel that is lost. All other protocols are served the same way
+/// on every host; the audit system answers nobody in a user namespace, where such a socket is only
+/// kept open.
 pub(super) fn check(object: &Object, protocol: i32, owned: &Owned) -> Result<(), Refusal> {
     if protocol == libc::NETLINK_NETFILTER && owned.0.contains(&port(object)?) {
         let what = "a netlink socket to which the packet filter sends packets";

@@ -29,7 +29,7 @@ use crate::{
     },
     storage::{FileApplier, TreeError, target_trees},
     template::TemplateError,
-    ve::{INTERFACE, Prepared, VeError},
+    ve::{ARRIVE, INTERFACE, Prepared, VeError},
 };
 
 /// Why a VE was not taken in.
@@ -141,7 +141,7 @@ impl Incoming {
         // All that must be on the disk is written now, and not in the blackout; until the
         // journal says otherwise a daemon that finds it removes it.
         let ve = self.context.runtime.adopt(prepared).await?;
-        let operation = ve.operate("arrive")?;
+        let operation = ve.operate(ARRIVE)?;
         let done = async {
             if template_missing {
                 self.sender.send(&ToSource::Accepted { template_missing: false }).await?;
