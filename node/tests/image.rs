@@ -35,7 +35,7 @@ fn shape(pid: i32, parent: i32) -> Shape {
         session: pid,
         exit_signal: 17,
         zombie: None,
-        areas: Vec::new(),
+        heir: false,
     }
 }
 
