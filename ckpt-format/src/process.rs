@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    container::Namespaces,
     files::FileId,
     memory::{Area, MemoryMap, SharedObject},
 };
@@ -36,6 +37,8 @@ pub struct Shape {
     pub exit_signal: i32,
     /// Set for a zombie: the wait status that its parent has still to collect.
     pub zombie: Option<i32>,
+    /// The namespaces that it is in.
+    pub namespaces: Namespaces,
     /// The areas in ascending order. Empty for a zombie.
     pub areas: Vec<Area>,
 }

@@ -5,14 +5,16 @@
 //! [`Still::seal`] ends that, and [`SealedVe::resume`] is the way back once the log has said so.
 
 use std::{
+    collections::HashMap,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use ckpt_engine::{
     capture::{self, CaptureError, IdMap},
-    container::{ID_COUNT, host_clocks},
+    container::{ID_COUNT, Spaces, host_clocks},
     files::{self, Holder, Undo},
     freeze::{FreezeError, Frozen, Sealed},
     procfs,
@@ -78,6 +80,12 @@ pub(super) enum CopyError {
     /// The host itself has processes in it.
     #[error("the host has processes in the VE: {}", list(.0))]
     Strangers(Vec<Blocker>),
+    /// A process has gone into another namespace that the target knows.
+    #[error("a process in the VE has changed its namespace just now")]
+    Moved,
+    /// A program has mounted or unmounted something, or made a namespace.
+    #[error("a program in the VE has changed its mounts or namespaces while they were copied")]
+    Rearranged,
     /// The link to the target broke.
     #[error("the target does not take the data any more")]
     Link,
@@ -94,6 +102,7 @@ impl CopyError {
         matches!(
             self,
             Self::Strangers(_)
+                | Self::Moved
                 | Self::Freeze(FreezeError::Timeout { .. })
                 | Self::Memory(TrackError::Borrowed { .. })
                 // What was not there when the VE was looked at may be gone in a moment.
@@ -114,6 +123,7 @@ pub(super) struct Live {
     pub(super) clock_offsets: Clocks,
     pub(super) tracker: Tracker,
     pub(super) files: FileTracker,
+    pub(super) spaces: Arc<Spaces>,
     pub(super) netns: Netns,
     pub(super) expected: Vec<Expected>,
     /// The network as it was at the offer.
@@ -126,11 +136,28 @@ pub(super) struct Live {
 impl Live {
     /// One round of pre-copy, files first: the target maps them.
     pub(super) fn round(&mut self, number: u32, pipe: &Pipe) -> Result<Round, CopyError> {
+        self.mounts()?;
         self.send_files(false, pipe)?;
         let round = self.tracker.round(&mut pipe.clone())?;
         pipe.item(&Item::Barrier(number)).map_err(|_| CopyError::Link)?;
         self.brake.look()?;
         Ok(round)
+    }
+
+    /// The mounts of the VE, which must be those that the target has made.
+    fn mounts(&self) -> Result<HashMap<u64, u32>, CopyError> {
+        let mounts = self.spaces.mounts();
+        let mounts = mounts.map_err(|source| CopyError::Process { pid: self.init, source })?;
+        mounts.ok_or(CopyError::Rearranged)
+    }
+
+    /// True while every process is in the namespaces that it was last told to be in.
+    fn has_moved_between_namespaces(&self) -> bool {
+        self.tracker.processes().any(|process| {
+            // One that has just ended is nowhere.
+            let now = self.spaces.number(process.host()).ok();
+            now.is_some_and(|now| now != Some(process.namespaces()))
+        })
     }
 
     fn send_files(&mut self, last: bool, pipe: &Pipe) -> Result<(), CopyError> {
@@ -154,8 +181,9 @@ impl Live {
         }
         watch.lap("files");
         let captured = Holders::of(&self.freezer).and_then(|holders| {
-            let captured = files::capture(&holders.source(self.init, self.id_base))
-                .map_err(CaptureError::Blocked)?;
+            let mounts = Some(self.mounts()?);
+            let source = files::Source { mounts, ..holders.source(self.init, self.id_base) };
+            let captured = files::capture(&source).map_err(CaptureError::Blocked)?;
             Ok((holders, captured))
         });
         let (holders, captured) = match captured {
@@ -169,6 +197,9 @@ impl Live {
             }
             self.tracker.last_round(&mut pipe.clone())?;
             watch.lap("memory");
+            if self.has_moved_between_namespaces() {
+                return Err(CopyError::Moved);
+            }
             let strangers = self.strangers();
             if !strangers.is_empty() {
                 return Err(CopyError::Strangers(strangers));
@@ -226,7 +257,10 @@ impl Live {
                 if !area.shared || !area.may_write {
                     continue;
                 }
-                let inside = procfs::path(self.init, &format!("root{path}"));
+                // In a namespace of its own, the path is one of that.
+                let own = process.namespaces().mounts != 0;
+                let seen_by = if own { process.host() } else { self.init };
+                let inside = procfs::path(seen_by, &format!("root{path}"));
                 if let Ok(metadata) = std::fs::symlink_metadata(inside) {
                     all.insert((metadata.st_dev(), metadata.st_ino()));
                 }
@@ -456,7 +490,7 @@ impl Holders {
                 pidfd: pidfd.as_fd(),
             })
             .collect();
-        files::Source { processes, init, id_base }
+        files::Source { processes, init, id_base, mounts: None }
     }
 
     /// Opens the memfds that descriptors refer to.
@@ -496,6 +530,8 @@ pub(super) fn blockers(
     let list = |source| CopyError::Process { pid: init, source };
     let mut all = capture::check(freezer).map_err(list)?;
     let holders = Holders::of(freezer)?;
-    all.extend(files::check(&holders.source(init, id_base)));
+    let pids: Vec<i32> = holders.0.iter().map(|(host, ..)| *host).collect();
+    let mounts = Spaces::of(init, &pids).and_then(|spaces| spaces.mounts()).map_err(list)?;
+    all.extend(files::check(&files::Source { mounts, ..holders.source(init, id_base) }));
     Ok(all)
 }

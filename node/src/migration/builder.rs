@@ -12,7 +12,7 @@ use std::{
 };
 
 use ckpt_engine::{
-    container::host_clocks,
+    container::{Handles, host_clocks},
     freeze::{FreezeError, Frozen},
     rebuild::{Ready, RebuildError, Skeleton},
     sys::netns::Netns,
@@ -85,6 +85,8 @@ pub(super) struct Site {
     /// Our end of its channel.
     pub(super) channel: OwnedFd,
     pub(super) id_base: u32,
+    /// The namespaces that there are for programs inside.
+    pub(super) nested: Handles,
     /// The cgroup that freezes all of the VE.
     pub(super) freezer: PathBuf,
     /// Taken by the thread.
@@ -163,6 +165,7 @@ fn build(
     let channel = site.channel.try_clone();
     let channel = channel.map_err(system("copy a descriptor"))?;
     let mut skeleton = Skeleton::adopt(site.init, channel, site.id_base)?;
+    skeleton.set_nested(std::mem::take(&mut site.nested))?;
     let Some(mut applier) = site.applier.take() else { return Ok(()) };
     let mut state = Vec::new();
     let finished = loop {

@@ -2,16 +2,17 @@
 
 use std::{
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use ckpt_engine::{
-    container::{self, clock_offsets},
+    container::{self, Found, Spaces, clock_offsets},
     procfs,
     sys::netns::Netns,
     track::Tracker,
 };
-use ckpt_format::blocker::Blocker;
+use ckpt_format::{blocker::Blocker, network::Network};
 use coordinator::{Command, Coordinator, Epoch, MigrationId, ProposeError, Refused, VeId};
 use tokio::task::spawn_blocking;
 use transport::NodeId;
@@ -204,15 +205,19 @@ fn look_at(handle: &Handle, directory: &Path) -> Result<(Live, Message), Migrate
     let expected = expected(handle);
     let network = state::capture(&netns, &expected, None)?;
     blockers.extend(network.blockers);
-    let plan = match container::capture(init)? {
-        Ok(plan) if blockers.is_empty() => plan,
+    let pids = procfs::cgroup_processes(&freezer).map_err(MigrateError::Inside)?;
+    let Found { mut plan, spaces } = match container::capture(init, &pids)? {
+        Ok(found) if blockers.is_empty() => found,
         Ok(_) => return Err(MigrateError::Blocked(blockers)),
         Err(found) => {
             blockers.extend(found);
             return Err(MigrateError::Blocked(blockers));
         }
     };
-    let trees = source_trees(init, &plan, &handle.upper, id_base).map_err(CopyError::Files)?;
+    plan.nested.networks = nested_networks(&spaces)?;
+    let trees = source_trees(spaces.mount_namespaces(), &plan, &handle.upper, id_base)
+        .map_err(CopyError::Files)?;
+    let spaces = Arc::new(spaces);
     let disk_bytes = storage::size(&trees).map_err(CopyError::Files)?;
     let files = FileTracker::new(trees);
     let message = Message {
@@ -245,7 +250,9 @@ fn look_at(handle: &Handle, directory: &Path) -> Result<(Live, Message), Migrate
     let live = Live {
         init,
         id_base,
-        tracker: Tracker::new(&freezer, id_base, watchdog.surgeon().clone()),
+        tracker: Tracker::new(&freezer, id_base, watchdog.surgeon().clone())
+            .with_spaces(spaces.clone()),
+        spaces,
         freezer,
         clock_offsets: clock_offsets(init).map_err(MigrateError::Inside)?,
         files,
@@ -257,6 +264,18 @@ fn look_at(handle: &Handle, directory: &Path) -> Result<(Live, Message), Migrate
         watchdog,
     };
     Ok((live, message))
+}
+
+/// What is in the network namespaces that programs have made.
+fn nested_networks(spaces: &Spaces) -> Result<Vec<Network>, MigrateError> {
+    let (mut networks, mut blockers) = (Vec::new(), Vec::new());
+    for namespace in spaces.networks() {
+        let namespace = namespace.try_clone().map_err(MigrateError::Inside)?;
+        let found = state::capture(&Netns::from_fd(namespace), &[], None)?;
+        blockers.extend(found.blockers);
+        networks.push(found.network);
+    }
+    if blockers.is_empty() { Ok(networks) } else { Err(MigrateError::Blocked(blockers)) }
 }
 
 /// A VE that has just come here may still have the hold of its arrival, which waits a little for
