@@ -158,6 +158,19 @@ impl Container {
         this
     }
 
+    /// The same without `/dev/console`, which is the one mount that not every init wants.
+    #[must_use]
+    pub fn without_console(mut self) -> Self {
+        if let Some(place) = self.mounts.iter().position(|mount| mount.point == "/dev/console") {
+            let gone = self.mounts.remove(place).filesystem;
+            self.filesystems.remove(gone as usize);
+            for mount in self.mounts.iter_mut().filter(|mount| mount.filesystem > gone) {
+                mount.filesystem -= 1;
+            }
+        }
+        self
+    }
+
     fn add(
         &mut self,
         point: &str,

@@ -8,9 +8,11 @@
 pub mod blocker;
 pub mod codec;
 pub mod container;
+pub mod controls;
 pub mod files;
 pub mod memory;
 pub mod network;
 pub mod process;
+pub mod seccomp;
 pub mod stream;
 pub mod tree;

@@ -11,6 +11,7 @@
 //! descriptor but the channel as number 3. It never depends on the daemon afterwards.
 
 mod capture;
+pub mod cgroups;
 mod enter;
 mod error;
 mod groups;

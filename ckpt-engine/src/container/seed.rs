@@ -200,17 +200,17 @@ fn become_init(
     environment: &[(String, String)],
 ) -> (&'static str, io::Error) {
     let prepared = || -> Result<(), (&'static str, io::Error)> {
-        let console = OpenOptions::new()
+        let nowhere = OpenOptions::new()
             .read(true)
             .write(true)
-            .open("/dev/console")
-            .map_err(|source| ("open the console", source))?;
-        let failed = |source: nix::errno::Errno| ("set the console up", source.into());
-        dup2_stdin(&console).map_err(failed)?;
-        dup2_stdout(&console).map_err(failed)?;
-        dup2_stderr(&console).map_err(failed)?;
+            .open("/dev/null")
+            .map_err(|source| ("open /dev/null", source))?;
+        let failed = |source: nix::errno::Errno| ("set standard streams up", source.into());
+        dup2_stdin(&nowhere).map_err(failed)?;
+        dup2_stdout(&nowhere).map_err(failed)?;
+        dup2_stderr(&nowhere).map_err(failed)?;
         // It may have become one of the three.
-        std::mem::forget(console);
+        std::mem::forget(nowhere);
         close_from(4).map_err(|source| ("close the rest", source))?;
         default_signals(DefaultChild::Default).map_err(|source| ("reset the signals", source))?;
         drop_capabilities().map_err(|source| ("drop capabilities", source))

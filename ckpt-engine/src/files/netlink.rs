@@ -22,6 +22,9 @@ const MOVABLE: &[i32] = &[
     libc::NETLINK_SOCK_DIAG,
     libc::NETLINK_KOBJECT_UEVENT,
     libc::NETLINK_GENERIC,
+    // In a user namespace the audit system answers no request (kernel, audit_netlink_ok), so such
+    // a socket is only kept open: dbus-daemon and systemd do.
+    libc::NETLINK_AUDIT,
 ];
 
 pub(super) fn check(protocol: i32) -> Result<(), Refusal> {
@@ -29,7 +32,6 @@ pub(super) fn check(protocol: i32) -> Result<(), Refusal> {
         return Ok(());
     }
     let what = match protocol {
-        libc::NETLINK_AUDIT => "a netlink socket of the audit system".to_owned(),
         libc::NETLINK_NETFILTER => "a netlink socket of the packet filter".to_owned(),
         other => format!("a netlink socket of protocol {other}"),
     };

@@ -221,6 +221,21 @@ impl Cgroups {
         std::iter::once(self.visible()).chain(legacy).collect()
     }
 
+    /// The directories for a program that enters the VE: those where its pid 1 is now. A cgroup
+    /// that hands controllers on has no processes of its own, so an init may have left the top.
+    pub fn beside(&self, init: i32) -> Vec<PathBuf> {
+        let mut directories = self.directories();
+        let line = fs::read_to_string(format!("/proc/{init}/cgroup")).unwrap_or_default();
+        let top = self.unified.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let path = line.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
+        if let Some((_, below)) = path.split_once(&format!("{top}/ve/"))
+            && !below.contains("..")
+        {
+            directories[0].push(below);
+        }
+        directories
+    }
+
     /// Sets the limits. Those in force before are replaced.
     pub fn apply(&self, limits: &Limits) -> Result<(), CgroupError> {
         let wanted = [

@@ -14,7 +14,7 @@ use std::{
 
 use ckpt_engine::{
     capture::{self, CaptureError, IdMap},
-    container::{ID_COUNT, Spaces, host_clocks},
+    container::{ID_COUNT, Spaces, cgroups, host_clocks},
     files::{self, Holder, Undo},
     freeze::{FreezeError, Frozen, Sealed},
     procfs,
@@ -23,7 +23,7 @@ use ckpt_engine::{
 };
 use ckpt_format::{
     blocker::Blocker,
-    container::Clocks,
+    container::{Cgroup, Clocks, Namespaces},
     memory::Backing,
     network::{Frame, Network},
 };
@@ -63,6 +63,9 @@ pub(super) enum CopyError {
     /// It did not stop.
     #[error(transparent)]
     Freeze(#[from] FreezeError),
+    /// The cgroups that it manages itself.
+    #[error(transparent)]
+    Cgroups(#[from] cgroups::CgroupError),
     /// Its CPU time.
     #[error(transparent)]
     Cpu(#[from] CgroupError),
@@ -119,6 +122,8 @@ pub(super) struct Live {
     pub(super) init: i32,
     pub(super) id_base: u32,
     pub(super) freezer: PathBuf,
+    /// The top of the cgroups that the VE manages itself.
+    pub(super) visible: PathBuf,
     /// How far the clocks inside are ahead of ours.
     pub(super) clock_offsets: Clocks,
     pub(super) tracker: Tracker,
@@ -151,13 +156,13 @@ impl Live {
         mounts.ok_or(CopyError::Rearranged)
     }
 
-    /// True while every process is in the namespaces that it was last told to be in.
-    fn has_moved_between_namespaces(&self) -> bool {
-        self.tracker.processes().any(|process| {
-            // One that has just ended is nowhere.
-            let now = self.spaces.number(process.host()).ok();
-            now.is_some_and(|now| now != Some(process.namespaces()))
-        })
+    /// True if every process is in the namespaces that the target was told of.
+    fn are_in_place(&self, places: &Places) -> bool {
+        // One that has just ended is nowhere.
+        let known = |process: &Tracked| places.get(&process.host()).copied();
+        self.tracker
+            .processes()
+            .all(|process| known(process).is_none_or(|now| now == Some(process.namespaces())))
     }
 
     fn send_files(&mut self, last: bool, pipe: &Pipe) -> Result<(), CopyError> {
@@ -197,9 +202,6 @@ impl Live {
             }
             self.tracker.last_round(&mut pipe.clone())?;
             watch.lap("memory");
-            if self.has_moved_between_namespaces() {
-                return Err(CopyError::Moved);
-            }
             let strangers = self.strangers();
             if !strangers.is_empty() {
                 return Err(CopyError::Strangers(strangers));
@@ -210,8 +212,9 @@ impl Live {
             watch.lap("processes");
             let (files, tables) = (captured.files, captured.tables);
             let clock_offsets = self.clock_offsets;
-            let network = Network::default();
-            Ok(State { processes, files, tables, network, clocks, clock_offsets })
+            // What is around the processes is read beside this.
+            let (network, cgroups) = (Network::default(), Vec::new());
+            Ok(State { processes, files, tables, cgroups, network, clocks, clock_offsets })
         });
         (Some(captured.undo), state)
     }
@@ -338,12 +341,20 @@ impl Still {
         let netns = netns.map_err(|source| CopyError::Process { pid: live.init, source })?;
         let (expected, settings) = (live.expected.clone(), live.network.settings.clone());
         std::thread::scope(|scope| {
-            let network = scope.spawn(|| state::capture(&netns, &expected, Some(&settings)));
+            let around = Around::of(live);
+            let around = scope.spawn(move || {
+                let network = state::capture(&netns, &expected, Some(&settings));
+                Ok::<_, CopyError>((network?, around.look()?))
+            });
             let (undo, state) = live.rest(frozen, self.clocks, pipe);
             self.undo = undo;
-            let network =
-                network.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let around = around.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let mut state = state?;
+            let (network, (cgroups, places)) = around?;
+            if !live.are_in_place(&places) {
+                return Err(CopyError::Moved);
+            }
+            state.cgroups = cgroups;
             if !network.blockers.is_empty() {
                 return Err(CaptureError::Blocked(network.blockers).into());
             }
@@ -409,6 +420,37 @@ impl Still {
 impl Drop for Still {
     fn drop(&mut self) {
         self.wake();
+    }
+}
+
+/// What is around the processes of a VE.
+struct Around {
+    freezer: PathBuf,
+    visible: PathBuf,
+    id_base: u32,
+    spaces: Arc<Spaces>,
+}
+
+/// The namespaces of processes, as numbered on the host; `None` for one that nobody knows.
+type Places = HashMap<i32, Option<Namespaces>>;
+
+impl Around {
+    fn of(live: &Live) -> Self {
+        Self {
+            freezer: live.freezer.clone(),
+            visible: live.visible.clone(),
+            id_base: live.id_base,
+            spaces: live.spaces.clone(),
+        }
+    }
+
+    /// The cgroups of a VE that stands still, and the namespaces of its processes.
+    fn look(&self) -> Result<(Vec<Cgroup>, Places), CopyError> {
+        let list = |source| CopyError::Process { pid: 0, source };
+        let pids = procfs::cgroup_processes(&self.freezer).map_err(list)?;
+        let place = |host| Some((host, self.spaces.number(host).ok()?));
+        let places = pids.into_iter().filter_map(place).collect();
+        Ok((cgroups::capture(&self.visible, self.id_base)?, places))
     }
 }
 

@@ -6,13 +6,12 @@
 
 use std::{
     os::fd::OwnedFd,
-    path::PathBuf,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use ckpt_engine::{
-    container::{Handles, host_clocks},
+    container::{Handles, cgroups, host_clocks},
     freeze::{FreezeError, Frozen},
     rebuild::{Ready, RebuildError, Skeleton},
     sys::netns::Netns,
@@ -32,6 +31,7 @@ use super::{
     stopwatch::Stopwatch,
 };
 use crate::{
+    cgroup::Cgroups,
     network::{
         Announcer, Hold, NetworkError,
         state::{self, Routes},
@@ -56,6 +56,9 @@ pub(super) enum BuildError {
     /// Its network.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// The cgroups that it manages itself.
+    #[error(transparent)]
+    Cgroups(#[from] cgroups::CgroupError),
     /// Its freezer.
     #[error(transparent)]
     Freeze(#[from] FreezeError),
@@ -87,8 +90,7 @@ pub(super) struct Site {
     pub(super) id_base: u32,
     /// The namespaces that there are for programs inside.
     pub(super) nested: Handles,
-    /// The cgroup that freezes all of the VE.
-    pub(super) freezer: PathBuf,
+    pub(super) cgroups: Cgroups,
     /// Taken by the thread.
     pub(super) applier: Option<FileApplier>,
     /// How far the clocks inside are ahead of ours.
@@ -237,6 +239,8 @@ fn finish(site: &mut Site, skeleton: Skeleton, state: &State) -> Result<Built, B
     // Both say how far the same clock, the VE's, is ahead of that of a host.
     skeleton.set_source_clock(site.clock_offsets.since(state.clock_offsets).monotonic_ns);
     skeleton.populate(&state.processes)?;
+    let top = site.cgroups.visible();
+    cgroups::rebuild(&top, &state.cgroups, site.id_base, &skeleton.hosts().collect())?;
     let mut files = skeleton.open_files(&state.files)?;
     watch.lap("files");
     skeleton.install(&state.processes, &state.tables, &files)?;
@@ -246,7 +250,8 @@ fn finish(site: &mut Site, skeleton: Skeleton, state: &State) -> Result<Built, B
     files.finish(&state.files, &state.tables, &mut skeleton).map_err(RebuildError::Files)?;
     let ready = skeleton.finalize(&state.processes)?;
     watch.lap("registers");
-    let frozen = Frozen::freeze(&site.freezer)?;
+    let frozen = Frozen::freeze(site.cgroups.freezer())?;
+    cgroups::freeze(&top, &state.cgroups)?;
     wait_for_clocks(site.clock_offsets, state.clocks)?;
     Ok(Built { ready, files, frozen })
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use ckpt_format::{
-    container::{Clocks, Container},
+    container::{Cgroup, Clocks, Container},
     files::Files,
     network::{Frame, Network},
     process::{Descriptor, Processes},
@@ -129,6 +129,8 @@ pub(super) struct State {
     pub(super) files: Files,
     /// The descriptor table of each process.
     pub(super) tables: BTreeMap<i32, Vec<Descriptor>>,
+    /// The cgroups that the VE manages itself.
+    pub(super) cgroups: Vec<Cgroup>,
     /// Links, addresses, routes and neighbours at the freeze.
     pub(super) network: Network,
     /// What the VE's clocks showed at the freeze: they never show less afterwards.

@@ -29,7 +29,7 @@ use crate::{
     },
     storage::{FileApplier, TreeError, target_trees},
     template::TemplateError,
-    ve::{INTERFACE, Prepared, VeError},
+    ve::{ARRIVE, INTERFACE, Prepared, VeError},
 };
 
 /// Why a VE was not taken in.
@@ -141,7 +141,7 @@ impl Incoming {
         // All that must be on the disk is written now, and not in the blackout; until the
         // journal says otherwise a daemon that finds it removes it.
         let ve = self.context.runtime.adopt(prepared).await?;
-        let operation = ve.operate("arrive")?;
+        let operation = ve.operate(ARRIVE)?;
         let done = async {
             if template_missing {
                 self.sender.send(&ToSource::Accepted { template_missing: false }).await?;
@@ -366,7 +366,7 @@ fn site(
         channel: channel.map_err(system("copy a descriptor"))?,
         id_base: prepared.id_base,
         nested,
-        freezer: prepared.cgroups().freezer().to_owned(),
+        cgroups: prepared.cgroups().clone(),
         applier: Some(FileApplier::new(trees, prepared.id_base)?),
         clock_offsets: clock_offsets(init).map_err(system("read the clocks of a VE"))?,
         network,

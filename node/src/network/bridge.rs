@@ -2,6 +2,7 @@
 
 use ckpt_format::network::{Cidr, Mac};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use nix::sys::socket::SockaddrStorage;
 use serde::{Deserialize, Serialize};
 
 use super::{NetworkError, netlink::Netlink};
@@ -62,6 +63,22 @@ impl Bridge {
         }
         Ok(Self { name, index })
     }
+
+    /// The addresses that the host has on the bridge now, configured here or elsewhere. None when
+    /// they cannot be read.
+    pub fn addresses(&self) -> Vec<Cidr> {
+        let found = nix::ifaddrs::getifaddrs().into_iter().flatten();
+        let ours = found.filter(|it| it.interface_name == self.name);
+        ours.filter_map(|it| cidr(&it.address?, &it.netmask?)).collect()
+    }
+}
+
+fn cidr(address: &SockaddrStorage, mask: &SockaddrStorage) -> Option<Cidr> {
+    if let (Some(address), Some(mask)) = (address.as_sockaddr_in(), mask.as_sockaddr_in()) {
+        return Cidr::new(address.ip().into(), mask.ip().to_bits().count_ones() as u8);
+    }
+    let (address, mask) = (address.as_sockaddr_in6()?, mask.as_sockaddr_in6()?);
+    Cidr::new(address.ip().into(), mask.ip().to_bits().count_ones() as u8)
 }
 
 fn is_bridge(link: &LinkMessage) -> bool {

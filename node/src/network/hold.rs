@@ -35,7 +35,7 @@ use ckpt_format::network::{Frame, Mac};
 use netlink_packet_route::link::{InfoBridgePort, LinkAttribute};
 
 use super::{
-    Interface, NetworkError,
+    Interface, NetworkError, backlog,
     interface::{Gate, gate_properties, gate_requests},
     link::{fdb_removal_request, fdb_request, port_request},
     netlink::{Netlink, NetlinkError},
@@ -85,7 +85,8 @@ impl Hold {
         Ok(Self { netlink, tap, tap_index, interface, sender, buffer: vec![0; FRAME_MAX] })
     }
 
-    /// From now on no frame passes between VE and bridge; those for the VE are held.
+    /// From now on no frame passes between VE and bridge; those for the VE are held. What was
+    /// under way to it or from it has arrived.
     pub fn cut(&mut self) -> Result<(), NetworkError> {
         let veth = self.interface.host_index;
         // The group frames reach the TAP before they stop reaching the VE: twice is better
@@ -93,9 +94,13 @@ impl Hold {
         let requests = [
             port_request(self.tap_index, tap_properties(true)),
             fdb_request(self.interface.mac, self.tap_index),
-            port_request(veth, gate_properties(false, false)),
         ];
         self.netlink.change_all("hold the frames of a VE", requests)?;
+        // What the VE sent just before it was frozen passes the gate before that is closed, and
+        // what went to the VE is in its sockets before they are read.
+        backlog::settle();
+        let closed = port_request(veth, gate_properties(false, false));
+        self.netlink.change_all("silence a VE", [closed])?;
         Ok(())
     }
 

@@ -10,6 +10,7 @@
 //! in one that is given.
 
 pub mod announce;
+mod backlog;
 pub mod bridge;
 pub mod hold;
 pub mod interface;

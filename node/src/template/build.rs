@@ -75,15 +75,19 @@ impl Templates {
         arguments.push(format!("--include={}", metadata.packages.join(",")).into());
         arguments.push("--aptopt=APT::Install-Recommends \"false\"".into());
         arguments.push(option("--aptopt=", &options));
+        // What is only unpacked is never customized, see mmdebstrap(1).
+        let hook = if metadata.variant == "extract" { "extract" } else { "customize" };
         for command in &metadata.commands {
             let quoted = command.replace('\'', "'\\''");
-            arguments.push(format!("--customize-hook=chroot \"$1\" sh -c '{quoted}'").into());
+            arguments.push(
+                format!("--{hook}-hook=chroot \"$1\" {} -c '{quoted}'", metadata.shell).into(),
+            );
         }
         for (number, (path, text)) in metadata.files.iter().enumerate() {
             let file = scratch.join(format!("file{number}"));
             fs::write(&file, text.trim_start_matches('\n')).map_err(failed("write", &file))?;
             let file = file.display();
-            let hook = format!("--customize-hook=install -D -m 644 '{file}' \"$1\"'{path}'");
+            let hook = format!("--{hook}-hook=install -D -m 644 '{file}' \"$1\"'{path}'");
             arguments.push(hook.into());
         }
         arguments.push((&metadata.suite).into());

@@ -36,7 +36,7 @@ impl Runtime {
         sink: &Sink,
     ) -> Result<Created, VeError> {
         let reservation = self.reserve(id)?;
-        let mut file = Settings::change(&ConfigFile::default(), changes, self.networks())?;
+        let mut file = Settings::change(&ConfigFile::default(), changes, &self.networks())?;
         let template = Settings::read(&file).ostemplate.ok_or(VeError::NoTemplate)?;
         Settings::give_interface(&mut file, id, Mac::local(rand::random()));
         self.check_unique(id, &file)?;

@@ -1,6 +1,7 @@
 //! Running programs in VEs.
 
 use std::{
+    fs::File,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
 };
@@ -16,7 +17,7 @@ use nix::{
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
-use super::{Runtime, Ve, VeError, runtime::process_end, start::PATH};
+use super::{Running, Runtime, Ve, VeError, runtime::process_end, start::PATH};
 use crate::api::Sink;
 
 /// What to run.
@@ -61,7 +62,7 @@ impl Runtime {
                     [copy()?, copy()?, copy()?]
                 }
             };
-            let cgroups = running.cgroups.directories();
+            let cgroups = running.cgroups.beside(running.init);
             let entry = Entry { init: running.pidfd.as_fd(), cgroups: &cgroups };
             let kind = exec.terminal.unwrap_or_else(|| "dumb".to_owned());
             let environment =
@@ -101,4 +102,22 @@ impl Runtime {
             _ => 255,
         })
     }
+}
+
+/// Runs a program of ours in a VE, which sees and says nothing. Returns whether it succeeded.
+pub(super) async fn run_quietly(running: Running, words: &[&str]) -> Result<bool, VeError> {
+    let arguments: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    spawn_blocking(move || {
+        let null = File::options().read(true).write(true).open("/dev/null");
+        let null = null.map_err(VeError::file("open", "/dev/null"))?;
+        let cgroups = running.cgroups.beside(running.init);
+        let entry = Entry { init: running.pidfd.as_fd(), cgroups: &cgroups };
+        let environment = vec![("PATH".into(), PATH.into())];
+        let directory = "/".into();
+        let program = Program { arguments, environment, directory, terminal: false };
+        let streams = [null.as_fd(), null.as_fd(), null.as_fd()];
+        let entered = enter(&entry, &program, streams, Runtime::seed())?;
+        Ok(matches!(reap(entered.pidfd.as_fd()), Some(WaitStatus::Exited(_, 0))))
+    })
+    .await?
 }

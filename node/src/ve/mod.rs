@@ -36,7 +36,7 @@ pub use self::{
     place::Place,
     registry::{Entry, Registry, RegistryError},
     running::Running,
-    runtime::{Operation, RECOVER, Runtime, SEED_ARGUMENT, Ve},
+    runtime::{ARRIVE, Operation, RECOVER, Runtime, SEED_ARGUMENT, Ve},
     settings::{Changes, Settings},
     start::INTERFACE,
     stop::StopMode,

@@ -39,6 +39,9 @@ pub const SEED_ARGUMENT: &str = "container-seed";
 
 /// The operation of a daemon that finishes or undoes what another left half done.
 pub const RECOVER: &str = "recover";
+
+/// The operation under way while a VE is made here that still runs on another node.
+pub const ARRIVE: &str = "arrive";
 /// How long users' operations wait for it.
 const RECOVER_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -438,8 +441,9 @@ impl Runtime {
         self.hierarchies.memory_room(&self.config.cgroup.parent)
     }
 
-    pub(super) fn networks(&self) -> &[Cidr] {
-        &self.config.network.addresses
+    /// The networks of the host's LAN.
+    pub(super) fn networks(&self) -> Vec<Cidr> {
+        self.bridge.addresses()
     }
 }
 

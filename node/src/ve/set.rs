@@ -19,7 +19,7 @@ impl Runtime {
         save: bool,
     ) -> Result<(), VeError> {
         let old = ve.state().file.clone();
-        let new = Settings::change(&old, changes, self.networks())?;
+        let new = Settings::change(&old, changes, &self.networks())?;
         self.check_unique(ve.id, &new)?;
         let (before, after) = (Settings::read(&old), Settings::read(&new));
         let has =

@@ -20,7 +20,9 @@ use nix::{
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
-use super::{Running, Runtime, Settings, Ve, VeError, VeId, addresses::Question, place};
+use super::{
+    Running, Runtime, Settings, Ve, VeError, VeId, addresses::Question, exec::run_quietly, place,
+};
 use crate::{
     api::{Sink, chain},
     cgroup::Cgroups,
@@ -74,9 +76,15 @@ impl Runtime {
         let question = Question::ask(&self.bridge, &settings.addresses);
         let lower = self.templates.take(&place.template, ve.id.number(), &Sink::nowhere())?;
         let hostname = settings.hostname.clone().unwrap_or_else(|| format!("ve{}", ve.id));
+        let mut plan = Plan::fresh(&hostname);
+        let metadata = settings.ostemplate.as_ref();
+        let metadata = metadata.and_then(|name| self.templates.metadata(name).ok());
+        if metadata.is_some_and(|metadata| !metadata.console) {
+            plan = plan.without_console();
+        }
         let links = FRESH_LINKS.iter().map(|(name, to)| ((*name).into(), (*to).into()));
         let spec = Spec {
-            plan: Plan::fresh(&hostname),
+            plan,
             links: links.collect(),
             id_base,
             clock_offsets: None,
@@ -158,13 +166,20 @@ impl Runtime {
         let id = ve.id;
         let template = ve.settings().ostemplate;
         let metadata = template.and_then(|name| self.templates.metadata(&name).ok());
-        let Some(ready) = metadata.and_then(|metadata| metadata.ready_file) else {
-            return Ok(());
-        };
+        let (ready_file, ready_command) = metadata
+            .map(|metadata| (metadata.ready_file, metadata.ready_command))
+            .unwrap_or_default();
         let booted = async {
             loop {
                 let running = ve.running().ok_or(VeError::EndedEarly { id })?;
-                if exists_inside(running.init, &ready) {
+                let init = running.init;
+                let there = ready_file.as_ref().is_none_or(|file| exists_inside(init, file));
+                let ready = match &ready_command {
+                    Some(script) if there => run_quietly(running, &["/bin/sh", "-c", script]).await,
+                    _ => Ok(there),
+                };
+                // A system that is just coming up may not even have a shell to ask.
+                if ready.unwrap_or(false) {
                     return Ok(());
                 }
                 tokio::time::sleep(BOOT_INTERVAL).await;

@@ -1,13 +1,12 @@
 //! Stopping VEs.
 
-use std::{fs::File, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use ckpt_engine::container::{Entry, Program, enter, reap};
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
-use super::{Running, Runtime, Ve, VeError, start::PATH};
+use super::{Running, Runtime, Ve, VeError, exec::run_quietly};
 use crate::api::chain;
 
 /// How long the end of killed processes may take.
@@ -55,21 +54,5 @@ impl Runtime {
 
 /// Tells the VE's init to end everything.
 async fn halt(running: Running) -> Result<(), VeError> {
-    spawn_blocking(move || {
-        let null = File::options().read(true).write(true).open("/dev/null");
-        let null = null.map_err(VeError::file("open", "/dev/null"))?;
-        let cgroups = running.cgroups.directories();
-        let entry = Entry { init: running.pidfd.as_fd(), cgroups: &cgroups };
-        let program = Program {
-            arguments: vec!["/sbin/halt".into()],
-            environment: vec![("PATH".into(), PATH.into())],
-            directory: "/".into(),
-            terminal: false,
-        };
-        let streams = [null.as_fd(), null.as_fd(), null.as_fd()];
-        let entered = enter(&entry, &program, streams, Runtime::seed())?;
-        reap(entered.pidfd.as_fd());
-        Ok(())
-    })
-    .await?
+    run_quietly(running, &["/sbin/halt"]).await.map(drop)
 }

@@ -196,25 +196,60 @@ async fn begin(
     }
 }
 
+/// What would stop a move of the VE now, all of it. Changes nothing.
+pub(in crate::migration) fn blockers(handle: &Handle) -> Result<Vec<Blocker>, MigrateError> {
+    match survey(handle) {
+        Ok(_) => Ok(Vec::new()),
+        Err(MigrateError::Blocked(blockers)) => Ok(blockers),
+        Err(other) => Err(other),
+    }
+}
+
+/// The container and the network of a VE, seen from outside.
+fn survey(handle: &Handle) -> Result<(Found, Network), MigrateError> {
+    let init = handle.init;
+    let freezer = handle.cgroups.freezer();
+    let mut blockers = lasting_blockers(init, handle.id_base, freezer)?;
+    let netns = Netns::of_process(init).map_err(MigrateError::Inside)?;
+    let network = state::capture(&netns, &expected(handle), None)?;
+    blockers.extend(network.blockers);
+    let pids = procfs::cgroup_processes(freezer).map_err(MigrateError::Inside)?;
+    match container::capture(init, &pids)? {
+        Ok(mut found) => {
+            found.plan.nested.networks = nested_networks(&found.spaces, &mut blockers)?;
+            match blockers.is_empty() {
+                true => Ok((found, network.network)),
+                false => Err(MigrateError::Blocked(blockers)),
+            }
+        }
+        Err(found) => {
+            blockers.extend(found);
+            Err(MigrateError::Blocked(blockers))
+        }
+    }
+}
+
+/// What is in the network namespaces that programs have made.
+fn nested_networks(
+    spaces: &Spaces,
+    blockers: &mut Vec<Blocker>,
+) -> Result<Vec<Network>, MigrateError> {
+    let mut networks = Vec::new();
+    for namespace in spaces.networks() {
+        let namespace = namespace.try_clone().map_err(MigrateError::Inside)?;
+        let found = state::capture(&Netns::from_fd(namespace), &[], None)?;
+        blockers.extend(found.blockers);
+        networks.push(found.network);
+    }
+    Ok(networks)
+}
+
 /// Reads the VE from outside, and finds what would stop a move. Changes nothing.
 fn look_at(handle: &Handle, directory: &Path) -> Result<(Live, Message), MigrateError> {
     let (init, id_base) = (handle.init, handle.id_base);
     let freezer = handle.cgroups.freezer().to_owned();
-    let mut blockers = lasting_blockers(init, id_base, &freezer)?;
+    let (Found { plan, spaces }, network) = survey(handle)?;
     let netns = Netns::of_process(init).map_err(MigrateError::Inside)?;
-    let expected = expected(handle);
-    let network = state::capture(&netns, &expected, None)?;
-    blockers.extend(network.blockers);
-    let pids = procfs::cgroup_processes(&freezer).map_err(MigrateError::Inside)?;
-    let Found { mut plan, spaces } = match container::capture(init, &pids)? {
-        Ok(found) if blockers.is_empty() => found,
-        Ok(_) => return Err(MigrateError::Blocked(blockers)),
-        Err(found) => {
-            blockers.extend(found);
-            return Err(MigrateError::Blocked(blockers));
-        }
-    };
-    plan.nested.networks = nested_networks(&spaces)?;
     let trees = source_trees(spaces.mount_namespaces(), &plan, &handle.upper, id_base)
         .map_err(CopyError::Files)?;
     let spaces = Arc::new(spaces);
@@ -227,7 +262,7 @@ fn look_at(handle: &Handle, directory: &Path) -> Result<(Live, Message), Migrate
         configuration: handle.config.clone(),
         template: handle.template,
         container: plan,
-        network: network.network.clone(),
+        network: network.clone(),
         vdso: facts::vdso_hash(),
         extended_state_len: facts::extended_state_len(),
         memory_bytes: memory_bytes(&freezer),
@@ -254,28 +289,17 @@ fn look_at(handle: &Handle, directory: &Path) -> Result<(Live, Message), Migrate
             .with_spaces(spaces.clone()),
         spaces,
         freezer,
+        visible: handle.cgroups.visible(),
         clock_offsets: clock_offsets(init).map_err(MigrateError::Inside)?,
         files,
         netns,
-        expected,
-        network: network.network,
+        expected: expected(handle),
+        network,
         hold,
         brake,
         watchdog,
     };
     Ok((live, message))
-}
-
-/// What is in the network namespaces that programs have made.
-fn nested_networks(spaces: &Spaces) -> Result<Vec<Network>, MigrateError> {
-    let (mut networks, mut blockers) = (Vec::new(), Vec::new());
-    for namespace in spaces.networks() {
-        let namespace = namespace.try_clone().map_err(MigrateError::Inside)?;
-        let found = state::capture(&Netns::from_fd(namespace), &[], None)?;
-        blockers.extend(found.blockers);
-        networks.push(found.network);
-    }
-    if blockers.is_empty() { Ok(networks) } else { Err(MigrateError::Blocked(blockers)) }
 }
 
 /// A VE that has just come here may still have the hold of its arrival, which waits a little for
