@@ -55,6 +55,8 @@ impl Clocks {
 pub struct Filesystem {
     /// Which kind.
     pub kind: FilesystemKind,
+    /// What mount tables show as its source; any text.
+    pub source: String,
     /// Its own options, e.g. `size=64k`; ids in them are the VE's.
     pub options: Vec<MountOption>,
 }
@@ -99,6 +101,23 @@ pub enum FilesystemKind {
         /// The name.
         name: String,
     },
+}
+
+impl FilesystemKind {
+    /// The kernel's name for it; that of the node for a device.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Root => "root",
+            Self::Tmpfs => "tmpfs",
+            Self::Ramfs => "ramfs",
+            Self::Proc => "proc",
+            Self::Sysfs => "sysfs",
+            Self::Devpts => "devpts",
+            Self::Mqueue => "mqueue",
+            Self::Cgroup => "cgroup2",
+            Self::Device { name } => name,
+        }
+    }
 }
 
 /// The file types of `st_mode` that the mounts of a fresh VE have.
@@ -184,7 +203,8 @@ impl Container {
             value: Some((*value).to_owned()),
         });
         let filesystem = u32::try_from(self.filesystems.len()).expect("a handful");
-        self.filesystems.push(Filesystem { kind, options: options.collect() });
+        let source = kind.name().to_owned();
+        self.filesystems.push(Filesystem { kind, source, options: options.collect() });
         let parent = mounts::parent(&self.mounts, point);
         self.mounts.push(Mount {
             point: point.to_owned(),

@@ -111,7 +111,8 @@ pub fn capture(top: &Path, id_base: u32) -> Result<Vec<Cgroup>, CgroupError> {
 
 fn read(directory: &Path, path: String, id_base: u32) -> Result<Cgroup, CgroupError> {
     let metadata = fs::metadata(directory).map_err(at("look at", directory))?;
-    let id = |host: u32| host.checked_sub(id_base).unwrap_or(0);
+    // What belongs to the host's own root is root's inside, too.
+    let id = |host: u32| host.saturating_sub(id_base);
     let owner = (id(metadata.uid()), id(metadata.gid()));
     let opened = File::open(directory).map_err(at("open", directory))?;
     let files = DELEGATED.iter().filter_map(|name| {

@@ -5,7 +5,7 @@
 //! goes through the changes that make a group, the others join it, and at the end it goes.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     io,
     os::fd::{AsFd, OwnedFd},
     path::Path,
@@ -38,11 +38,13 @@ impl Groups {
                 this.shared.insert(group, (whole()?, mount.master));
             }
             let Some(master) = mount.master else { continue };
-            if !this.shared.contains_key(&master) {
-                this.shared.insert(master, (whole()?, None));
+            if let Entry::Vacant(place) = this.shared.entry(master) {
+                place.insert((whole()?, None));
             }
-            if mount.peers.is_none() && !this.slaves.contains_key(&master) {
-                this.slaves.insert(master, whole()?);
+            if mount.peers.is_none()
+                && let Entry::Vacant(place) = this.slaves.entry(master)
+            {
+                place.insert(whole()?);
             }
         }
         Ok(this)

@@ -14,6 +14,7 @@ pub(super) struct Line {
     pub(super) master: Option<u32>,
     pub(super) unbindable: bool,
     pub(super) kind: String,
+    pub(super) source: String,
     pub(super) super_options: String,
 }
 
@@ -39,7 +40,8 @@ impl Line {
             }
         }
         let kind = words.next()?.to_owned();
-        let super_options = words.nth(1)?.to_owned();
+        let source = unescape(words.next()?);
+        let super_options = words.next()?.to_owned();
         Some(Self {
             id,
             parent,
@@ -51,6 +53,7 @@ impl Line {
             master,
             unbindable,
             kind,
+            source,
             super_options,
         })
     }

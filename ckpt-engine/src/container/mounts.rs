@@ -93,7 +93,7 @@ fn superblocks(plan: &Plan, root: OwnedFd) -> Result<Vec<OwnedFd>, Failure> {
             FilesystemKind::Root => root.take().ok_or_else(|| io::ErrorKind::InvalidInput.into()),
             _ => make(filesystem),
         };
-        filesystems.push(made.map_err(at("make", name(&filesystem.kind)))?);
+        filesystems.push(made.map_err(at("make", filesystem.kind.name()))?);
     }
     // Kernels before 6.15 clone attached mounts only. Where these stand does not matter: they go
     // with the host's tree.
@@ -101,7 +101,7 @@ fn superblocks(plan: &Plan, root: OwnedFd) -> Result<Vec<OwnedFd>, Failure> {
     for (made, filesystem) in filesystems.iter().zip(&plan.filesystems) {
         if !matches!(filesystem.kind, FilesystemKind::Device { .. }) {
             attach(made.as_fd(), aside.as_fd(), Path::new(""))
-                .map_err(at("attach", name(&filesystem.kind)))?;
+                .map_err(at("attach", filesystem.kind.name()))?;
         }
     }
     Ok(filesystems)
@@ -116,9 +116,8 @@ fn make(filesystem: &Filesystem) -> io::Result<OwnedFd> {
         device.read(true).custom_flags(libc::O_PATH);
         return Ok(device.open(Path::new("/dev").join(name))?.into());
     }
-    let kind = name(&filesystem.kind);
-    let context = FilesystemContext::open(kind)?;
-    context.set("source", Some(kind))?;
+    let context = FilesystemContext::open(filesystem.kind.name())?;
+    context.set("source", Some(&filesystem.source))?;
     for option in &filesystem.options {
         // What is in memory is filled first.
         if option.name != "ro" || !filesystem.holds_files() {
@@ -126,20 +125,6 @@ fn make(filesystem: &Filesystem) -> io::Result<OwnedFd> {
         }
     }
     context.mount(0)
-}
-
-fn name(kind: &FilesystemKind) -> &str {
-    match kind {
-        FilesystemKind::Root => "root",
-        FilesystemKind::Tmpfs => "tmpfs",
-        FilesystemKind::Ramfs => "ramfs",
-        FilesystemKind::Proc => "proc",
-        FilesystemKind::Sysfs => "sysfs",
-        FilesystemKind::Devpts => "devpts",
-        FilesystemKind::Mqueue => "mqueue",
-        FilesystemKind::Cgroup => "cgroup2",
-        FilesystemKind::Device { name } => name,
-    }
 }
 
 /// A detached mount of what is to be attached.

@@ -136,7 +136,8 @@ impl Reader {
             _ => Vec::new(),
         };
         let number = u32::try_from(self.filesystems.len()).ok()?;
-        self.filesystems.push(Filesystem { kind, options });
+        let source = line.source.clone();
+        self.filesystems.push(Filesystem { kind, source, options });
         self.known.insert(key, number);
         Some(number)
     }

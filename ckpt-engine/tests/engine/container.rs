@@ -68,7 +68,7 @@ fn a_missing_init_is_told() {
 }
 
 fn plan_of(init: i32) -> Plan {
-    capture(init, &[init]).unwrap().unwrap().plan
+    capture(init, &[init]).expect("readable").expect("movable").plan
 }
 
 #[test]

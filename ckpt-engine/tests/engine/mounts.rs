@@ -20,11 +20,11 @@ fn told(tables: &[String]) -> Vec<String> {
     let mut lines: Vec<(String, Vec<String>)> = Vec::new();
     for (number, table) in tables.iter().enumerate() {
         for line in table.lines() {
-            let (front, back) = line.split_once(" - ").unwrap();
+            let (front, back) = line.split_once(" - ").expect("a mount");
             let front: Vec<&str> = front.split(' ').collect();
             let back: Vec<&str> = back.split(' ').collect();
             let known = format!("{number} {} {} {} {}", front[4], back[0], front[3], front[5]);
-            let known = format!("{known} {}", back.get(2).unwrap_or(&""));
+            let known = format!("{known} {}", back[1..].join(" "));
             lines.push((known, front[6..].iter().map(|word| (*word).to_owned()).collect()));
         }
     }
@@ -45,7 +45,7 @@ fn told(tables: &[String]) -> Vec<String> {
 }
 
 fn table_of(namespace: &OwnedFd) -> String {
-    let proc = OwnedFd::from(File::open("/proc").unwrap());
+    let proc = OwnedFd::from(File::open("/proc").expect("/proc"));
     in_mounts_of(namespace, || {
         let flags = nix::fcntl::OFlag::O_RDONLY;
         let mode = nix::sys::stat::Mode::empty();
@@ -54,7 +54,7 @@ fn table_of(namespace: &OwnedFd) -> String {
         file.read_to_string(&mut text)?;
         Ok(text)
     })
-    .unwrap()
+    .expect("a mount table")
 }
 
 const MAIN: &str = "
