@@ -15,6 +15,7 @@ use node::{
 };
 
 use crate::{
+    checkpoint::{self, Dump, Restore},
     talk::{self, Common},
     terminal,
 };
@@ -106,6 +107,12 @@ enum Command {
         #[arg(long)]
         save: bool,
     },
+    /// Write a running VE into a file and end it; without --dumpfile the host keeps the file.
+    #[command(visible_alias = "suspend")]
+    Chkpnt(Dump),
+    /// Bring a VE back from a file; without --dumpfile from the one that the host keeps.
+    #[command(visible_alias = "resume")]
+    Restore(Restore),
     /// Run a command line with the VE's shell; exit 8 if it fails.
     Exec(Run),
     /// Run a command line with the VE's shell, with its exit status.
@@ -264,6 +271,8 @@ fn execute(arguments: Arguments) -> Result<u8, Failure> {
             talk::print(&status_line(&status, json));
         }
         Command::Check { ctid, json } => return check(&common, ctid, json),
+        Command::Chkpnt(dump) => checkpoint::dump(&common, &dump, &say)?,
+        Command::Restore(restore) => checkpoint::restore(&common, &restore, &say)?,
         Command::Exec(run) => {
             return Ok(if exec(&common, run)? == 0 { 0 } else { 8 });
         }
@@ -294,14 +303,18 @@ fn status_line(status: &Status, json: bool) -> String {
         return serde_json::json!(status).to_string();
     }
     let word = |it: bool, yes: &'static str, no: &'static str| if it { yes } else { no };
-    format!(
+    let mut line = format!(
         "CTID {} {} {} {}",
         status.ctid,
         word(status.exists, "exist", "deleted"),
         // The files of a VE are in sight of its own processes only, so for as long as it runs.
         word(status.running, "mounted", "unmounted"),
         word(status.running, "running", "down"),
-    )
+    );
+    if status.suspended {
+        line.push_str(" suspended");
+    }
+    line
 }
 
 fn exec(common: &Common, run: Run) -> Result<u8, Failure> {

@@ -21,7 +21,7 @@ pub enum VeRequest {
     Status { ve: String },
     /// Make one: [`crate::ve::Created`].
     Create { ve: String, changes: Changes },
-    /// Start one.
+    /// Start one, or resume it if it is suspended.
     Start { ve: String, force: bool, wait: bool },
     /// Stop one.
     Stop { ve: String, mode: StopMode },
@@ -63,7 +63,12 @@ pub(super) async fn handle(
             to_value(runtime.create(id, &changes, sink).await?)
         }
         VeRequest::Start { ve, force, wait } => {
-            let operation = runtime.find(&ve)?.operate_for_user("start").await?;
+            let found = runtime.find(&ve)?;
+            if found.is_suspended() && (force || !found.settings().disabled) {
+                daemon.migrations.restore(&ve, None, sink).await?;
+                return to_value(());
+            }
+            let operation = found.operate_for_user("start").await?;
             runtime.start(&operation.ve, force).await?;
             if wait {
                 runtime.wait_booted(&operation.ve).await?;

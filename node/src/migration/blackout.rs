@@ -363,6 +363,11 @@ impl Still {
         })
     }
 
+    /// What the clocks of the VE showed when it stopped.
+    pub(super) fn clocks(&self) -> Clocks {
+        self.clocks
+    }
+
     /// The VE goes on, and is copied further.
     pub(super) fn back(mut self) -> Result<Live, CopyError> {
         self.wake();

@@ -4,12 +4,14 @@
 //! [`rounds`] decides when to freeze and when to step on the [`brake`], [`blackout`] is the source's VE while it stands still,
 //! [`builder`] the target's thread that rebuilds it, [`settle`] asks the log what has become of
 //! a migration, and [`recover`] does so after a daemon has died half way. [`watchdog`] ends a
-//! freeze without it. [`leftovers`] tells the log what has been cleared away.
+//! freeze without it. [`leftovers`] tells the log what has been cleared away. [`checkpoint`] puts a
+//! file in the place of the link.
 
 mod admit;
 mod blackout;
 mod brake;
 mod builder;
+mod checkpoint;
 mod error;
 mod facts;
 mod journal;
@@ -35,22 +37,26 @@ use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 use transport::{Link, LinkHandler, PeerInfo};
 
+pub use self::{
+    checkpoint::{CheckpointReport, CheckpointRequest, DumpRequest, RestoreReport},
+    report::{Downtime, Report, RoundReport},
+    watchdog::WATCHDOG_ARGUMENT,
+};
 use self::{
     error::MigrateError,
     source::{Context, Wish},
 };
-pub use self::{
-    report::{Downtime, Report, RoundReport},
-    watchdog::WATCHDOG_ARGUMENT,
-};
 use crate::{
-    api::{Failure, Sink},
+    api::{Failure, Sink, chain},
     cluster::Cluster,
     ve::Runtime,
 };
 
 /// The blackout that a user accepts who says nothing.
 pub const MAX_DOWNTIME_DEFAULT_MS: u64 = 100;
+
+/// How often a move of a VE that changes its mounts meanwhile is begun.
+const ATTEMPTS_MAX: u32 = 5;
 
 /// What vzmigrate asks for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -81,6 +87,7 @@ impl Migrations {
     pub fn new(runtime: Arc<Runtime>, cluster: Arc<Cluster>) -> Self {
         let context = Context { runtime, cluster, experience: Arc::default() };
         recover::recover(&context);
+        checkpoint::recover(&context);
         tokio::spawn(leftovers::watch(context.clone()));
         Self(context)
     }
@@ -107,8 +114,11 @@ impl Migrations {
             crate::ve::VeError::Locked { .. } => Failure::new("ve-locked", 20, error.to_string()),
             other => other.into(),
         };
-        let operation = self.0.runtime.find(&request.ve).map_err(find)?;
-        let operation = operation.operate_for_user("migrate").await.map_err(find)?;
+        let begin = async || {
+            let operation = self.0.runtime.find(&request.ve).map_err(find)?;
+            operation.operate_for_user("migrate").await.map_err(find)
+        };
+        let mut operation = begin().await?;
         if request.check_only {
             source::check(&self.0, operation, &request.node).await.map_err(Failure::from)?;
             return Ok(None);
@@ -118,13 +128,23 @@ impl Migrations {
             max_downtime: Duration::from_millis(request.max_downtime_ms),
             keep: request.keep,
         };
-        let (context, sink) = (self.0.clone(), sink.clone());
-        // In a task of its own: a client that goes away cancels by `sink.closed()`, in an
-        // orderly way, and never by dropping the work half way.
-        let moved =
-            tokio::spawn(async move { source::migrate(&context, operation, &wish, &sink).await })
-                .await
-                .map_err(MigrateError::Daemon)?;
+        let mut attempt = 0;
+        let moved = loop {
+            attempt += 1;
+            let (context, wish, sink) = (self.0.clone(), wish.clone(), sink.clone());
+            let log = sink.clone();
+            // In a task of its own: a client that goes away cancels by `sink.closed()`, in an
+            // orderly way, and never by dropping the work half way.
+            let moving = async move { source::migrate(&context, operation, &wish, &sink).await };
+            let moved = tokio::spawn(moving).await.map_err(MigrateError::Daemon)?;
+            match moved {
+                Err(error) if error.is_about_arrangement() && attempt < ATTEMPTS_MAX => {
+                    log.log(format!("beginning again: {}", chain(&error)));
+                    operation = begin().await?;
+                }
+                moved => break moved,
+            }
+        };
         spawn_blocking(heap::give_back);
         moved.map(Some).map_err(Failure::from)
     }

@@ -180,7 +180,8 @@ impl Incoming {
         let migration = offer.migration;
         let (plan, network) = (offer.container.clone(), offer.network.clone());
         spawn_blocking(move || {
-            let site = site(&mut prepared, plan, network, migration, journal)?;
+            let released = move || journal.write(migration, Step::Released);
+            let site = site(&mut prepared, plan, network, Box::new(released))?;
             Ok((prepared, site))
         })
         .await?
@@ -327,12 +328,11 @@ pub(super) async fn report_running(
 }
 
 /// Everything that the builder needs, from what the runtime has prepared.
-fn site(
+pub(super) fn site(
     prepared: &mut Prepared,
     plan: Plan,
     network: ckpt_format::network::Network,
-    migration: MigrationId,
-    journal: Journal,
+    released: Box<dyn Fn() -> std::io::Result<()> + Send>,
 ) -> Result<Site, BuildError> {
     let init = prepared.container.init;
     let system = |what| move |source| BuildError::System { what, source };
@@ -373,7 +373,6 @@ fn site(
         netns,
         hold,
         announcer,
-        journal,
-        migration,
+        released,
     })
 }

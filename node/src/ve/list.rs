@@ -14,6 +14,9 @@ pub struct Status {
     pub exists: bool,
     /// It runs here.
     pub running: bool,
+    /// It lies here in a checkpoint.
+    #[serde(default)]
+    pub suspended: bool,
 }
 
 /// What `vzlist` tells.
@@ -48,8 +51,11 @@ impl Runtime {
                 ctid: found.id.to_string(),
                 exists: true,
                 running: found.running().is_some() && !arrives(&found),
+                suspended: found.is_suspended(),
             },
-            Err(_) => Status { ctid: ve.to_owned(), exists: false, running: false },
+            Err(_) => {
+                Status { ctid: ve.to_owned(), exists: false, running: false, suspended: false }
+            }
         }
     }
 
@@ -78,9 +84,10 @@ fn listed(ve: &Ve) -> Listed {
         ip: settings.addresses.iter().map(|it| it.address().to_string()).collect(),
         nameserver: settings.nameservers,
         searchdomain: settings.search_domains,
-        status: match running {
+        status: match &running {
             Some(_) if arrives(ve) => "arriving",
             Some(_) => "running",
+            None if ve.is_suspended() => "suspended",
             None => "stopped",
         }
         .to_owned(),

@@ -18,6 +18,7 @@ mod list;
 mod migrate;
 mod place;
 mod registry;
+mod restore;
 mod running;
 mod runtime;
 mod set;

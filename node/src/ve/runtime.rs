@@ -238,7 +238,10 @@ impl Runtime {
     pub async fn boot(self: &Arc<Self>) {
         for ve in self.all() {
             let settings = ve.settings();
-            let wanted = settings.on_boot && !settings.disabled && ve.running().is_none();
+            let wanted = settings.on_boot
+                && !settings.disabled
+                && ve.running().is_none()
+                && !ve.is_suspended();
             let Some(operation) = wanted.then(|| ve.operate("start").ok()).flatten() else {
                 continue;
             };

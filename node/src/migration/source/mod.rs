@@ -23,6 +23,7 @@ use coordinator::{Coordinator, MigrationId};
 use tokio::task::{JoinHandle, spawn_blocking};
 use transport::LinkError;
 
+pub(in crate::migration) use self::offer::look_at;
 use self::{offer::Offer, talk::Talk};
 use super::{
     blackout::{CopyError, Live, SealedVe, Still},

@@ -36,7 +36,7 @@ use crate::{
         Hold, Interface, NetworkError,
         state::{self, Expected},
     },
-    storage::{self, FileTracker, source_trees},
+    storage::{self, FileTracker, SourceKind, source_trees},
     template::Digest,
     ve::{Handle, INTERFACE, Operation},
 };
@@ -78,7 +78,7 @@ impl Offer {
         let record = state.ves.get(&number).ok_or(MigrateError::Unregistered { ve: number.0 })?;
         let handle = context.runtime.handle(&ve)?;
         let directory = ve.directory().to_owned();
-        let looked = spawn_blocking(move || look_at(&handle, &directory));
+        let looked = spawn_blocking(move || look_at(&handle, &directory, true));
         let (live, mut message) = looked.await??;
         message.epoch = record.epoch;
         let name = |node| state.node_name(node).unwrap_or("?").to_owned();
@@ -244,14 +244,20 @@ fn nested_networks(
     Ok(networks)
 }
 
-/// Reads the VE from outside, and finds what would stop a move. Changes nothing.
-fn look_at(handle: &Handle, directory: &Path) -> Result<(Live, Message), MigrateError> {
+/// Reads the VE from outside, and finds what would stop a move. Changes nothing. Without
+/// `own_files` only what it keeps in memory is copied of its files.
+pub(in crate::migration) fn look_at(
+    handle: &Handle,
+    directory: &Path,
+    own_files: bool,
+) -> Result<(Live, Message), MigrateError> {
     let (init, id_base) = (handle.init, handle.id_base);
     let freezer = handle.cgroups.freezer().to_owned();
     let (Found { plan, spaces }, network) = survey(handle)?;
     let netns = Netns::of_process(init).map_err(MigrateError::Inside)?;
-    let trees = source_trees(spaces.mount_namespaces(), &plan, &handle.upper, id_base)
+    let mut trees = source_trees(spaces.mount_namespaces(), &plan, &handle.upper, id_base)
         .map_err(CopyError::Files)?;
+    trees.retain(|tree| own_files || !matches!(tree.kind, SourceKind::Own { .. }));
     let spaces = Arc::new(spaces);
     let disk_bytes = storage::size(&trees).map_err(CopyError::Files)?;
     let files = FileTracker::new(trees);
