@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    container::Namespaces,
     controls::{ProcessControls, ThreadControls},
     files::FileId,
     memory::{Area, MemoryMap, SharedObject},
@@ -38,6 +39,8 @@ pub struct Shape {
     pub exit_signal: i32,
     /// Set for a zombie: the wait status that its parent has still to collect.
     pub zombie: Option<i32>,
+    /// The namespaces that it is in.
+    pub namespaces: Namespaces,
     /// The areas in ascending order. Empty for a zombie.
     pub areas: Vec<Area>,
 }

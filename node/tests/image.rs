@@ -35,6 +35,7 @@ fn shape(pid: i32, parent: i32) -> Shape {
         session: pid,
         exit_signal: 17,
         zombie: None,
+        namespaces: Default::default(),
         areas: Vec::new(),
     }
 }
@@ -56,6 +57,7 @@ fn state() -> State {
         processes: Processes::default(),
         files: Files::default(),
         tables: BTreeMap::new(),
+        cgroups: Vec::new(),
         network: Network::default(),
         clocks: Clocks::default(),
         clock_offsets: Clocks::default(),
@@ -177,6 +179,7 @@ fn small(path: &Path) -> Vec<u8> {
         configuration: String::new(),
         template: "00".repeat(32),
         container: Container::default(),
+        cgroups: Vec::new(),
         network: Network::default(),
         host: Host::default(),
         own_files: OwnFiles::Included,

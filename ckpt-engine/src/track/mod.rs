@@ -18,10 +18,12 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use ckpt_format::{
+    container::Namespaces,
     memory::{Area, Backing, PAGE, Run, SharedObject, Space},
     process::{Layout, Shape},
     stream::Record,
@@ -30,6 +32,7 @@ use ckpt_format::{
 pub use self::process::Tracked;
 use self::shared::TrackedObject;
 use crate::{
+    container::Spaces,
     inject::InjectError,
     procfs::{self, ProcError, Stat, Status},
     surgeon::Surgeon,
@@ -82,6 +85,12 @@ pub enum TrackError {
         object: u64,
         /// Why.
         source: io::Error,
+    },
+    /// The process has made a namespace since the VE was looked at.
+    #[error("process {pid} has made a namespace of its own just now")]
+    Unshared {
+        /// The process, as numbered in the VE.
+        pid: i32,
     },
     /// Nobody takes the records any more.
     #[error("the receiver of the memory stream is gone")]
@@ -147,6 +156,8 @@ pub struct Tracker {
     strangers: Vec<i32>,
     lives: u64,
     frozen: bool,
+    /// The namespaces of the VE; `None` if all its processes share them.
+    spaces: Option<Arc<Spaces>>,
 }
 
 impl Tracker {
@@ -163,7 +174,14 @@ impl Tracker {
             strangers: Vec::new(),
             lives: 0,
             frozen: false,
+            spaces: None,
         }
+    }
+
+    /// Tells which namespaces there are, so that each process is told with its own.
+    #[must_use]
+    pub fn with_spaces(self, spaces: Arc<Spaces>) -> Self {
+        Self { spaces: Some(spaces), ..self }
     }
 
     /// Sends what was written since the last round; the first time, everything.
@@ -234,8 +252,8 @@ impl Tracker {
         let mut objects = HashMap::new();
         let frozen = self.frozen;
         for seen in order {
-            let (life, areas) = match seen.zombie {
-                Some(_) => (seen.start_time, Vec::new()),
+            let (life, areas, namespaces) = match seen.zombie {
+                Some(_) => (seen.start_time, Vec::new(), Namespaces::default()),
                 None => match self.refresh_process(&seen) {
                     Ok(tracked) => {
                         objects.extend(
@@ -245,7 +263,7 @@ impl Tracker {
                                 .iter()
                                 .map(|(&object, &range)| (object, (tracked.host(), range))),
                         );
-                        (tracked.life(), tracked.space().areas.clone())
+                        (tracked.life(), tracked.space().areas.clone(), tracked.namespaces())
                     }
                     Err(error) if !frozen && error.is_transient() => continue,
                     Err(error) => return Err(error),
@@ -259,6 +277,7 @@ impl Tracker {
                 session: seen.session,
                 exit_signal: seen.exit_signal,
                 zombie: seen.zombie,
+                namespaces,
                 areas,
             });
         }
@@ -275,6 +294,12 @@ impl Tracker {
             .entry(seen.host)
             .or_insert_with(|| Tracked::new(seen.host, seen.inner, seen.start_time));
         let surgeon = (!self.frozen && !seen.blocked).then_some(&self.surgeon);
+        // What stands still was looked at a moment ago, and is looked at once more by others.
+        if let Some(spaces) = &self.spaces
+            && (!self.frozen || !tracked.is_placed())
+        {
+            tracked.place(spaces)?;
+        }
         tracked.refresh(&mut self.lives, surgeon)?;
         Ok(tracked)
     }

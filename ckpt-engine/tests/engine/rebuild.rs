@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::bench::{Bench, ID_BASE, seed};
 use ckpt_engine::{areas::kept, container::Container, procfs, rebuild::Skeleton};
 use ckpt_format::{
-    container::Container as Plan,
+    container::{Container as Plan, Namespaces},
     memory::{Advice, Area, Backing, PAGE, Run, Space},
     process::{Layout, Shape},
     stream::Record,
@@ -15,7 +15,17 @@ const BASE: u64 = 0x7000_0000_0000;
 const PAGES: u64 = 64;
 
 fn init(areas: Vec<Area>) -> Shape {
-    Shape { pid: 1, life: 1, parent: 0, group: 1, session: 1, exit_signal: 0, zombie: None, areas }
+    Shape {
+        pid: 1,
+        life: 1,
+        parent: 0,
+        group: 1,
+        session: 1,
+        exit_signal: 0,
+        zombie: None,
+        namespaces: Namespaces::default(),
+        areas,
+    }
 }
 
 fn layout(areas: Vec<Area>) -> Record {
@@ -102,7 +112,7 @@ fn what_is_open_below_a_dead_process_can_be_opened_again() {
             device: 0,
         };
         let kind = Kind::Path(path);
-        let file = File { flags: 0, owner: None, signal: 0, locks: Vec::new(), kind };
+        let file = File { flags: 0, owner: None, signal: 0, locks: Vec::new(), mounts: 0, kind };
         let files = Files { files: vec![file], ..Files::default() };
         skeleton.populate(&Processes::default()).unwrap();
         let opened = skeleton.open_files(&files).unwrap();
