@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    container::Namespaces,
     controls::{ProcessControls, ThreadControls},
     files::FileId,
     memory::{MemoryMap, SharedObject},
@@ -43,6 +44,8 @@ pub struct Shape {
     /// have in common is then kept in memory once. Only for one that is new, and in its parent's
     /// session or the leader of its own.
     pub heir: bool,
+    /// The namespaces that it is in.
+    pub namespaces: Namespaces,
 }
 
 /// All that is left to say once the VE is frozen.

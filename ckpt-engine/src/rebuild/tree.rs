@@ -45,6 +45,9 @@ impl Skeleton {
         for leader in leaders {
             end(&leader)?;
         }
+        for shape in &shapes {
+            self.enter_namespaces(shape.pid, shape.namespaces)?;
+        }
         Ok(())
     }
 
@@ -84,6 +87,8 @@ impl Skeleton {
         let mut bone = Bone::new(shape.pid, born, Some(parent))?;
         bone.exit_signal = shape.exit_signal;
         if !inherits {
+            // Whoever bore it may have been anywhere.
+            bone.namespaces = None;
             bone.session = shape.session;
             bone.group = self.group_of_session(shape.session);
         }

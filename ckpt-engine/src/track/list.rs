@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ckpt_format::process::Shape;
+use ckpt_format::{container::Namespaces, process::Shape};
 
 use super::TrackError;
 use crate::procfs::{self, ProcError, Stat, Status};
@@ -41,6 +41,7 @@ impl Seen {
             exit_signal: self.exit_signal,
             zombie: self.zombie,
             heir: false,
+            namespaces: Namespaces::default(),
         }
     }
 }

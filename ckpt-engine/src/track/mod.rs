@@ -21,6 +21,7 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Instant,
 };
 
@@ -37,6 +38,7 @@ use self::{
     shared::TrackedObject,
 };
 use crate::{
+    container::Spaces,
     inject::InjectError,
     kin::{self, Kin},
     procfs::ProcError,
@@ -91,6 +93,12 @@ pub enum TrackError {
         /// Why.
         source: io::Error,
     },
+    /// The process has made a namespace since the VE was looked at.
+    #[error("process {pid} has made a namespace of its own just now")]
+    Unshared {
+        /// The process, as numbered in the VE.
+        pid: i32,
+    },
     /// Nobody takes the records any more.
     #[error("the receiver of the memory stream is gone")]
     Sink,
@@ -139,6 +147,8 @@ pub struct Tracker {
     kin: BTreeMap<i32, Kin>,
     lives: u64,
     frozen: bool,
+    /// The namespaces of the VE; `None` if all its processes share them.
+    spaces: Option<Arc<Spaces>>,
 }
 
 impl Tracker {
@@ -156,7 +166,14 @@ impl Tracker {
             kin: BTreeMap::new(),
             lives: 0,
             frozen: false,
+            spaces: None,
         }
+    }
+
+    /// Tells which namespaces there are, so that each process is told with its own.
+    #[must_use]
+    pub fn with_spaces(self, spaces: Arc<Spaces>) -> Self {
+        Self { spaces: Some(spaces), ..self }
     }
 
     /// Sends what was written since the last round; the first time, everything.
@@ -296,6 +313,7 @@ impl Tracker {
                     tracked.begin_again(&mut self.lives);
                 }
                 members[place].shape.life = tracked.life();
+                members[place].shape.namespaces = tracked.namespaces();
             }
             let Some(&parent) = places.get(&members[place].shape.parent) else { continue };
             let stage = members[parent].stage;
@@ -327,6 +345,12 @@ impl Tracker {
             }
         };
         let surgeon = (!self.frozen && !seen.blocked).then_some(&self.surgeon);
+        // What stands still was looked at a moment ago, and is looked at once more by others.
+        if let Some(spaces) = &self.spaces
+            && (!self.frozen || !tracked.is_placed())
+        {
+            tracked.place(spaces)?;
+        }
         tracked.refresh(&mut self.lives, surgeon)
     }
 

@@ -7,6 +7,7 @@ use std::{
 };
 
 use ckpt_format::{
+    container::Namespaces,
     memory::{Area, Backing, PAGE, Run, SharedObject, Space},
     stream::{AREAS_MAX, Record},
 };
@@ -17,6 +18,7 @@ use super::{
 };
 use crate::{
     areas::{AddressSpace, heritage, kept},
+    container::Spaces,
     inject::{InjectError, memory},
     procfs::{self, ProcError},
     ranges::Ranges,
@@ -42,6 +44,7 @@ pub struct Tracked {
     inner: i32,
     start_time: u64,
     life: Option<Life>,
+    namespaces: Option<Namespaces>,
 }
 
 /// The time between two execve(2) calls: one address space.
@@ -80,7 +83,24 @@ struct Standing {
 
 impl Tracked {
     pub(super) fn new(host: i32, inner: i32, start_time: u64) -> Self {
-        Self { host, inner, start_time, life: None }
+        Self { host, inner, start_time, life: None, namespaces: None }
+    }
+
+    /// True once its namespaces are known.
+    pub(super) fn is_placed(&self) -> bool {
+        self.namespaces.is_some()
+    }
+
+    /// Finds the namespaces that it is in now.
+    pub(super) fn place(&mut self, spaces: &Spaces) -> Result<(), TrackError> {
+        let found = spaces.number(self.host).map_err(|source| gone(self.host, "ns", source))?;
+        self.namespaces = Some(found.ok_or(TrackError::Unshared { pid: self.inner })?);
+        Ok(())
+    }
+
+    /// The namespaces that it was in when they were looked at last.
+    pub fn namespaces(&self) -> Namespaces {
+        self.namespaces.unwrap_or_default()
     }
 
     /// The process's number on the host.
