@@ -16,6 +16,7 @@ mod files;
 mod memory;
 mod objects;
 mod processes;
+mod scale;
 mod sockets;
 mod time;
 
@@ -61,8 +62,15 @@ pub struct Area {
 }
 
 /// All areas.
-pub const AREAS: &[Area] =
-    &[memory::AREA, processes::AREA, time::AREA, files::AREA, sockets::AREA, objects::AREA];
+pub const AREAS: &[Area] = &[
+    memory::AREA,
+    processes::AREA,
+    scale::AREA,
+    time::AREA,
+    files::AREA,
+    sockets::AREA,
+    objects::AREA,
+];
 
 /// All workloads.
 pub fn all() -> impl Iterator<Item = &'static Workload> {
