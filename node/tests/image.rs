@@ -251,6 +251,7 @@ fn forge(good: &[u8], change: &mut dyn FnMut(ChunkKind, &mut Vec<u8>)) -> Vec<u8
     out.extend(&manifest);
     let forged = Header {
         file_len: out.len() as u64,
+        chunks_hash: *blake3::hash(&out[256..usize::try_from(table_at).unwrap()]).as_bytes(),
         table_at,
         table_hash: *blake3::hash(&entries).as_bytes(),
         manifest_at,
@@ -322,10 +323,7 @@ fn other_files_are_told_from_checkpoints() {
     for other in [&b""[..], b"#!/bin/sh\n", &[0; 4096]] {
         fs::write(&path, other).unwrap();
         let error = Image::open(&path).unwrap_err();
-        let foreign = matches!(
-            error,
-            ImageFileError::Contents { source: ImageError::Foreign, .. }
-        );
+        let foreign = matches!(error, ImageFileError::Contents { source: ImageError::Foreign, .. });
         assert!(foreign, "{error:?}");
     }
 }
