@@ -7,6 +7,7 @@ use std::{
     process::ExitCode,
 };
 
+use ckpt_format::blocker::{self, Blocker};
 use clap::{Args, Parser, Subcommand};
 use node::{
     api::{ExecRequest, Failure, Request, VeRequest},
@@ -82,6 +83,14 @@ enum Command {
     },
     /// Tell whether a VE exists and runs.
     Status {
+        /// The VE.
+        ctid: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List everything in a VE that would stop a move of it now; exit 8 if there is any.
+    Check {
         /// The VE.
         ctid: String,
         /// Print JSON.
@@ -263,6 +272,7 @@ fn execute(arguments: Arguments) -> Result<u8, Failure> {
         }
         Command::Chkpnt(dump) => checkpoint::dump(&common, &dump, &say)?,
         Command::Restore(restore) => checkpoint::restore(&common, &restore, &say)?,
+        Command::Check { ctid, json } => return check(&common, ctid, json),
         Command::Exec(run) => {
             return Ok(if exec(&common, run)? == 0 { 0 } else { 8 });
         }
@@ -270,6 +280,22 @@ fn execute(arguments: Arguments) -> Result<u8, Failure> {
         Command::Enter { ctid, exec } => return terminal::enter(&common, &ctid, exec),
     }
     Ok(0)
+}
+
+/// Exit status when something would stop a move.
+const BLOCKED: u8 = 8;
+
+fn check(common: &Common, ctid: String, json: bool) -> Result<u8, Failure> {
+    let request = Request::Ve(VeRequest::Check { ve: ctid.clone() });
+    let blockers: Vec<Blocker> = common.call(&request)?;
+    if json {
+        talk::print(&serde_json::json!(blockers).to_string());
+    } else if blockers.is_empty() {
+        talk::print(&format!("{ctid} can be moved"));
+    } else {
+        talk::print(&blocker::lines(&blockers).join("\n"));
+    }
+    Ok(if blockers.is_empty() { 0 } else { BLOCKED })
 }
 
 fn status_line(status: &Status, json: bool) -> String {

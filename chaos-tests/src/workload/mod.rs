@@ -5,6 +5,7 @@
 //! changed, early or much too late. [`AREAS`] lists them; `selfcheck` runs them.
 
 pub mod context;
+pub mod keep;
 pub mod listing;
 pub mod outcome;
 pub mod peer;

@@ -5,7 +5,9 @@
 //! thread. Afterwards every thread is as it was, still frozen.
 
 mod check;
+mod controls;
 mod process;
+mod seccomp;
 mod thread;
 mod timers;
 
@@ -135,13 +137,15 @@ fn capture_stopped(
 ) -> Result<Processes, CaptureError> {
     frozen.open_for_injection()?;
     let mut processes = Processes::default();
+    let mut filters = seccomp::Filters::default();
     for (patient, threads) in stopped {
         if patient.inner == 1
             && let Some(init) = threads.first()
         {
             processes.last_pid = process::last_pid(patient, init)?;
         }
-        processes.processes.push(process::capture(patient, threads, ids)?);
+        processes.processes.push(process::capture(patient, threads, ids, &mut filters)?);
     }
+    processes.filters = filters.into_list();
     Ok(processes)
 }

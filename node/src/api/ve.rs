@@ -31,6 +31,8 @@ pub enum VeRequest {
     Set { ve: String, changes: Changes, save: bool },
     /// Remove one.
     Destroy { ve: String },
+    /// What would stop a move now: a list of [`ckpt_format::blocker::Blocker`].
+    Check { ve: String },
     /// Run a program: its exit status.
     Exec(ExecRequest),
 }
@@ -96,6 +98,7 @@ pub(super) async fn handle(
             let operation = runtime.find(&ve)?.operate_for_user("destroy").await?;
             to_value(runtime.destroy(operation).await?)
         }
+        VeRequest::Check { ve } => to_value(daemon.migrations.blockers(&ve).await?),
         VeRequest::Exec(ExecRequest { ve, exec }) => {
             let ve = runtime.find(&ve)?;
             let streams = match <[OwnedFd; 3]>::try_from(descriptors) {

@@ -31,6 +31,7 @@ mod watchdog;
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use ckpt_engine::sys::heap;
+use ckpt_format::blocker::Blocker;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
@@ -91,6 +92,12 @@ impl Migrations {
     /// Accepts VEs from other nodes.
     pub fn serve(&self) {
         self.0.cluster.serve_migrations(Arc::new(self.clone()));
+    }
+
+    /// Everything in a VE that would stop a move of it now.
+    pub async fn blockers(&self, ve: &str) -> Result<Vec<Blocker>, Failure> {
+        let operation = self.0.runtime.find(ve)?.operate_for_user("check").await?;
+        source::blockers(&self.0, operation).await.map_err(Failure::from)
     }
 
     /// Moves a VE, or looks whether it could be moved: then there is no report.

@@ -18,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ckpt_format::blocker::Blocker;
 use coordinator::{Coordinator, MigrationId};
 use tokio::task::{JoinHandle, spawn_blocking};
 use transport::LinkError;
@@ -108,6 +109,19 @@ pub(super) async fn migrate(
         }
     };
     copied.hand_over(start, rounds, wish.keep, sink).await
+}
+
+/// What would stop any move of a VE now.
+pub(super) async fn blockers(
+    context: &Context,
+    operation: Operation,
+) -> Result<Vec<Blocker>, MigrateError> {
+    let ve = &operation.ve;
+    if ve.running().is_none() {
+        return Err(MigrateError::NotRunning { ve: ve.id.number() });
+    }
+    let handle = context.runtime.handle(ve)?;
+    spawn_blocking(move || offer::blockers(&handle)).await?
 }
 
 /// Only looks whether a move would work.
