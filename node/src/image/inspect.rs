@@ -12,6 +12,7 @@ use ckpt_format::{
     memory::{PAGE, Run, Space},
     process::Layout,
     state::State,
+    stream,
 };
 use serde::{Deserialize, Serialize};
 
@@ -132,7 +133,7 @@ impl Seen {
     fn take(&mut self, record: &Record) {
         let bytes = |runs: &[Run]| runs.iter().map(|run| run.pages).sum::<u64>() * PAGE;
         match record {
-            Record::Layout(layout) => self.layout = layout.clone(),
+            Record::Memory(stream::Record::Layout(layout)) => self.layout = layout.clone(),
             Record::Pages { space: Space::Process(pid), runs, .. } => {
                 *self.pages.entry(*pid).or_default() += bytes(runs);
             }

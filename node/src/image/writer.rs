@@ -107,11 +107,8 @@ impl ImageWriter {
     /// A change of the processes and their memory.
     pub fn memory(&mut self, record: &stream::Record) -> Result<(), ImageFileError> {
         match record {
-            stream::Record::Layout(layout) => self.record(&Record::Layout(layout.clone())),
-            stream::Record::Drop { space, runs } => {
-                self.record(&Record::Drop { space: *space, runs: runs.clone() })
-            }
             stream::Record::Pages { space, runs, data } => self.pages(*space, runs.clone(), data),
+            other => self.record(&Record::Memory(other.clone())),
         }
     }
 

@@ -385,8 +385,7 @@ fn feed(
             return Err(Unfed::User);
         }
         take(match record {
-            Record::Layout(layout) => Item::Memory(stream::Record::Layout(layout)),
-            Record::Drop { space, runs } => Item::Memory(stream::Record::Drop { space, runs }),
+            Record::Memory(record) => Item::Memory(record),
             Record::Pages { space, runs, data } => {
                 let data = contents.get(&data)?;
                 done += data.len() as u64;
