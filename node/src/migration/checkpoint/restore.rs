@@ -214,8 +214,15 @@ impl Fitting {
             Err(error) => {
                 if files == Files::Arrived {
                     context.runtime.disown(id).await;
-                } else if let Err(second) = context.runtime.wants(id, false).await {
+                    return Err(error);
+                }
+                if let Err(second) = context.runtime.wants(id, false).await {
                     tracing::warn!(%id, "cannot take its start back: {}", chain(&second));
+                }
+                let runs =
+                    context.runtime.find(&id.to_string()).is_ok_and(|ve| ve.running().is_some());
+                if !runs {
+                    journal.remove().map_err(CheckpointError::Journal)?;
                 }
                 Err(error)
             }
