@@ -46,14 +46,8 @@ impl fmt::Display for Way {
 }
 
 /// Workloads to which something cannot be done, and why.
-const EXCEPTIONS: &[(&str, &[Way], &str)] = &[
-    (
-        "backlog",
-        &[Way::Moved, Way::MovedTwice, Way::Restored],
-        "it keeps connections that nobody accepts, which is a blocker",
-    ),
-    ("udp-peer", &[Way::Restored], "a datagram for a VE that is not there is lost"),
-];
+const EXCEPTIONS: &[(&str, &[Way], &str)] =
+    &[("udp-peer", &[Way::Restored], "a datagram for a VE that is not there is lost")];
 
 fn exception(name: &str, way: Way) -> Option<&'static str> {
     let known = EXCEPTIONS.iter().find(|(it, ways, _)| *it == name && ways.contains(&way));
