@@ -55,7 +55,6 @@ const PROGRESS: Duration = Duration::from_millis(200);
 #[derive(Clone, Debug)]
 pub(super) struct Wish {
     pub(super) path: PathBuf,
-    pub(super) suspends: bool,
     pub(super) leave_running: bool,
     pub(super) with_files: bool,
     pub(super) level: u8,
