@@ -90,6 +90,9 @@ fn workloads_go_on_after_ten_checkpoints() {
             let text = inside("cat /proc/uptime");
             text.split(' ').next().and_then(|it| it.parse::<f64>().ok()).expect("a number")
         };
+        // It does not notice that it is looked at.
+        good(&scene, &["chkpnt", VE, "--dumpfile", &dump, "--leave-running"]);
+        inside("selfcheck status");
         let (before, start) = (uptime(), Instant::now());
         if turn % 2 == 0 {
             good(&scene, &["suspend", VE]);
@@ -327,9 +330,9 @@ fn kill_during(scene: &mut Scene, words: &[&str], mut check: impl FnMut(&Scene, 
 fn a_daemon_that_dies_leaves_the_ve_or_its_checkpoint() {
     let mut scene = Scene::up("ckptdead", 1).expect("the scene works");
     let untouched = Traces::of(&scene, ONE);
-    // What waits in a terminal is read out for a moment, and lost with a daemon that dies then; a
-    // wait for a relative time begins again each time.
-    let _companion = busy_without(&scene, &["udp-peer", "terminals", "waits"]);
+    // What waits in a terminal or to be accepted is taken out for a moment, and lost with a daemon
+    // that dies then; a wait for a relative time begins again each time.
+    let _companion = busy_without(&scene, &["udp-peer", "terminals", "backlog", "waits"]);
     let runs = |scene: &Scene| {
         assert_eq!(status(scene), "running");
         let ran = scene.run(ONE, &["vzctl", "exec2", VE, "selfcheck status"]).expect("it answers");
