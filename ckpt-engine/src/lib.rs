@@ -10,6 +10,7 @@ mod due;
 mod errno;
 pub mod files;
 pub mod freeze;
+pub mod host;
 pub mod inject;
 pub mod procfs;
 pub mod ranges;
