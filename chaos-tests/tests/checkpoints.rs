@@ -46,10 +46,14 @@ fn status(scene: &Scene) -> String {
 
 /// Nothing but the VE's files and what the daemon keeps beside them is on the node.
 fn nothing_is_left(scene: &Scene, untouched: &Traces) {
-    let left = Traces::of(scene, ONE).beyond(untouched);
-    let own = |line: &String| !line.starts_with("file ");
-    let more: Vec<_> = left.into_iter().filter(own).collect();
-    assert!(more.is_empty(), "left behind: {more:#?}");
+    let mut more = Vec::new();
+    // Of a daemon that was killed, the children wait for somebody else to take notice of their end.
+    let gone = scene.wait("a clean node", 10, || {
+        more = Traces::of(scene, ONE).beyond(untouched);
+        more.retain(|line| !line.starts_with("file "));
+        Ok(more.is_empty())
+    });
+    assert!(gone.is_ok(), "left behind: {more:#?}");
     for folder in [scene.testbed.node_directory(&ONE), directory(scene)] {
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -145,7 +149,10 @@ fn a_checkpoint_with_files_brings_back_what_was() {
     let back = || {
         assert_eq!(inside("cat /root/file /run/file /root/gone").trim(), "then\nthen\nthen");
         assert_eq!(
-            scene.run(ONE, &["vzctl", "exec2", VE, "test -e /root/new"]).unwrap().code,
+            scene
+                .run(ONE, &["vzctl", "exec2", VE, "test -e /root/new"])
+                .expect("the scene works")
+                .code,
             Some(1)
         );
         let count = counts();
