@@ -12,6 +12,7 @@ pub mod files;
 pub mod freeze;
 pub mod host;
 pub mod inject;
+mod kin;
 pub mod procfs;
 pub mod ranges;
 pub mod rebuild;
