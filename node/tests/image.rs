@@ -179,7 +179,6 @@ fn small(path: &Path) -> Vec<u8> {
         configuration: String::new(),
         template: "00".repeat(32),
         container: Container::default(),
-        cgroups: Vec::new(),
         network: Network::default(),
         host: Host::default(),
         own_files: OwnFiles::Included,

@@ -12,8 +12,11 @@ pub mod process;
 pub mod stream;
 pub mod supervisor;
 
+mod cgroups;
 mod files;
 mod memory;
+mod mounts;
+mod namespaces;
 mod objects;
 mod processes;
 mod sockets;
@@ -61,8 +64,17 @@ pub struct Area {
 }
 
 /// All areas.
-pub const AREAS: &[Area] =
-    &[memory::AREA, processes::AREA, time::AREA, files::AREA, sockets::AREA, objects::AREA];
+pub const AREAS: &[Area] = &[
+    memory::AREA,
+    processes::AREA,
+    time::AREA,
+    files::AREA,
+    sockets::AREA,
+    objects::AREA,
+    mounts::AREA,
+    namespaces::AREA,
+    cgroups::AREA,
+];
 
 /// All workloads.
 pub fn all() -> impl Iterator<Item = &'static Workload> {
