@@ -35,8 +35,8 @@ fn shape(pid: i32, parent: i32) -> Shape {
         session: pid,
         exit_signal: 17,
         zombie: None,
+        heir: false,
         namespaces: Default::default(),
-        areas: Vec::new(),
     }
 }
 

@@ -46,6 +46,7 @@ pub use self::release::Ready;
 use crate::{
     container::Handles,
     inject::{Gate, InjectError, Stopped},
+    kin::Kin,
     procfs::{self, ProcError},
     sys::{ptrace, task},
 };
@@ -189,6 +190,10 @@ struct Bone {
     others: Vec<Stopped>,
     memory: File,
     life: u64,
+    /// The life that the areas to come belong to.
+    next_life: u64,
+    /// Areas that have come, until they are complete.
+    coming: Vec<Area>,
     parent: i32,
     session: i32,
     group: i32,
@@ -274,6 +279,8 @@ impl Bone {
             others: Vec::new(),
             memory,
             life: 0,
+            next_life: 0,
+            coming: Vec::new(),
             parent: parent_pid,
             session,
             group,
@@ -283,6 +290,10 @@ impl Bone {
             late: BTreeMap::new(),
             guards: Vec::new(),
         })
+    }
+
+    fn kin(&self) -> Kin {
+        Kin { parent: self.parent, session: self.session, exit_signal: self.exit_signal }
     }
 
     /// For the errors of calls made in this process.

@@ -13,7 +13,7 @@ mod brake;
 mod builder;
 mod checkpoint;
 mod error;
-mod facts;
+pub(crate) mod facts;
 mod journal;
 mod leftovers;
 mod messages;
