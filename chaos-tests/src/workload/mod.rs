@@ -6,14 +6,18 @@
 
 pub mod context;
 pub mod keep;
+pub mod listing;
 pub mod outcome;
 pub mod peer;
 pub mod process;
 pub mod stream;
 pub mod supervisor;
 
+mod cgroups;
 mod files;
 mod memory;
+mod mounts;
+mod namespaces;
 mod objects;
 mod processes;
 mod scale;
@@ -70,6 +74,9 @@ pub const AREAS: &[Area] = &[
     files::AREA,
     sockets::AREA,
     objects::AREA,
+    mounts::AREA,
+    namespaces::AREA,
+    cgroups::AREA,
 ];
 
 /// All workloads.

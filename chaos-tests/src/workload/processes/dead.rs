@@ -18,7 +18,7 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
         let pid = Pid::from_raw(fork(|| code)?);
         dead.push((pid, WaitStatus::Exited(pid, code)));
     }
-    for signal in [Signal::SIGKILL, Signal::SIGQUIT, Signal::SIGSEGV, Signal::SIGUSR1] {
+    for signal in [Signal::SIGKILL, Signal::SIGQUIT, Signal::SIGABRT, Signal::SIGUSR1] {
         let pid = Pid::from_raw(fork(|| {
             // No core file: whether there was one cannot be told again.
             let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
