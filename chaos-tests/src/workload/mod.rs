@@ -20,6 +20,7 @@ mod mounts;
 mod namespaces;
 mod objects;
 mod processes;
+mod scale;
 mod sockets;
 mod time;
 
@@ -68,6 +69,7 @@ pub struct Area {
 pub const AREAS: &[Area] = &[
     memory::AREA,
     processes::AREA,
+    scale::AREA,
     time::AREA,
     files::AREA,
     sockets::AREA,

@@ -282,6 +282,7 @@ impl Rebuilt {
         unix::finish(files, tables, remote)?;
         lock::finish(files, tables, remote)?;
         terminal::finish(files, tables, remote)?;
+        epoll::finish(files, tables, remote)?;
         for (place, file) in files.files.iter().enumerate() {
             let Some(owner) = file.owner else { continue };
             let id = FileId(u32::try_from(place).map_err(|_| RebuildError::Damaged)?);
