@@ -6,6 +6,7 @@
 
 pub mod context;
 pub mod keep;
+pub mod listing;
 pub mod outcome;
 pub mod peer;
 pub mod process;
