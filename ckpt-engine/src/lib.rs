@@ -11,6 +11,7 @@ mod errno;
 pub mod files;
 pub mod freeze;
 pub mod inject;
+pub mod ipc;
 pub mod procfs;
 pub mod ranges;
 pub mod rebuild;
@@ -18,3 +19,4 @@ pub mod surgeon;
 #[expect(unsafe_code, reason = "the only module that talks to the kernel directly")]
 pub mod sys;
 pub mod track;
+pub mod unnamed;

@@ -9,6 +9,7 @@ pub mod blocker;
 pub mod codec;
 pub mod container;
 pub mod files;
+pub mod ipc;
 pub mod memory;
 pub mod network;
 pub mod process;

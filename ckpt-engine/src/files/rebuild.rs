@@ -18,8 +18,8 @@ use nix::{
 };
 
 use super::{
-    Argument, Remote, deleted, epoll, event, inotify, lock, memfd, path, pipe, process, socket,
-    tcp, terminal, timer, unix,
+    Argument, Remote, deleted, epoll, event, inotify, lock, mailbox, memfd, namespace, path, pipe,
+    process, socket, tcp, terminal, timer, unix,
 };
 use crate::sys::{
     descriptor::{self, Change},
@@ -33,26 +33,31 @@ pub struct Target {
     pub id_base: u32,
     /// The new processes: number inside the VE, number on the host.
     pub processes: HashMap<i32, i32>,
-    /// The memfds by [`ckpt_format::memory::SharedObject::id`], with their contents, open for
-    /// reading and writing.
+    /// The memfds and files without a name by [`ckpt_format::memory::SharedObject::id`], with
+    /// their contents, open for reading and writing.
     pub shared: HashMap<u64, OwnedFd>,
+    /// The message queues in the order of [`ckpt_format::ipc::Ipc::mailboxes`].
+    pub mailboxes: Vec<OwnedFd>,
     /// How far CLOCK_MONOTONIC of the source's host is ahead of ours.
     pub ahead_ns: i64,
     /// Our own `/proc/self/fd`, which the VE's mounts do not show.
     descriptors: OwnedFd,
+    /// Our own `/proc`.
+    pub(super) proc: OwnedFd,
 }
 
 impl Target {
     /// To be made *before* the thread enters the namespaces of the VE.
     pub fn new(id_base: u32) -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let descriptors = open("/proc/self/fd", flags, Mode::empty())?;
         Ok(Self {
             id_base,
             processes: HashMap::new(),
             shared: HashMap::new(),
+            mailboxes: Vec::new(),
             ahead_ns: 0,
-            descriptors,
+            descriptors: open("/proc/self/fd", flags, Mode::empty())?,
+            proc: open("/proc", flags, Mode::empty())?,
         })
     }
 
@@ -123,7 +128,6 @@ pub(super) fn lossy(path: &[u8]) -> String {
 pub(super) struct Rebuild<'a> {
     pub(super) files: &'a Files,
     pub(super) target: &'a Target,
-    pub(super) deleted: HashMap<u32, OwnedFd>,
     pub(super) pipes: pipe::Pipes,
     pub(super) terminals: terminal::Terminals,
     pub(super) made: Vec<Option<OwnedFd>>,
@@ -150,7 +154,6 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
     let mut rebuild = Rebuild {
         files,
         target,
-        deleted: HashMap::new(),
         pipes: HashMap::new(),
         terminals: HashMap::new(),
         made: files.files.iter().map(|_| None).collect(),
@@ -192,9 +195,14 @@ impl Rebuild<'_> {
     fn make(&mut self, file: &File) -> Result<OwnedFd, RebuildError> {
         let fd = match &file.kind {
             Kind::Path(named) => return path::rebuild(named, file.flags),
-            Kind::Deleted { file: place, offset } => {
-                return deleted::rebuild(self, *place, *offset, file.flags);
+            Kind::Deleted { object, offset } => {
+                return deleted::rebuild(self, *object, *offset, file.flags);
             }
+            Kind::DeletedDirectory { path } => {
+                return deleted::rebuild_directory(path, file.flags);
+            }
+            Kind::Mailbox { mailbox } => return mailbox::rebuild(self, *mailbox, file.flags),
+            Kind::Namespace { name, pid } => return namespace::rebuild(self.target, name, *pid),
             Kind::Memfd { object, offset } => {
                 return memfd::rebuild(self, *object, *offset, file.flags);
             }
@@ -211,6 +219,9 @@ impl Rebuild<'_> {
             Kind::Epoll { .. } => epoll::make()?,
             Kind::Inotify { watches } => inotify::rebuild(watches)?,
             Kind::Process { pid, thread } => process::rebuild(self.target, *pid, *thread)?,
+            Kind::GoneProcess { status, thread } => {
+                process::rebuild_gone(self.target, *status, *thread)?
+            }
             // Sockets are made before, because they refer to each other.
             _ => return Err(RebuildError::Damaged),
         };
@@ -259,8 +270,8 @@ impl Rebuilt {
         remote: &mut dyn Remote,
     ) -> Result<(), RebuildError> {
         unix::finish(files, tables, remote)?;
-        lock::finish(files, tables, remote)?;
         terminal::finish(files, tables, remote)?;
+        mailbox::finish(files, tables, remote)?;
         for (place, file) in files.files.iter().enumerate() {
             let Some(owner) = file.owner else { continue };
             let id = FileId(u32::try_from(place).map_err(|_| RebuildError::Damaged)?);
@@ -268,7 +279,8 @@ impl Rebuilt {
             let Some((pid, fd)) = holder(tables, id) else { continue };
             set_signal_owner(pid, fd, file, owner, remote)?;
         }
-        Ok(())
+        // A lease leaves the owner of the signal as it is.
+        lock::finish(files, tables, remote)
     }
 
     /// Lets the network connections go on. The VE runs here from now on.
@@ -298,7 +310,7 @@ pub(super) fn holder(tables: &BTreeMap<i32, Vec<Descriptor>>, file: FileId) -> O
     })
 }
 
-/// One fcntl(2) made by a task of the VE.
+/// A few fcntl(2) calls made by a task of the VE.
 fn set_signal_owner(
     pid: i32,
     fd: i32,

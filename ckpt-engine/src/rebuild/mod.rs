@@ -32,7 +32,7 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use ckpt_format::{memory::Area, process::Shape};
+use ckpt_format::{ipc::SemaphoreSet, memory::Area, process::Shape};
 
 pub use self::release::Ready;
 use crate::{
@@ -161,6 +161,8 @@ pub struct Skeleton {
     vdso_len: u64,
     /// How far CLOCK_MONOTONIC of the source's host is ahead of ours.
     ahead_ns: i64,
+    /// The semaphores of its IPC namespace, once they are there.
+    semaphores: Vec<SemaphoreSet>,
 }
 
 /// One process in the making.
@@ -211,6 +213,7 @@ impl Skeleton {
             zombies: Vec::new(),
             vdso_len: areas::vdso_len(&space),
             ahead_ns: 0,
+            semaphores: Vec::new(),
         })
     }
 
