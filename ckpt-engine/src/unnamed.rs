@@ -94,7 +94,8 @@ impl Blank<'_> {
         })
     }
 
-    fn open(&self) -> io::Result<OwnedFd> {
+    /// Makes it among the mounts of the calling thread, as whom it acts.
+    pub(crate) fn open(&self) -> io::Result<OwnedFd> {
         let path = Path::new(OsStr::from_bytes(self.path));
         if !self.linkable {
             // Under its old name, so that it shows that name as deleted again.

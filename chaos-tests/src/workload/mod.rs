@@ -12,6 +12,7 @@ pub mod stream;
 pub mod supervisor;
 
 mod files;
+mod ipc;
 mod memory;
 mod objects;
 mod processes;
@@ -61,7 +62,7 @@ pub struct Area {
 
 /// All areas.
 pub const AREAS: &[Area] =
-    &[memory::AREA, processes::AREA, time::AREA, files::AREA, sockets::AREA, objects::AREA];
+    &[memory::AREA, processes::AREA, time::AREA, files::AREA, ipc::AREA, sockets::AREA, objects::AREA];
 
 /// All workloads.
 pub fn all() -> impl Iterator<Item = &'static Workload> {

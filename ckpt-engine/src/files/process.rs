@@ -33,9 +33,11 @@ pub(super) fn capture(source: &Source<'_>, object: &Object) -> Result<Kind, Refu
         let status = descriptor::exit_status(object.fd()).unwrap_or(0);
         return Ok(Kind::GoneProcess { status, thread });
     }
-    // Its own number in the VE; a process of the host has none there.
-    let depth = source.depth()?;
-    match numbers(object)?.get(depth) {
+    if let Some(pid) = source.pid_inside(number) {
+        return Ok(Kind::Process { pid, thread });
+    }
+    // A zombie or a thread. A process of the host has no number inside.
+    match numbers(object)?.get(source.depth()?.max(1)) {
         Some(&pid) => Ok(Kind::Process { pid, thread }),
         None => Err(Refusal::new(
             "a pidfd of a process that is outside the VE",

@@ -76,7 +76,7 @@ impl Mounts {
 
     /// Opens something of the VE; no link in it leads out.
     fn open(&self, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
-        let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
         openat2(&self.root, path, OpenHow::new().flags(flags).resolve(resolve))
     }

@@ -84,15 +84,14 @@ impl Skeleton {
             let root = batch.text(&process.root);
             batch.call("chroot", libc::SYS_chroot, &[root]);
         }
-        let cwd = batch.text(strip_root(&process.cwd, &process.root));
-        batch.call("chdir", libc::SYS_chdir, &[cwd]);
         let done = batch.run(&bone.thread)?;
         done.value(open).map_err(|source| RebuildError::Open {
             pid: process.pid,
             path: process.exe.clone(),
             source,
         })?;
-        done.all().map_err(bone.failed("set its program and directories"))
+        done.all().map_err(bone.failed("set its program and root"))?;
+        self.enter_directory(bone, strip_root(&process.cwd, &process.root))
     }
 
     fn make_threads(&mut self, process: &Process) -> Result<(), RebuildError> {

@@ -17,6 +17,7 @@
 mod areas;
 mod complete;
 mod credentials;
+mod directory;
 mod install;
 mod opened;
 mod pages;

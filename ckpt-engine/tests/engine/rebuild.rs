@@ -102,7 +102,7 @@ fn what_is_open_below_a_dead_process_can_be_opened_again() {
             device: 0,
         };
         let kind = Kind::Path(path);
-        let file = File { flags: 0, owner: None, signal: 0, locks: Vec::new(), kind };
+        let file = File { flags: 0, owner: None, signal: 0, locks: Vec::new(), lease: None, kind };
         let files = Files { files: vec![file], ..Files::default() };
         skeleton.populate(&Processes::default()).unwrap();
         let opened = skeleton.open_files(&files).unwrap();

@@ -3,6 +3,7 @@
 //! The engine uses none of it. Programs that are to be moved do: the self-checking workloads hold
 //! maps, signals, timers and registers of every kind through these types.
 
+pub mod descriptor;
 pub mod fork;
 pub mod futex;
 pub mod map;
@@ -10,4 +11,5 @@ pub mod message;
 pub mod mutex;
 pub mod registers;
 pub mod signal;
+pub mod sysv;
 pub mod terminal;
