@@ -83,8 +83,6 @@ fn unsupported(line: &MapLine, flags: AreaFlags) -> Option<&'static str> {
         Some("memory of huge pages (hugetlb)")
     } else if flags.io {
         Some("memory of a device")
-    } else if flags.sealed {
-        Some("memory sealed by mseal")
     } else if flags.shadow_stack {
         Some("a shadow stack")
     } else if flags.userfault {
@@ -211,6 +209,7 @@ fn same_content(old: &Area, new: &Area) -> bool {
         && old.shared == new.shared
         && old.grows_down == new.grows_down
         && old.advice.no_reserve == new.advice.no_reserve
+        && old.advice.droppable == new.advice.droppable
         && old.may_write == new.may_write
         && place(old) == place(new)
 }

@@ -14,6 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ckpt_format::controls::Dispatch;
+
 pub use self::error::InjectError;
 use crate::{
     procfs,
@@ -37,6 +39,8 @@ pub struct Stopped {
     pub mask: u64,
     /// The signal that had stopped the process before we came (job control).
     pub stopped_by: Option<i32>,
+    /// Where its system calls went to its own handler before we changed that: ours must not.
+    pub dispatch: Option<Dispatch>,
     /// A signal to stop arrived while we had the thread; it is due when we let it go.
     late_stop: Cell<bool>,
 }
@@ -97,7 +101,11 @@ impl Stopped {
         let registers = ptrace::registers(tid).map_err(control())?;
         let mask = ptrace::signal_mask(tid).map_err(control())?;
         ptrace::set_signal_mask(tid, ALL_BUT_TRAP).map_err(control())?;
-        Ok(Self { tid, registers, mask, stopped_by, late_stop: Cell::new(false) })
+        let dispatch = ptrace::dispatch(tid).map_err(control())?;
+        if dispatch.is_some() {
+            ptrace::set_dispatch(tid, None).map_err(control())?;
+        }
+        Ok(Self { tid, registers, mask, stopped_by, dispatch, late_stop: Cell::new(false) })
     }
 
     /// Makes one system call through the vdso, which starts at `vdso` in this process.
@@ -170,6 +178,10 @@ impl Stopped {
         let mut registers = self.registers;
         restart_interrupted(&mut registers);
         ptrace::set_registers(self.tid, &registers).map_err(InjectError::control(self.tid))?;
+        if self.dispatch.is_some() {
+            ptrace::set_dispatch(self.tid, self.dispatch)
+                .map_err(InjectError::control(self.tid))?;
+        }
         ptrace::set_signal_mask(self.tid, self.mask).map_err(InjectError::control(self.tid))
     }
 
@@ -331,14 +343,27 @@ impl Gate {
 
     /// Maps a gate into the process of a stopped thread: at `base`, or where the kernel likes.
     pub fn open(thread: &Stopped, vdso: u64, base: Option<u64>) -> Result<Self, InjectError> {
-        let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+        let (code, data) = (libc::PROT_READ | libc::PROT_EXEC, libc::PROT_READ | libc::PROT_WRITE);
         let mut flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         if base.is_some() {
             flags |= libc::MAP_FIXED_NOREPLACE;
         }
-        let arguments =
-            [base.unwrap_or(0), Self::SIZE, protection as u64, flags as u64, u64::MAX, 0];
-        let base = thread.checked_call(vdso, "mmap", libc::SYS_mmap, &arguments)?;
+        let map = |address: u64, len: u64, protection: i32, flags: i32| {
+            let arguments = [address, len, protection as u64, flags as u64, u64::MAX, 0];
+            thread.checked_call(vdso, "mmap", libc::SYS_mmap, &arguments)
+        };
+        let wanted = base.unwrap_or(0);
+        let base = match map(wanted, Self::SIZE, code | data, flags) {
+            // It has given up memory that is both (`PR_SET_MDWE`): one call more.
+            Err(InjectError::Call { source, .. })
+                if source.raw_os_error() == Some(libc::EACCES) =>
+            {
+                let base = map(wanted, Self::SIZE, code, flags)?;
+                map(base + TABLE, Self::SIZE - TABLE, data, flags | libc::MAP_FIXED)?;
+                base
+            }
+            other => other?,
+        };
         let gate = Self { base };
         gate.write(thread.tid, base, &LOOP)?;
         Ok(gate)

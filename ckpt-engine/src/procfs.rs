@@ -298,8 +298,6 @@ pub struct AreaFlags {
     pub hugetlb: bool,
     /// Device memory: cannot be copied.
     pub io: bool,
-    /// Memory sealed by mseal(2).
-    pub sealed: bool,
     /// A shadow stack.
     pub shadow_stack: bool,
     /// Registered with a userfaultfd that the program itself made, in missing or minor mode.
@@ -330,7 +328,9 @@ fn parse_flags(text: &str) -> AreaFlags {
             "mw" => flags.may_write = true,
             "ht" => flags.hugetlb = true,
             "io" | "pf" => flags.io = true,
-            "sl" => flags.sealed = true,
+            "sl" => flags.advice.sealed = true,
+            "dp" => flags.advice.droppable = true,
+            "lf" => flags.advice.locked_on_fault = true,
             "ss" => flags.shadow_stack = true,
             "um" | "ui" => flags.userfault = true,
             "lo" => flags.advice.locked = true,

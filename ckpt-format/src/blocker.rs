@@ -26,3 +26,50 @@ impl std::fmt::Display for Blocker {
         write!(f, ": {}; {}", self.object, self.hint)
     }
 }
+
+/// Blockers for people, a line for each; many of one process that need the same are one line.
+pub fn lines(blockers: &[Blocker]) -> Vec<String> {
+    const ALIKE_MAX: usize = 3;
+    let mut lines: Vec<String> = Vec::new();
+    let alike = |a: &Blocker, b: &Blocker| a.pid == b.pid && a.hint == b.hint;
+    for (place, blocker) in blockers.iter().enumerate() {
+        if blockers[..place].iter().any(|earlier| alike(earlier, blocker)) {
+            continue;
+        }
+        let group: Vec<_> = blockers[place..].iter().filter(|it| alike(it, blocker)).collect();
+        if group.len() <= ALIKE_MAX {
+            lines.extend(group.iter().map(ToString::to_string));
+            continue;
+        }
+        let Blocker { pid, command, object, hint, .. } = blocker;
+        let more = group.len() - 1;
+        lines.push(format!("pid {pid} ({command}): {object}, and {more} more like it; {hint}"));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_of_a_kind_are_one_line() {
+        let blocker = |pid, fd| Blocker {
+            pid,
+            command: "java".to_owned(),
+            fd: Some(fd),
+            object: format!("file {fd}"),
+            hint: "close it".to_owned(),
+        };
+        let mut all: Vec<_> = (0..30).map(|fd| blocker(7, fd)).collect();
+        all.push(blocker(8, 1));
+        let lines = lines(&all);
+        assert_eq!(
+            lines,
+            [
+                "pid 7 (java): file 0, and 29 more like it; close it",
+                "pid 8 (java) fd 1: file 1; close it"
+            ]
+        );
+    }
+}

@@ -174,8 +174,10 @@ pub enum Kind {
     Unix(Box<UnixSocket>),
     /// A TCP socket.
     Tcp(Box<TcpSocket>),
-    /// A UDP socket.
+    /// A UDP socket and its like, or a raw one.
     Udp(Box<UdpSocket>),
+    /// A socket for frames.
+    Packet(Box<PacketSocket>),
     /// A netlink socket.
     Netlink(Box<NetlinkSocket>),
     /// The master side of a pseudo terminal.

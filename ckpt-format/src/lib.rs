@@ -8,10 +8,14 @@
 pub mod blocker;
 pub mod codec;
 pub mod container;
+pub mod controls;
 pub mod files;
+pub mod image;
 pub mod ipc;
 pub mod memory;
 pub mod network;
 pub mod process;
+pub mod seccomp;
+pub mod state;
 pub mod stream;
 pub mod tree;

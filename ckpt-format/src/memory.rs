@@ -87,12 +87,18 @@ pub struct Advice {
     pub mergeable: bool,
     /// mlock(2) or `MAP_LOCKED`.
     pub locked: bool,
+    /// Locked with `MLOCK_ONFAULT`.
+    pub locked_on_fault: bool,
     /// `MAP_NORESERVE`.
     pub no_reserve: bool,
     /// `MADV_SEQUENTIAL`.
     pub sequential: bool,
     /// `MADV_RANDOM`.
     pub random: bool,
+    /// `MAP_DROPPABLE`.
+    pub droppable: bool,
+    /// mseal(2).
+    pub sealed: bool,
 }
 
 /// Memory that more than one mapping or descriptor can show, and whose contents travel with the

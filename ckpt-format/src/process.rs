@@ -3,9 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    controls::{ProcessControls, ThreadControls},
     files::FileId,
     ipc::SemaphoreUndo,
     memory::{Area, MemoryMap, SharedObject},
+    seccomp::Filter,
 };
 
 /// The shape of a VE's processes at one moment: what the target's skeleton is built from.
@@ -48,6 +50,8 @@ pub struct Processes {
     pub processes: Vec<Process>,
     /// `/proc/sys/kernel/ns_last_pid` of the VE.
     pub last_pid: i32,
+    /// The seccomp filters that threads refer to.
+    pub filters: Vec<Filter>,
 }
 
 /// The state of one process.
@@ -89,8 +93,8 @@ pub struct Process {
     pub coredump_filter: u32,
     /// `PR_SET_DUMPABLE`.
     pub dumpable: u32,
-    /// `PR_SET_THP_DISABLE`.
-    pub thp_disable: bool,
+    /// Switches of prctl(2).
+    pub controls: ProcessControls,
     /// `MEMBARRIER_CMD_GET_REGISTRATIONS`.
     pub membarrier: u32,
     /// personality(2).
@@ -148,6 +152,10 @@ pub struct Thread {
     pub parent_death_signal: i32,
     /// `/proc/TID/timerslack_ns`.
     pub timer_slack_ns: u64,
+    /// Its own seccomp filters, oldest first, as places in [`Processes::filters`].
+    pub filters: Vec<u32>,
+    /// Switches of prctl(2).
+    pub controls: ThreadControls,
 }
 
 /// One signal action (`struct kernel_sigaction`).

@@ -32,4 +32,12 @@ pub enum Record {
         /// Which pages.
         runs: Vec<Run>,
     },
+    /// The guard regions (`MADV_GUARD_INSTALL`) of a process, all of them: what was said before
+    /// is void.
+    Guards {
+        /// The process.
+        pid: i32,
+        /// Which pages.
+        runs: Vec<Run>,
+    },
 }

@@ -6,8 +6,10 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stderr, reason = "printing is what they are for")]
 
+mod checkpoint;
 mod talk;
 mod terminal;
+mod vzckpt;
 mod vzcluster;
 mod vzctl;
 mod vzlist;
@@ -21,6 +23,7 @@ use std::{ffi::OsString, path::Path, process::ExitCode};
 type Program = (&'static str, fn(Vec<OsString>) -> ExitCode);
 
 const PROGRAMS: &[Program] = &[
+    ("vzckpt", vzckpt::run),
     ("vzcluster", vzcluster::run),
     ("vzctl", vzctl::run),
     ("vzlist", vzlist::run),

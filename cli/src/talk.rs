@@ -10,6 +10,7 @@ use std::{
 
 use clap::{Args, Parser};
 use indicatif::{ProgressBar, ProgressStyle};
+use nix::sys::signal::{SigSet, Signal};
 use node::api::{Client, Event, Failure, Progress, Request};
 use serde::de::DeserializeOwned;
 
@@ -62,6 +63,26 @@ pub(crate) fn end(outcome: Result<u8, Failure>) -> ExitCode {
             ExitCode::from(u8::try_from(failure.exit).unwrap_or(3))
         }
     }
+}
+
+/// Ctrl-C asks the daemon to give up; how that ended is waited for and told.
+pub(crate) fn cancel_on_interrupt(client: &Client) -> Result<(), Failure> {
+    let failed = |problem: std::io::Error| {
+        Failure::new("system", 2, format!("cannot wait for signals: {problem}"))
+    };
+    let canceller = client.canceller().map_err(failed)?;
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    signals.thread_block().map_err(|errno| failed(errno.into()))?;
+    std::thread::spawn(move || {
+        if signals.wait().is_ok() {
+            eprintln!("giving up …");
+            // A daemon that has gone away has given up already.
+            let _ = canceller.cancel();
+        }
+    });
+    Ok(())
 }
 
 /// Prints a line of data. A reader that has gone away is not an error.

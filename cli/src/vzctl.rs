@@ -7,6 +7,7 @@ use std::{
     process::ExitCode,
 };
 
+use ckpt_format::blocker::{self, Blocker};
 use clap::{Args, Parser, Subcommand};
 use node::{
     api::{ExecRequest, Failure, Request, VeRequest},
@@ -14,6 +15,7 @@ use node::{
 };
 
 use crate::{
+    checkpoint::{self, Dump, Restore},
     talk::{self, Common},
     terminal,
 };
@@ -87,6 +89,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List everything in a VE that would stop a move of it now; exit 8 if there is any.
+    Check {
+        /// The VE.
+        ctid: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Change settings of a VE.
     Set {
         /// The VE.
@@ -97,6 +107,12 @@ enum Command {
         #[arg(long)]
         save: bool,
     },
+    /// Write a running VE into a file and end it; without --dumpfile the host keeps the file.
+    #[command(visible_alias = "suspend")]
+    Chkpnt(Dump),
+    /// Bring a VE back from a file; without --dumpfile from the one that the host keeps.
+    #[command(visible_alias = "resume")]
+    Restore(Restore),
     /// Run a command line with the VE's shell; exit 8 if it fails.
     Exec(Run),
     /// Run a command line with the VE's shell, with its exit status.
@@ -254,6 +270,9 @@ fn execute(arguments: Arguments) -> Result<u8, Failure> {
             let status: Status = common.call(&Request::Ve(VeRequest::Status { ve: ctid }))?;
             talk::print(&status_line(&status, json));
         }
+        Command::Check { ctid, json } => return check(&common, ctid, json),
+        Command::Chkpnt(dump) => checkpoint::dump(&common, &dump, &say)?,
+        Command::Restore(restore) => checkpoint::restore(&common, &restore, &say)?,
         Command::Exec(run) => {
             return Ok(if exec(&common, run)? == 0 { 0 } else { 8 });
         }
@@ -263,19 +282,39 @@ fn execute(arguments: Arguments) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// Exit status when something would stop a move.
+const BLOCKED: u8 = 8;
+
+fn check(common: &Common, ctid: String, json: bool) -> Result<u8, Failure> {
+    let request = Request::Ve(VeRequest::Check { ve: ctid.clone() });
+    let blockers: Vec<Blocker> = common.call(&request)?;
+    if json {
+        talk::print(&serde_json::json!(blockers).to_string());
+    } else if blockers.is_empty() {
+        talk::print(&format!("{ctid} can be moved"));
+    } else {
+        talk::print(&blocker::lines(&blockers).join("\n"));
+    }
+    Ok(if blockers.is_empty() { 0 } else { BLOCKED })
+}
+
 fn status_line(status: &Status, json: bool) -> String {
     if json {
         return serde_json::json!(status).to_string();
     }
     let word = |it: bool, yes: &'static str, no: &'static str| if it { yes } else { no };
-    format!(
+    let mut line = format!(
         "CTID {} {} {} {}",
         status.ctid,
         word(status.exists, "exist", "deleted"),
         // The files of a VE are in sight of its own processes only, so for as long as it runs.
         word(status.running, "mounted", "unmounted"),
         word(status.running, "running", "down"),
-    )
+    );
+    if status.suspended {
+        line.push_str(" suspended");
+    }
+    line
 }
 
 fn exec(common: &Common, run: Run) -> Result<u8, Failure> {

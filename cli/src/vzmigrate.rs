@@ -3,7 +3,6 @@
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, ValueEnum};
-use nix::sys::signal::{SigSet, Signal};
 use node::{
     api::{Failure, Request},
     migration::{MAX_DOWNTIME_DEFAULT_MS, MigrateRequest, Report},
@@ -71,7 +70,7 @@ fn migrate(arguments: &Arguments) -> Result<u8, Failure> {
         keep: arguments.remove == Answer::No,
     });
     let client = arguments.common.connect()?;
-    cancel_on_interrupt(&client)?;
+    talk::cancel_on_interrupt(&client)?;
     let mut bar = Bar::default();
     let report: Option<Report> = client.call(&request, &[], &mut |event, _| bar.show(event))?;
     drop(bar);
@@ -87,24 +86,4 @@ fn migrate(arguments: &Arguments) -> Result<u8, Failure> {
         Some(report) => talk::print(&report.to_string()),
     }
     Ok(0)
-}
-
-/// Ctrl-C asks the daemon to give up; how that ended is waited for and told.
-fn cancel_on_interrupt(client: &node::api::Client) -> Result<(), Failure> {
-    let failed = |problem: std::io::Error| {
-        Failure::new("system", 2, format!("cannot wait for signals: {problem}"))
-    };
-    let canceller = client.canceller().map_err(failed)?;
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGINT);
-    signals.add(Signal::SIGTERM);
-    signals.thread_block().map_err(|errno| failed(errno.into()))?;
-    std::thread::spawn(move || {
-        if signals.wait().is_ok() {
-            eprintln!("giving up …");
-            // A daemon that has gone away has given up already.
-            let _ = canceller.cancel();
-        }
-    });
-    Ok(())
 }

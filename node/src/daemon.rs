@@ -65,14 +65,18 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     runtime.set_registry(cluster.clone());
     let migrations = Migrations::new(runtime.clone(), cluster.clone());
     migrations.serve();
-    let daemon =
-        Arc::new(Daemon { config, cluster: cluster.clone(), runtime: runtime.clone(), migrations });
+    let daemon = Arc::new(Daemon {
+        config,
+        cluster: cluster.clone(),
+        runtime: runtime.clone(),
+        migrations: migrations.clone(),
+    });
     api::serve(daemon, &socket)?;
     info!(socket = %socket.display(), "ready");
     if let Err(source) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         warn!(%source, "cannot tell the service manager that we are ready");
     }
-    tokio::spawn(enter_and_boot(cluster.clone(), runtime));
+    tokio::spawn(enter_and_boot(cluster.clone(), runtime, migrations));
     tokio::select! {
         _ = terminate.recv() => info!("stopping on SIGTERM"),
         _ = interrupt.recv() => info!("stopping on SIGINT"),
@@ -83,7 +87,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
 }
 
 /// Makes sure that the cluster knows the VEs of this node, and starts those that boot with it.
-async fn enter_and_boot(cluster: Arc<Cluster>, runtime: Arc<Runtime>) {
+async fn enter_and_boot(cluster: Arc<Cluster>, runtime: Arc<Runtime>, migrations: Migrations) {
     // After a power cut the others may come back later. Nothing starts before the cluster has
     // said whose it is.
     while let Err(problem) = cluster.coordinator().read().await {
@@ -96,4 +100,5 @@ async fn enter_and_boot(cluster: Arc<Cluster>, runtime: Arc<Runtime>) {
         }
     }
     runtime.boot().await;
+    migrations.resume_on_boot().await;
 }

@@ -2,7 +2,7 @@
 //!
 //! One daemon per host. It creates and runs VEs ([`ve`]), keeps their files ([`storage`],
 //! [`template`]), connects them ([`network`]), limits them ([`cgroup`]), moves them to other
-//! nodes ([`migration`]) when the cluster's log allows it ([`cluster`]), and takes orders from
+//! nodes ([`migration`], which also checkpoints them into files, [`image`]) when the cluster's log allows it ([`cluster`]), and takes orders from
 //! the vz programs over a unix socket ([`api`]). VEs do not die with the daemon.
 #![forbid(unsafe_code)]
 
@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod cluster;
 pub mod config;
 pub mod daemon;
+pub mod image;
 pub mod migration;
 pub mod network;
 pub mod storage;

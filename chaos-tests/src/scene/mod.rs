@@ -210,7 +210,7 @@ impl Scene {
         let companion = Companion::start(self, &program)?;
         let peer = format!("{}:{PEER_PORT}", Host::Client.address());
         // Connections that nobody accepts are in the way of a move, and it keeps some on purpose.
-        let line = format!("selfcheck run --detach --skip backlog --peer {peer}");
+        let line = format!("selfcheck run --detach --peer {peer}");
         self.inside(host, ve, &line)?;
         Ok(companion)
     }

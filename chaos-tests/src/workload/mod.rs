@@ -5,6 +5,7 @@
 //! changed, early or much too late. [`AREAS`] lists them; `selfcheck` runs them.
 
 pub mod context;
+pub mod keep;
 pub mod outcome;
 pub mod peer;
 pub mod process;
@@ -61,8 +62,15 @@ pub struct Area {
 }
 
 /// All areas.
-pub const AREAS: &[Area] =
-    &[memory::AREA, processes::AREA, time::AREA, files::AREA, ipc::AREA, sockets::AREA, objects::AREA];
+pub const AREAS: &[Area] = &[
+    memory::AREA,
+    processes::AREA,
+    time::AREA,
+    files::AREA,
+    ipc::AREA,
+    sockets::AREA,
+    objects::AREA,
+];
 
 /// All workloads.
 pub fn all() -> impl Iterator<Item = &'static Workload> {

@@ -6,7 +6,6 @@ use ckpt_format::blocker::Blocker;
 
 use crate::{
     areas::AddressSpace,
-    container::BASELINE_FILTERS,
     procfs::{self, ProcError, Stat, Status},
 };
 
@@ -56,32 +55,7 @@ fn check_process(host: i32) -> Result<Vec<Blocker>, ProcError> {
         let shown = if name.is_empty() { String::new() } else { format!(" ({name})") };
         add(format!("{why}{shown}"), "restart the program without it");
     }
-    blockers.extend(own_filter(host)?);
     Ok(blockers)
-}
-
-/// The first thread of a process that has installed a seccomp filter of its own.
-fn own_filter(host: i32) -> Result<Option<Blocker>, ProcError> {
-    for tid in procfs::threads(host)? {
-        if let Some(blocker) = filter_of(&Status::of_thread(host, tid)?)? {
-            return Ok(Some(blocker));
-        }
-    }
-    Ok(None)
-}
-
-/// A thread's own seccomp filter. The one that every process of a VE has is none of its own.
-pub(super) fn filter_of(thread: &Status) -> Result<Option<Blocker>, ProcError> {
-    if thread.number("Seccomp_filters", 10)? <= BASELINE_FILTERS {
-        return Ok(None);
-    }
-    Ok(Some(Blocker {
-        pid: thread.innermost("NSpid")?,
-        command: thread.text("Name")?.to_owned(),
-        fd: None,
-        object: "seccomp filter".to_owned(),
-        hint: "run the program without its own seccomp filter".to_owned(),
-    }))
 }
 
 /// How many pid namespaces we ourselves are in, as far as `/proc` shows.

@@ -5,7 +5,9 @@
 //! thread. Afterwards every thread is as it was, still frozen.
 
 mod check;
+mod controls;
 mod process;
+mod seccomp;
 mod thread;
 mod timers;
 
@@ -140,6 +142,7 @@ fn capture_stopped(
     let init = stopped.iter().find(|(patient, _)| patient.inner == 1);
     let namespace = |host| procfs::link(host, "ns/ipc").ok();
     let theirs = init.filter(|_| !sets.is_empty()).and_then(|(init, _)| namespace(init.host));
+    let mut filters = seccomp::Filters::default();
     for (patient, threads) in stopped {
         // In a namespace of its own the same numbers mean others.
         let seen = theirs.is_some() && namespace(patient.host) == theirs;
@@ -149,7 +152,8 @@ fn capture_stopped(
         {
             processes.last_pid = process::last_pid(patient, init)?;
         }
-        processes.processes.push(process::capture(patient, threads, ids, sets)?);
+        processes.processes.push(process::capture(patient, threads, ids, sets, &mut filters)?);
     }
+    processes.filters = filters.into_list();
     Ok(processes)
 }

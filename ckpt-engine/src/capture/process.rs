@@ -3,13 +3,16 @@
 use std::collections::HashMap;
 
 use ckpt_format::{
+    controls::ProcessControls,
     ipc::SemaphoreSet,
     memory::MemoryMap,
     process::{IntervalTimer, PosixTimer, Process, SignalAction, SignalInfo, Thread},
 };
 
 use super::{
-    CaptureError, IdMap, thread,
+    CaptureError, IdMap, controls,
+    seccomp::Filters,
+    thread,
     timers::{self, TimerLine, timer_lines},
 };
 use crate::{
@@ -21,7 +24,6 @@ use crate::{
     unnamed,
 };
 
-const PR_GET_THP_DISABLE: u64 = 42;
 const MEMBARRIER_GET_REGISTRATIONS: u64 = 1 << 9;
 const LIMITS: u32 = 16;
 
@@ -32,7 +34,7 @@ struct Questions {
     timers: Vec<(TimerLine, u64, usize)>,
     subreaper: u64,
     dumpable: usize,
-    thp_disable: usize,
+    controls: controls::ProcessQuestions,
     brk: usize,
     membarrier: usize,
     leader: thread::Questions,
@@ -44,12 +46,13 @@ pub(super) fn capture(
     threads: &mut [Stopped],
     ids: IdMap,
     sets: &[SemaphoreSet],
+    filters: &mut Filters,
 ) -> Result<Process, CaptureError> {
     let host = patient.host;
     let vdso = patient.vdso.ok_or(InjectError::NoVdso)?;
     let outside = threads
         .iter_mut()
-        .map(|stopped| thread::from_outside(host, stopped, ids))
+        .map(|stopped| thread::from_outside(host, stopped, ids, filters))
         .collect::<Result<Vec<_>, _>>()?;
     let leader = threads.first().ok_or(InjectError::Ended { tid: host })?;
     let gate = Gate::open(leader, vdso, None)?;
@@ -60,6 +63,9 @@ pub(super) fn capture(
     // Signals last: a timer that ends meanwhile is then seen as a pending signal.
     let pending = pending(leader.tid, threads);
     let end = now(host)?;
+    let status = Status::read(host);
+    let lock_future =
+        status.as_ref().map_or(0, |status| controls::lock_future(host, status, gate.base));
     gate.close(leader, vdso)?;
     let (questions, done, others) = answers?;
     let (pending, pending_by_thread) = pending?;
@@ -73,7 +79,8 @@ pub(super) fn capture(
     {
         all.push(Thread { pending, ..thread::complete(outside, questions, done)? });
     }
-    let mut process = from_outside(host, patient.inner)?;
+    let mut process = from_outside(host, patient.inner, &status?)?;
+    process.controls.lock_future = lock_future;
     process.stopped = threads.iter().find_map(Stopped::stop_signal);
     let inner_by_host: HashMap<i32, i32> =
         threads.iter().zip(&all).map(|(stopped, thread)| (stopped.tid, thread.tid)).collect();
@@ -182,7 +189,7 @@ fn questions(host: i32, batch: &mut Batch) -> Result<Questions, ProcError> {
         timers,
         subreaper,
         dumpable: batch.call("prctl", prctl, &[libc::PR_GET_DUMPABLE as u64]),
-        thp_disable: batch.call("prctl", prctl, &[PR_GET_THP_DISABLE]),
+        controls: controls::ProcessQuestions::ask(batch),
         brk: batch.call("brk", libc::SYS_brk, &[0]),
         membarrier: batch.call("membarrier", libc::SYS_membarrier, &[MEMBARRIER_GET_REGISTRATIONS]),
         leader: thread::questions(batch),
@@ -220,16 +227,15 @@ fn fill_in(process: &mut Process, questions: &Questions, done: &Done) -> Result<
     }
     process.child_subreaper = done.word(questions.subreaper) != 0;
     process.dumpable = done.value(questions.dumpable)? as u32;
-    process.thp_disable = done.result(questions.thp_disable).unwrap_or(0) & 1 != 0;
+    process.controls = questions.controls.answers(done, process.controls.lock_future);
     process.memory.brk = done.value(questions.brk)?;
     process.membarrier = done.result(questions.membarrier).unwrap_or(0) as u32;
     Ok(())
 }
 
 /// What is to be had without asking the process.
-fn from_outside(host: i32, inner: i32) -> Result<Process, ProcError> {
+fn from_outside(host: i32, inner: i32, status: &Status) -> Result<Process, ProcError> {
     let stat = Stat::read(host)?;
-    let status = Status::read(host)?;
     let number = |field, name| stat.field::<u64>(field, name);
     let memory = MemoryMap {
         start_code: number(26, "startcode")?,
@@ -272,7 +278,7 @@ fn from_outside(host: i32, inner: i32) -> Result<Process, ProcError> {
         oom_score_adjustment: procfs::read_text(host, "oom_score_adj")?.trim().parse().unwrap_or(0),
         coredump_filter: small("coredump_filter", 16)?,
         dumpable: 0,
-        thp_disable: false,
+        controls: ProcessControls::default(),
         membarrier: 0,
         personality: small("personality", 16)?,
         stopped: None,

@@ -1,8 +1,11 @@
 //! The state of one thread.
 
-use ckpt_format::process::{Credentials, Rseq, Scheduling, SignalInfo, Thread};
+use ckpt_format::{
+    controls::ThreadControls,
+    process::{Credentials, Rseq, Scheduling, SignalInfo, Thread},
+};
 
-use super::{CaptureError, IdMap, check};
+use super::{CaptureError, IdMap, controls, seccomp::Filters};
 use crate::{
     inject::{Batch, Done, InjectError, Stopped, restart_interrupted},
     procfs::{self, ProcError, Status},
@@ -19,6 +22,7 @@ pub(super) struct Questions {
     death_signal: u64,
     secure_bits: usize,
     timer_slack: usize,
+    controls: controls::ThreadQuestions,
 }
 
 /// Adds to `batch` what only the thread itself can say.
@@ -36,6 +40,7 @@ pub(super) fn questions(batch: &mut Batch) -> Questions {
         death_signal,
         secure_bits: batch.call("prctl", prctl, &[libc::PR_GET_SECUREBITS as u64]),
         timer_slack: batch.call("prctl", prctl, &[libc::PR_GET_TIMERSLACK as u64]),
+        controls: controls::ThreadQuestions::ask(batch),
     }
 }
 
@@ -47,14 +52,11 @@ pub(super) fn from_outside(
     host: i32,
     stopped: &mut Stopped,
     ids: IdMap,
+    filters: &mut Filters,
 ) -> Result<Thread, CaptureError> {
     let tid = stopped.tid;
     let control = |source| InjectError::Control { tid, source };
     let status = Status::of_thread(host, tid)?;
-    // It may be younger than the look before the move, and must not be lost in silence.
-    if let Some(blocker) = check::filter_of(&status)? {
-        return Err(CaptureError::Blocked(vec![blocker]));
-    }
     let rseq = ptrace::rseq(tid).map_err(control)?;
     abort_critical_section(host, &mut stopped.registers, rseq);
     let mut registers = stopped.registers;
@@ -88,6 +90,8 @@ pub(super) fn from_outside(
         },
         parent_death_signal: 0,
         timer_slack_ns: 0,
+        filters: filters.of_thread(tid, &status)?,
+        controls: ThreadControls { dispatch: stopped.dispatch, ..ThreadControls::default() },
     })
 }
 
@@ -103,6 +107,7 @@ pub(super) fn complete(
         tid_address: done.number(questions.tid_address),
         parent_death_signal: done.word(questions.death_signal) as i32,
         timer_slack_ns: done.result(questions.timer_slack).unwrap_or(50_000),
+        controls: questions.controls.answers(done, thread.controls.dispatch),
         credentials: Credentials {
             secure_bits: done.value(questions.secure_bits)? as u32,
             ..thread.credentials

@@ -48,6 +48,7 @@ pub struct Captured {
 /// [`Undo::seal`] is for the one case in which the originals must die in silence.
 #[derive(Debug, Default)]
 pub struct Undo {
+    pub(super) queues: Vec<tcp::Taken>,
     pub(super) connections: Vec<tcp::Repaired>,
     pub(super) terminals: Vec<terminal::Drained>,
     pub(super) datagrams: Vec<udp::Seen>,
@@ -57,6 +58,7 @@ impl Undo {
     /// The originals will not run again: connections stay in repair mode, so that closing them
     /// tells their peers nothing. The last descriptors that we hold are closed.
     pub fn seal(mut self) {
+        self.queues.drain(..).for_each(tcp::Taken::seal);
         self.connections.drain(..).for_each(tcp::Repaired::seal);
         self.terminals.drain(..).for_each(terminal::Drained::seal);
         self.datagrams.drain(..).for_each(udp::Seen::seal);

@@ -22,9 +22,10 @@
 //! | message queue (POSIX) | all | the value of a notification |
 //! | inotify | watches with their numbers | queued events |
 //! | unix socket | data, descriptors and credentials in flight, names, waiting clients | |
-//! | TCP | unread, unacknowledged and unsent data, options | connections not yet accepted |
-//! | UDP | addresses, queue | |
-//! | netlink | groups, port | queue |
+//! | TCP | unread, unacknowledged and unsent data, options, connections not yet accepted | |
+//! | UDP, UDP-Lite | addresses, queue, groups | |
+//! | raw, ping and packet sockets | addresses, options, groups | queue |
+//! | netlink | groups, port, questions without an answer | news |
 //! | pseudo terminal | settings, data in both directions, session | |
 
 use std::os::fd::BorrowedFd;
@@ -33,11 +34,13 @@ use std::os::fd::BorrowedFd;
 use ckpt_format::blocker::Blocker;
 
 mod address;
+mod btf;
 mod capture;
 mod deleted;
 mod epoll;
 mod event;
 mod find;
+mod frames;
 mod info;
 mod inotify;
 mod lock;
@@ -61,6 +64,8 @@ mod terminal;
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_datagrams;
 #[cfg(test)]
 mod tests_network;
 mod timer;

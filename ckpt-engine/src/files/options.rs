@@ -9,7 +9,7 @@ use ckpt_format::files::SocketOption;
 use crate::sys::socket;
 
 /// One option: level, name, how many bytes, and what a fresh socket has in the first four bytes
-/// (the others are zero).
+/// (the others are zero, or all ones for -1).
 struct Entry(i32, i32, usize, i32);
 
 const SOL: i32 = libc::SOL_SOCKET;
@@ -17,10 +17,43 @@ const IP: i32 = libc::IPPROTO_IP;
 const IP6: i32 = libc::IPPROTO_IPV6;
 const TCP: i32 = libc::IPPROTO_TCP;
 const TIMEVAL: usize = 16;
+/// The longest of all, in bytes.
+const LONGEST: usize = 40;
 
 const SO_PASSPIDFD: i32 = 76;
+const SO_PASSRIGHTS: i32 = 83;
 const SO_BUF_LOCK: i32 = 72;
+const SO_MAX_PACING_RATE: i32 = 47;
+const SO_ZEROCOPY: i32 = 60;
+const SO_TXTIME: i32 = 61;
+const SO_TIMESTAMP_NEW: i32 = 63;
+const SO_TIMESTAMPNS_NEW: i32 = 64;
+const SO_RCVMARK: i32 = 75;
+const SO_RCVPRIORITY: i32 = 82;
+const IP_RECVFRAGSIZE: i32 = 25;
+const IP_MULTICAST_ALL: i32 = 49;
+const IP_UNICAST_IF: i32 = 50;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
+const IPV6_CHECKSUM: i32 = 7;
+const IPV6_MULTICAST_ALL: i32 = 29;
+const IPV6_HDRINCL: i32 = 36;
+const IPV6_UNICAST_IF: i32 = 76;
+const IPV6_RECVFRAGSIZE: i32 = 77;
+const TCP_NOTSENT_LOWAT: i32 = 25;
+const TCP_FASTOPEN_NO_COOKIE: i32 = 34;
+const TCP_INQ: i32 = 36;
+const TCP_TX_DELAY: i32 = 37;
+const TCP_RTO_MAX_MS: i32 = 44;
+const UDP_ENCAP: i32 = 100;
+const UDP_NO_CHECK6_TX: i32 = 101;
+const UDP_NO_CHECK6_RX: i32 = 102;
+const SOL_UDPLITE: i32 = 136;
+const UDPLITE_SEND_CSCOV: i32 = 10;
+const UDPLITE_RECV_CSCOV: i32 = 11;
+const SOL_RAW: i32 = 255;
+const ICMP_FILTER: i32 = 1;
+const ICMPV6_FILTER: i32 = 1;
+const PACKET_IGNORE_OUTGOING: i32 = 23;
 
 /// A packet filter, whose value is its program.
 const FILTER: (i32, i32) = (SOL, libc::SO_ATTACH_FILTER);
@@ -37,11 +70,32 @@ const COMMON: &[Entry] = &[
     Entry(SOL, libc::SO_MARK, 4, 0),
     Entry(SOL, libc::SO_TIMESTAMP, 4, 0),
     Entry(SOL, libc::SO_TIMESTAMPNS, 4, 0),
+    Entry(SOL, SO_TIMESTAMP_NEW, 4, 0),
+    Entry(SOL, SO_TIMESTAMPNS_NEW, 4, 0),
+    Entry(SOL, libc::SO_TIMESTAMPING, 8, 0),
+    Entry(SOL, libc::SO_LOCK_FILTER, 4, 0),
 ];
 
 const INET: &[Entry] = &[
     Entry(SOL, libc::SO_REUSEPORT, 4, 0),
     Entry(SOL, libc::SO_DONTROUTE, 4, 0),
+    // The name of a device, empty without one.
+    Entry(SOL, libc::SO_BINDTODEVICE, 16, 0),
+    Entry(SOL, libc::SO_BUSY_POLL, 4, 0),
+    Entry(SOL, SO_MAX_PACING_RATE, 8, -1),
+    Entry(SOL, SO_ZEROCOPY, 4, 0),
+    Entry(SOL, SO_TXTIME, 8, 0),
+    Entry(SOL, SO_RCVMARK, 4, 0),
+    Entry(SOL, SO_RCVPRIORITY, 4, 0),
+    Entry(IP, libc::IP_OPTIONS, 40, 0),
+    Entry(IP, libc::IP_RECVOPTS, 4, 0),
+    Entry(IP, libc::IP_RETOPTS, 4, 0),
+    Entry(IP, libc::IP_RECVTOS, 4, 0),
+    Entry(IP, libc::IP_RECVTTL, 4, 0),
+    Entry(IP, libc::IP_RECVORIGDSTADDR, 4, 0),
+    Entry(IP, libc::IP_MINTTL, 4, 0),
+    Entry(IP, IP_RECVFRAGSIZE, 4, 0),
+    Entry(IP, IP_UNICAST_IF, 4, 0),
     Entry(IP, libc::IP_TOS, 4, 0),
     Entry(IP, libc::IP_TTL, 4, 64),
     Entry(IP, libc::IP_RECVERR, 4, 0),
@@ -58,6 +112,15 @@ const BEFORE_CONNECTION: &[Entry] = &[
     Entry(TCP, libc::TCP_SYNCNT, 4, 6),
     Entry(TCP, libc::TCP_DEFER_ACCEPT, 4, 0),
     Entry(TCP, libc::TCP_FASTOPEN, 4, 0),
+    Entry(TCP, libc::TCP_FASTOPEN_CONNECT, 4, 0),
+    Entry(TCP, TCP_FASTOPEN_NO_COOKIE, 4, 0),
+];
+
+/// Those that a connection has values of its own for.
+const NEVER_CONNECTED: &[Entry] = &[
+    Entry(TCP, libc::TCP_WINDOW_CLAMP, 4, 0),
+    Entry(TCP, libc::TCP_MAXSEG, 4, 536),
+    Entry(TCP, libc::TCP_SAVE_SYN, 4, 0),
 ];
 
 const INET6: &[Entry] = &[
@@ -66,6 +129,30 @@ const INET6: &[Entry] = &[
     Entry(IP6, libc::IPV6_UNICAST_HOPS, 4, 64),
     Entry(IP6, libc::IPV6_RECVERR, 4, 0),
     Entry(IP6, libc::IPV6_RECVPKTINFO, 4, 0),
+    Entry(IP6, libc::IPV6_MTU_DISCOVER, 4, 1),
+    Entry(IP6, libc::IPV6_FLOWINFO_SEND, 4, 0),
+    Entry(IP6, libc::IPV6_FLOWINFO, 4, 0),
+    Entry(IP6, libc::IPV6_RECVHOPLIMIT, 4, 0),
+    Entry(IP6, libc::IPV6_RECVHOPOPTS, 4, 0),
+    Entry(IP6, libc::IPV6_RECVRTHDR, 4, 0),
+    Entry(IP6, libc::IPV6_RECVDSTOPTS, 4, 0),
+    Entry(IP6, libc::IPV6_RECVPATHMTU, 4, 0),
+    Entry(IP6, libc::IPV6_DONTFRAG, 4, 0),
+    Entry(IP6, libc::IPV6_RECVTCLASS, 4, 0),
+    Entry(IP6, libc::IPV6_ADDR_PREFERENCES, 4, 0x500),
+    Entry(IP6, libc::IPV6_MINHOPCOUNT, 4, 0),
+    Entry(IP6, libc::IPV6_RECVORIGDSTADDR, 4, 0),
+    Entry(IP6, libc::IPV6_TRANSPARENT, 4, 0),
+    Entry(IP6, IPV6_UNICAST_IF, 4, 0),
+    Entry(IP6, IPV6_RECVFRAGSIZE, 4, 0),
+    Entry(IP6, libc::IPV6_FREEBIND, 4, 0),
+];
+
+const INET6_DATAGRAM: &[Entry] = &[
+    Entry(IP6, libc::IPV6_MULTICAST_IF, 4, 0),
+    Entry(IP6, libc::IPV6_MULTICAST_HOPS, 4, 1),
+    Entry(IP6, libc::IPV6_MULTICAST_LOOP, 4, 1),
+    Entry(IP6, IPV6_MULTICAST_ALL, 4, 1),
 ];
 
 const STREAM: &[Entry] = &[
@@ -76,6 +163,11 @@ const STREAM: &[Entry] = &[
     Entry(TCP, libc::TCP_KEEPCNT, 4, 9),
     Entry(TCP, libc::TCP_LINGER2, 4, 60),
     Entry(TCP, libc::TCP_USER_TIMEOUT, 4, 0),
+    Entry(TCP, libc::TCP_THIN_LINEAR_TIMEOUTS, 4, 0),
+    Entry(TCP, TCP_NOTSENT_LOWAT, 4, 0),
+    Entry(TCP, TCP_INQ, 4, 0),
+    Entry(TCP, TCP_TX_DELAY, 4, 0),
+    Entry(TCP, TCP_RTO_MAX_MS, 4, 120_000),
     // The name of the congestion control, padded with zeros.
     Entry(TCP, libc::TCP_CONGESTION, 16, 0),
 ];
@@ -86,14 +178,56 @@ const DATAGRAM: &[Entry] = &[
     Entry(SOL, libc::SO_RXQ_OVFL, 4, 0),
     Entry(IP, libc::IP_MULTICAST_TTL, 4, 1),
     Entry(IP, libc::IP_MULTICAST_LOOP, 4, 1),
-    Entry(IP, libc::IP_RECVTOS, 4, 0),
-    Entry(IP, libc::IP_RECVTTL, 4, 0),
+    Entry(IP, IP_MULTICAST_ALL, 4, 1),
+    // An address; a device that was chosen by its number is not told.
+    Entry(IP, libc::IP_MULTICAST_IF, 4, 0),
+    Entry(IP, libc::IP_FREEBIND, 4, 0),
+    Entry(IP, libc::IP_BIND_ADDRESS_NO_PORT, 4, 0),
+    Entry(IP, IP_LOCAL_PORT_RANGE, 4, 0),
+];
+
+const UDP: &[Entry] = &[
+    Entry(libc::SOL_UDP, libc::UDP_CORK, 4, 0),
+    Entry(libc::SOL_UDP, UDP_ENCAP, 4, 0),
+    Entry(libc::SOL_UDP, UDP_NO_CHECK6_TX, 4, 0),
+    Entry(libc::SOL_UDP, UDP_NO_CHECK6_RX, 4, 0),
+    Entry(libc::SOL_UDP, libc::UDP_SEGMENT, 4, 0),
+    Entry(libc::SOL_UDP, libc::UDP_GRO, 4, 0),
+];
+
+const UDP_LITE: &[Entry] =
+    &[Entry(SOL_UDPLITE, UDPLITE_SEND_CSCOV, 4, 0), Entry(SOL_UDPLITE, UDPLITE_RECV_CSCOV, 4, 0)];
+
+const RAW: &[Entry] = &[
+    Entry(IP, libc::IP_HDRINCL, 4, 0),
+    Entry(IP, libc::IP_NODEFRAG, 4, 0),
+    Entry(SOL_RAW, ICMP_FILTER, 4, 0),
+];
+
+const RAW6: &[Entry] = &[
+    Entry(libc::SOL_ICMPV6, ICMPV6_FILTER, 32, 0),
+    Entry(IP6, IPV6_HDRINCL, 4, 0),
+    Entry(SOL_RAW, IPV6_CHECKSUM, 4, -1),
+];
+
+const PACKET: &[Entry] = &[
+    Entry(libc::SOL_PACKET, libc::PACKET_VERSION, 4, 0),
+    Entry(libc::SOL_PACKET, libc::PACKET_RESERVE, 4, 0),
+    Entry(libc::SOL_PACKET, libc::PACKET_AUXDATA, 4, 0),
+    Entry(libc::SOL_PACKET, libc::PACKET_ORIGDEV, 4, 0),
+    Entry(libc::SOL_PACKET, libc::PACKET_LOSS, 4, 0),
+    Entry(libc::SOL_PACKET, libc::PACKET_VNET_HDR, 4, 0),
+    Entry(libc::SOL_PACKET, libc::PACKET_TIMESTAMP, 4, 0),
+    Entry(libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 4, 0),
+    Entry(libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, 4, 0),
+    Entry(SOL, libc::SO_RXQ_OVFL, 4, 0),
 ];
 
 const UNIX: &[Entry] = &[
     Entry(SOL, libc::SO_PASSCRED, 4, 0),
     Entry(SOL, libc::SO_PASSSEC, 4, 0),
     Entry(SOL, SO_PASSPIDFD, 4, 0),
+    Entry(SOL, SO_PASSRIGHTS, 4, 1),
 ];
 
 const NETLINK: &[Entry] = &[
@@ -107,13 +241,30 @@ const NETLINK: &[Entry] = &[
     Entry(libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK, 4, 0),
 ];
 
+/// How far a TCP socket has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    Fresh,
+    Connecting,
+    Connected,
+}
+
 /// Which options a socket has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Family {
-    Tcp { v6: bool, connected: bool },
-    Udp { v6: bool },
+    Tcp {
+        v6: bool,
+        stage: Stage,
+    },
+    /// UDP and its like, and raw sockets.
+    Datagram {
+        v6: bool,
+        protocol: i32,
+        raw: bool,
+    },
     Unix,
     Netlink,
+    Packet,
 }
 
 impl Family {
@@ -121,16 +272,30 @@ impl Family {
         let when = |condition: bool, entries: &'static [Entry]| {
             if condition { entries } else { &[] }
         };
-        let (network, version, own, fresh): (&[Entry], &[Entry], &[Entry], &[Entry]) = match self {
-            Self::Tcp { v6, connected } => {
-                (INET, when(v6, INET6), STREAM, when(!connected, BEFORE_CONNECTION))
+        let lists: [&[Entry]; 5] = match self {
+            Self::Tcp { v6, stage } => {
+                let before = when(stage != Stage::Connected, BEFORE_CONNECTION);
+                let never = when(stage == Stage::Fresh, NEVER_CONNECTED);
+                [INET, when(v6, INET6), STREAM, before, never]
             }
-            Self::Udp { v6 } => (INET, when(v6, INET6), DATAGRAM, &[]),
-            Self::Unix => (&[], &[], UNIX, &[]),
-            Self::Netlink => (&[], &[], NETLINK, &[]),
+            Self::Datagram { v6, protocol, raw } => {
+                let own = match (protocol, raw) {
+                    (libc::IPPROTO_UDP, false) => UDP,
+                    (libc::IPPROTO_UDPLITE, false) => UDP_LITE,
+                    // The kernel computes this checksum itself, and lets nobody change that.
+                    (libc::IPPROTO_ICMPV6, true) => &RAW6[..2],
+                    (_, true) if v6 => RAW6,
+                    (_, true) => RAW,
+                    _ => &[],
+                };
+                [INET, when(v6, INET6), DATAGRAM, when(v6, INET6_DATAGRAM), own]
+            }
+            Self::Unix => [UNIX, &[], &[], &[], &[]],
+            Self::Netlink => [NETLINK, &[], &[], &[], &[]],
+            Self::Packet => [PACKET, &[], &[], &[], &[]],
         };
         // IP_TOS also sets the priority, so the common ones come last.
-        network.iter().chain(version).chain(own).chain(fresh).chain(COMMON)
+        lists.into_iter().flatten().chain(COMMON)
     }
 }
 
@@ -138,13 +303,13 @@ impl Family {
 pub(super) fn capture(fd: BorrowedFd<'_>, family: Family) -> io::Result<Vec<SocketOption>> {
     let mut options = Vec::new();
     for &Entry(level, name, size, fresh) in family.entries() {
-        let mut value = [0u8; TIMEVAL];
+        let mut value = [0u8; LONGEST];
         let length = match socket::option(fd, level, name, &mut value[..size]) {
-            Ok(length) => length,
+            Ok(length) => length.min(size),
             // Not every kernel and every socket has every option.
             Err(_) => continue,
         };
-        let mut unset = [0u8; TIMEVAL];
+        let mut unset = [if fresh == -1 { 0xff } else { 0 }; LONGEST];
         unset[..4].copy_from_slice(&fresh.to_ne_bytes());
         if value[..length] != unset[..length] {
             let value = value[..length].to_vec();
@@ -168,9 +333,16 @@ fn is_buffer(option: &SocketOption) -> bool {
     option.level == SOL && matches!(option.name, libc::SO_SNDBUF | libc::SO_RCVBUF | SO_BUF_LOCK)
 }
 
-/// Sets all options but the sizes of the buffers, before the socket is bound.
+/// What is set when a socket has its connection: a number of the next message can be asked for
+/// only then; and a filter that is locked takes no other.
+fn is_late(option: &SocketOption) -> bool {
+    let late = [libc::SO_TIMESTAMPING, libc::SO_LOCK_FILTER];
+    is_buffer(option) || (option.level == SOL && late.contains(&option.name))
+}
+
+/// Sets all options but the sizes of the buffers and a few more, before the socket is bound.
 pub(super) fn rebuild(fd: BorrowedFd<'_>, options: &[SocketOption]) -> io::Result<()> {
-    for option in options.iter().filter(|option| !is_buffer(option)) {
+    for option in options.iter().filter(|option| !is_late(option)) {
         if (option.level, option.name) == FILTER {
             socket::attach_filter(fd, &option.value)?;
             continue;
@@ -180,6 +352,18 @@ pub(super) fn rebuild(fd: BorrowedFd<'_>, options: &[SocketOption]) -> io::Resul
         // connection works with the kernel's own choice.
         if option.level != TCP || option.name != libc::TCP_CONGESTION {
             result?;
+        }
+    }
+    Ok(())
+}
+
+/// Like [`rebuild`] and [`rebuild_buffers`] for a socket that shows options of another one behind
+/// it, and does not let all of them be set.
+pub(super) fn rebuild_own(fd: BorrowedFd<'_>, options: &[SocketOption]) -> io::Result<()> {
+    for option in options.chunks(1) {
+        match rebuild(fd, option).and_then(|()| rebuild_buffers(fd, option)) {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+            other => other?,
         }
     }
     Ok(())
@@ -199,9 +383,14 @@ pub(super) fn make_room(fd: BorrowedFd<'_>, send: usize, receive: usize) -> io::
     Ok(())
 }
 
-/// Sets the sizes of the buffers and whether the program has fixed them.
+/// Sets the sizes of the buffers and whether the program has fixed them, and what else comes
+/// late.
 pub(super) fn rebuild_buffers(fd: BorrowedFd<'_>, options: &[SocketOption]) -> io::Result<()> {
-    for option in options.iter().filter(|option| is_buffer(option)) {
+    for option in options.iter().filter(|option| is_late(option)) {
+        if !is_buffer(option) {
+            socket::set_option(fd, option.level, option.name, &option.value)?;
+            continue;
+        }
         let value = integer(option).ok_or(io::ErrorKind::InvalidData)?;
         let (name, value) = match option.name {
             // The kernel doubles what it is told and tells the double.

@@ -1,12 +1,23 @@
 //! IP packets that are sent inside the VE's own network as if they came from somewhere else.
 
-use std::{io, net::IpAddr, os::fd::OwnedFd};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+};
+
+use ckpt_format::files::TcpConnection;
 
 use crate::sys::socket;
 
 /// The protocol numbers.
 pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;
+pub(super) const UDP_LITE: u8 = 136;
+
+/// Flags of TCP segments.
+pub(super) const FIN: u8 = 0x01;
+pub(super) const ACK: u8 = 0x10;
 
 /// An IPv4 address in IPv6 form is IPv4 on the wire.
 pub(super) fn on_the_wire(address: IpAddr) -> IpAddr {
@@ -70,4 +81,27 @@ pub(super) fn build(
     }
     header.extend(segment);
     header
+}
+
+/// A segment of a connection, sent by its peer to its `local` end.
+pub(super) fn tcp(
+    local: &SocketAddr,
+    tcp: &TcpConnection,
+    flags: u8,
+    sequence: u32,
+    data: &[u8],
+) -> Vec<u8> {
+    let scale = tcp.window_scale.map_or(0, |(sending, _)| sending);
+    let window = u16::try_from(tcp.window[1] >> scale.min(14)).unwrap_or(u16::MAX);
+    let mut bytes = Vec::with_capacity(20 + data.len());
+    bytes.extend(tcp.remote.port().to_be_bytes());
+    bytes.extend(local.port().to_be_bytes());
+    bytes.extend(sequence.to_be_bytes());
+    // Nothing more is acknowledged than the real peer has.
+    bytes.extend(tcp.send_start().to_be_bytes());
+    bytes.extend([5 << 4, flags]);
+    bytes.extend(window.to_be_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend(data);
+    build(on_the_wire(tcp.remote.ip()), on_the_wire(local.ip()), TCP, 16, bytes)
 }

@@ -6,12 +6,12 @@ use std::{
     thread,
 };
 
-use ckpt_format::files::Kind;
+use ckpt_format::files::{Kind, TcpState};
 
 use super::{
     capture::Capture,
     find::{Object, Refusal},
-    multicast, netlink, options,
+    frames, multicast, netlink, options,
     rebuild::{Rebuild, RebuildError, set_status},
     tcp, udp, unix,
 };
@@ -20,8 +20,9 @@ use crate::sys::{descriptor, socket};
 /// The protocols whose sockets can be moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
-    Tcp { v6: bool },
-    Udp { v6: bool },
+    Tcp { v6: bool, multipath: bool },
+    Datagram(udp::Variety),
+    Packet,
     Unix { socket_type: i32 },
     Netlink { protocol: i32 },
 }
@@ -33,7 +34,9 @@ pub(super) struct Network {
     cookie: u64,
     namespace: std::fs::File,
     unix: unix::Diagnosis,
+    packet: frames::Entries,
     groups: multicast::Groups,
+    netlink: netlink::Owned,
 }
 
 impl Network {
@@ -49,8 +52,21 @@ impl Network {
         let diagnosis = thread::scope(|scope| scope.spawn(work).join())
             .unwrap_or_else(|_| Err(io::Error::other("the thread in the VE's network panicked")))?;
         let unix = unix::dump(diagnosis.as_fd())?;
-        let groups = multicast::Groups::of(host_pid)?;
-        Ok(Self { cookie: cookie(diagnosis.as_fd())?, namespace, unix, groups })
+        // A kernel without it has no packet sockets, or tells nothing about them.
+        let packet = frames::dump(diagnosis.as_fd()).unwrap_or_default();
+        Ok(Self {
+            cookie: cookie(diagnosis.as_fd())?,
+            namespace,
+            unix,
+            packet,
+            groups: multicast::Groups::of(host_pid)?,
+            netlink: netlink::Owned::of(host_pid),
+        })
+    }
+
+    /// The multicast groups that somebody in the network has joined.
+    pub(super) fn groups(&self) -> &multicast::Groups {
+        &self.groups
     }
 
     /// The network itself.
@@ -75,18 +91,25 @@ impl Network {
                 "end the program, or the command that was started from the host with it",
             ));
         }
+        let v6 = domain == libc::AF_INET6;
         match (domain, kind, protocol) {
             (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP) => {
                 tcp::check(object)?;
-                Ok(Protocol::Tcp { v6: domain == libc::AF_INET6 })
+                Ok(Protocol::Tcp { v6, multipath: false })
             }
-            (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP) => {
-                let v6 = domain == libc::AF_INET6;
-                self.groups.check(object, v6)?;
-                Ok(Protocol::Udp { v6 })
+            (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_MPTCP) => {
+                tcp::check_multipath(object)?;
+                Ok(Protocol::Tcp { v6, multipath: true })
             }
+            (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM | libc::SOCK_RAW, _) => {
+                let variety = udp::Variety { v6, raw: kind == libc::SOCK_RAW, protocol };
+                udp::check(object, self, variety)?;
+                Ok(Protocol::Datagram(variety))
+            }
+            (libc::AF_PACKET, ..) => frames::check(object, &self.packet).map(|()| Protocol::Packet),
             (libc::AF_NETLINK, _, protocol) => {
-                netlink::check(protocol).map(|()| Protocol::Netlink { protocol })
+                netlink::check(object, protocol, &self.netlink)?;
+                Ok(Protocol::Netlink { protocol })
             }
             (libc::AF_UNIX, socket_type, _) => Ok(Protocol::Unix { socket_type }),
             _ => Err(unknown(domain, kind, protocol)),
@@ -103,11 +126,12 @@ fn cookie(fd: std::os::fd::BorrowedFd<'_>) -> io::Result<u64> {
 
 fn unknown(domain: i32, kind: i32, protocol: i32) -> Refusal {
     let what = match (domain, kind) {
-        (libc::AF_PACKET, _) => "a packet socket (a sniffer, or a DHCP client)".to_owned(),
         (libc::AF_VSOCK, _) => "a socket to the hypervisor (vsock)".to_owned(),
         (libc::AF_ALG, _) => "a socket of the kernel's cryptography".to_owned(),
-        (libc::AF_INET | libc::AF_INET6, libc::SOCK_RAW) => {
-            format!("a raw socket of protocol {protocol} (such as ping)")
+        (libc::AF_XDP, _) => "a socket for frames that go past the kernel (XDP)".to_owned(),
+        (libc::AF_KEY, _) => "a socket for IPsec keys".to_owned(),
+        (libc::AF_INET | libc::AF_INET6, _) if protocol == libc::IPPROTO_SCTP => {
+            "an SCTP socket".to_owned()
         }
         _ => format!("a socket of family {domain}, type {kind}, protocol {protocol}"),
     };
@@ -130,18 +154,24 @@ pub(super) fn capture(
     protocol: Protocol,
 ) -> Result<Kind, Refusal> {
     match protocol {
-        Protocol::Tcp { v6 } => {
+        Protocol::Tcp { v6, multipath } => {
             let object = &capture.found.objects[place];
-            let (kind, repaired) = tcp::capture(object, capture.source.init, v6)?;
-            capture.undo.connections.extend(repaired);
+            let init = capture.source.init;
+            let (kind, held) = tcp::capture(object, &capture.network, init, v6, multipath)?;
+            match held {
+                tcp::Held::Nothing => {}
+                tcp::Held::Connection(repaired) => capture.undo.connections.push(repaired),
+                tcp::Held::Queue(taken) => capture.undo.queues.push(taken),
+            }
             Ok(kind)
         }
-        Protocol::Udp { v6 } => {
+        Protocol::Datagram(variety) => {
             let object = &capture.found.objects[place];
-            let (kind, seen) = udp::capture(object, &capture.network, v6)?;
+            let (kind, seen) = udp::capture(object, &capture.network, variety)?;
             capture.undo.datagrams.extend(seen);
             Ok(kind)
         }
+        Protocol::Packet => frames::capture(&capture.found.objects[place], &capture.network.packet),
         Protocol::Netlink { protocol } => netlink::capture(&capture.found.objects[place], protocol),
         Protocol::Unix { socket_type } => unix::capture(capture, place, socket_type),
     }
@@ -166,6 +196,7 @@ pub(super) fn rebuild(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
         let fd = match &file.kind {
             Kind::Tcp(tcp) => tcp::bind(tcp)?,
             Kind::Udp(udp) => udp::rebuild(udp)?,
+            Kind::Packet(packet) => frames::rebuild(packet)?,
             Kind::Netlink(netlink) => netlink::rebuild(netlink)?,
             _ => continue,
         };
@@ -177,10 +208,29 @@ pub(super) fn rebuild(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
         let (Kind::Tcp(tcp), Some(fd)) = (&file.kind, &rebuild.made[place]) else { continue };
         rebuild.connections.extend(tcp::connect(fd.as_fd(), tcp)?);
     }
-    for file in &rebuild.files.files {
-        if let Kind::Udp(udp) = &file.kind {
-            udp::fill(udp)?;
+    wait(rebuild)?;
+    for (place, file) in rebuild.files.files.iter().enumerate() {
+        if let (Kind::Udp(udp), Some(fd)) = (&file.kind, &rebuild.made[place]) {
+            udp::fill(fd.as_fd(), udp)?;
         }
     }
     unix::rebuild(rebuild)
+}
+
+/// Lets connections wait for their listeners, as on the source.
+fn wait(rebuild: &Rebuild<'_>) -> Result<(), RebuildError> {
+    let failed = |source| RebuildError::Kernel { object: "waiting TCP connection", source };
+    let mut door = None;
+    for (file, made) in rebuild.files.files.iter().zip(&rebuild.made) {
+        let (Kind::Tcp(tcp), Some(listener)) = (&file.kind, made) else { continue };
+        let TcpState::Listening { waiting, .. } = &tcp.state else { continue };
+        for waiting in waiting {
+            let door = match &mut door {
+                Some(door) => door,
+                None => door.insert(tcp::Door::here().map_err(failed)?),
+            };
+            door.put(listener.as_fd(), waiting).map_err(failed)?;
+        }
+    }
+    Ok(())
 }

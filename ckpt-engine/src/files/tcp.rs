@@ -7,12 +7,18 @@
 
 mod capture;
 mod fin;
+mod queue;
 mod rebuild;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_queue;
 
-pub(super) use capture::{Repaired, capture, check, mend};
+pub(super) use capture::{Held, Repaired, capture, check, check_multipath, mend};
+pub(super) use queue::{Door, Taken};
 pub(super) use rebuild::{Connection, bind, connect};
+
+use capture::Info;
 
 use std::{io, os::fd::BorrowedFd};
 
@@ -22,6 +28,7 @@ const TCP: i32 = libc::IPPROTO_TCP;
 
 const ESTABLISHED: u8 = 1;
 const SYN_SENT: u8 = 2;
+const SYN_RECEIVED: u8 = 3;
 const FIN_WAIT1: u8 = 4;
 const FIN_WAIT2: u8 = 5;
 const CLOSE: u8 = 7;

@@ -5,9 +5,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use ckpt_format::{
-    blocker::Blocker, files::Files, memory::SharedKind, process::Descriptor,
-};
+use ckpt_format::{blocker::Blocker, files::Files, memory::SharedKind, process::Descriptor};
 use nix::{
     errno::Errno,
     sched::{CloneFlags, unshare},

@@ -66,7 +66,7 @@ fn netlink_sockets_keep_their_groups_and_port() {
     drop(netlink);
     let captured = child.capture();
     let Kind::Netlink(state) = &captured.files.files[0].kind else { panic!("a netlink socket") };
-    assert_eq!((state.port, &state.groups[..], state.lost), (4711, &[1, 5][..], false));
+    assert_eq!((state.port, &state.groups[..], &state.waiting), (4711, &[1, 5][..], &None));
     new_network();
     let copy = rebuild(&captured);
     let copied = socket::address(copy.of(number).as_fd(), socket::End::Local).unwrap();
@@ -216,36 +216,4 @@ fn packet_filters_go_along() {
     drop(child);
     let copy = rebuild(&captured);
     assert_eq!(socket::filter(copy.of(number).as_fd()).unwrap(), accept);
-}
-
-#[test]
-fn members_of_multicast_groups_are_blockers() {
-    new_network();
-    let member = UdpSocket::bind("0.0.0.0:5353").unwrap();
-    let other = UdpSocket::bind("0.0.0.0:5454").unwrap();
-    let group = "224.0.0.251".parse().unwrap();
-    member.join_multicast_v4(&group, &"127.0.0.1".parse().unwrap()).unwrap();
-    let child = Child::holding(&[member.as_fd(), other.as_fd()]);
-    let blockers = child.blockers();
-    assert_eq!(blockers.len(), 1);
-    assert_eq!(blockers[0].object, "a member of the multicast group 224.0.0.251");
-    assert_eq!(blockers[0].fd, Some(member.as_raw_fd()));
-}
-
-#[test]
-fn objects_that_cannot_be_moved_are_named() {
-    let audit = socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER).unwrap();
-    let packet = socket::socket(libc::AF_PACKET, libc::SOCK_RAW, 0).unwrap();
-    let raw = socket::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP).unwrap();
-    let fds = [audit.as_fd(), packet.as_fd(), raw.as_fd()];
-    let child = Child::holding(&fds);
-    let names: Vec<String> = child.blockers().into_iter().map(|blocker| blocker.object).collect();
-    assert_eq!(
-        names,
-        [
-            "a netlink socket of the packet filter",
-            "a packet socket (a sniffer, or a DHCP client)",
-            "a raw socket of protocol 1 (such as ping)"
-        ]
-    );
 }

@@ -1,5 +1,5 @@
-//! UDP sockets. What waits in them is sent again inside the VE's own network, as if it came
-//! from its senders.
+//! Sockets of UDP and its like, and raw sockets. What waits in UDP sockets is sent again inside
+//! the VE's own network, as if it came from its senders.
 
 use std::{
     io,
@@ -13,42 +13,81 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::{
     address,
     find::{Object, Refusal},
+    multicast,
     options::{self, Family},
     packet,
     rebuild::RebuildError,
     socket::Network,
 };
 use crate::sys::{
-    descriptor,
+    descriptor::{self, Count, count},
     socket::{self, Along},
 };
+
+/// What kind of socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Variety {
+    pub(super) v6: bool,
+    pub(super) raw: bool,
+    pub(super) protocol: i32,
+}
+
+impl Variety {
+    /// What waits can be read, and delivered again.
+    fn has_queue(self) -> bool {
+        !self.raw && matches!(self.protocol, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE)
+    }
+}
+
+/// Refuses what never can be moved.
+pub(super) fn check(object: &Object, network: &Network, variety: Variety) -> Result<(), Refusal> {
+    network.groups().of_socket(object.fd(), variety.v6).map(drop)
+}
 
 /// Reads a socket. The second value makes its queue readable again.
 pub(super) fn capture(
     object: &Object,
     network: &Network,
-    v6: bool,
+    variety: Variety,
 ) -> Result<(Kind, Option<Seen>), Refusal> {
     let fd = object.fd();
+    let Variety { v6, raw, protocol } = variety;
     let local = address::local(fd)?;
-    let queue = queue(fd)?;
+    let queue = if variety.has_queue() { queue(fd)? } else { Vec::new() };
+    if protocol == libc::IPPROTO_UDP && is_corked(fd)? {
+        return Err(Refusal::new(
+            "a datagram that is written in several parts and not yet sent",
+            "try again when the program has sent it",
+        ));
+    }
     let has_empty = queue.iter().any(|datagram| datagram.data.is_empty());
     let seen = match local {
         Some(local) if has_empty => Some(Seen {
             socket: Some(fd.try_clone_to_owned()?),
             network: network.namespace()?,
             local,
+            protocol,
         }),
         _ => None,
     };
     let kind = Kind::Udp(Box::new(UdpSocket {
         v6,
+        raw,
+        protocol,
         local,
         remote: address::remote(fd)?,
         queue,
-        options: options::capture(fd, Family::Udp { v6 })?,
+        groups: network.groups().of_socket(fd, v6)?,
+        options: options::capture(fd, Family::Datagram { v6, protocol, raw })?,
     }));
     Ok((kind, seen))
+}
+
+/// Whether a datagram is being put together (`UDP_CORK`). It cannot be read. One that is written
+/// with `MSG_MORE` cannot be told from one that waits for its receiver's address.
+fn is_corked(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let corked = options::number(fd, libc::SOL_UDP, libc::UDP_CORK)? != 0;
+    Ok(corked && count(fd, Count::Outstanding)? > 0)
 }
 
 /// A queue that holds empty datagrams. The kernel shows each of these once only to somebody who
@@ -59,6 +98,7 @@ pub(super) struct Seen {
     socket: Option<OwnedFd>,
     network: OwnedFd,
     local: SocketAddr,
+    protocol: i32,
 }
 
 impl Seen {
@@ -80,7 +120,7 @@ impl Seen {
         // On a thread of its own, because it stays in the VE's network.
         let work = || -> io::Result<()> {
             descriptor::enter(self.network.as_fd(), libc::CLONE_NEWNET)?;
-            queue.iter().try_for_each(|datagram| deliver(self.local, datagram))
+            queue.iter().try_for_each(|datagram| deliver(self.local, self.protocol, datagram))
         };
         std::thread::scope(|scope| scope.spawn(work).join())
             .unwrap_or_else(|_| Err(io::Error::other("the thread in the VE's network panicked")))
@@ -136,32 +176,54 @@ fn failed(source: io::Error) -> RebuildError {
 }
 
 pub(super) fn rebuild(udp: &UdpSocket) -> Result<OwnedFd, RebuildError> {
+    make(udp).map_err(failed)
+}
+
+fn make(udp: &UdpSocket) -> io::Result<OwnedFd> {
     let domain = if udp.v6 { libc::AF_INET6 } else { libc::AF_INET };
-    let made = socket::socket(domain, libc::SOCK_DGRAM, libc::IPPROTO_UDP).map_err(failed)?;
+    let kind = if udp.raw { libc::SOCK_RAW } else { libc::SOCK_DGRAM };
+    let made = socket::socket(domain, kind, udp.protocol)?;
     let fd = made.as_fd();
-    options::rebuild(fd, &udp.options).map_err(failed)?;
-    options::rebuild_buffers(fd, &udp.options).map_err(failed)?;
-    if let Some(local) = udp.local {
+    options::rebuild(fd, &udp.options)?;
+    options::rebuild_buffers(fd, &udp.options)?;
+    // The port of a raw socket is its protocol, and no name of its own.
+    let local = udp.local.filter(|local| !udp.raw || !local.ip().is_unspecified());
+    if let Some(local) = local {
         // A connect(2) without a bind(2) has chosen the address; then it is bound to nothing
         // by name, but the port must be the same.
-        socket::bind(fd, &address::encode_inet(&local)).map_err(failed)?;
+        socket::bind(fd, &address::encode_inet(&local))?;
     }
     if let Some(remote) = udp.remote {
-        socket::connect(fd, &address::encode_inet(&remote)).map_err(failed)?;
+        socket::connect(fd, &address::encode_inet(&remote))?;
     }
+    multicast::rebuild(fd, &udp.groups)?;
     Ok(made)
 }
 
 /// Delivers what waited, once all sockets have their names.
-pub(super) fn fill(udp: &UdpSocket) -> Result<(), RebuildError> {
+pub(super) fn fill(fd: BorrowedFd<'_>, udp: &UdpSocket) -> Result<(), RebuildError> {
     let Some(local) = udp.local else { return Ok(()) };
-    for datagram in &udp.queue {
-        deliver(local, datagram).map_err(failed)?;
+    if udp.queue.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let device = udp
+        .options
+        .iter()
+        .find(|option| (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_BINDTODEVICE));
+    let bind_to = |name: &[u8]| {
+        socket::set_option(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, name).map_err(failed)
+    };
+    // Ours come in by the loopback device.
+    if device.is_some() {
+        bind_to(b"lo\0")?;
+    }
+    for datagram in &udp.queue {
+        deliver(local, udp.protocol, datagram).map_err(failed)?;
+    }
+    device.map_or(Ok(()), |device| bind_to(&device.value))
 }
 
-fn deliver(local: SocketAddr, datagram: &Datagram) -> io::Result<()> {
+fn deliver(local: SocketAddr, protocol: i32, datagram: &Datagram) -> io::Result<()> {
     let from = packet::on_the_wire(datagram.sender.ip());
     let to = match packet::on_the_wire(local.ip()) {
         // Bound to all addresses: any own address of the sender's kind leads there.
@@ -169,15 +231,23 @@ fn deliver(local: SocketAddr, datagram: &Datagram) -> io::Result<()> {
             IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
         },
+        // It would go out to the others of the group, too.
+        to if to.is_multicast() => {
+            tracing::warn!(%local, "a waiting datagram for a group is lost");
+            return Ok(());
+        }
         to => to,
     };
     let mut bytes = datagram.sender.port().to_be_bytes().to_vec();
     bytes.extend(local.port().to_be_bytes());
     let length = u16::try_from(datagram.data.len() + 8).map_err(io::Error::other)?;
-    bytes.extend(length.to_be_bytes());
+    // UDP-Lite says here how much its checksum covers: 0 is all.
+    let lite = protocol == libc::IPPROTO_UDPLITE;
+    bytes.extend(if lite { [0; 2] } else { length.to_be_bytes() });
     bytes.extend([0; 2]);
     bytes.extend(&datagram.data);
-    let packet = packet::build(from, to, packet::UDP, 6, bytes);
+    let number = if lite { packet::UDP_LITE } else { packet::UDP };
+    let packet = packet::build(from, to, number, 6, bytes);
     let raw = packet::raw_socket(to)?;
     let receiver = address::encode_inet(&(to, 0).into());
     let along = Along { receiver: &receiver, ..Along::default() };

@@ -10,7 +10,7 @@
 
 mod bind;
 mod capture;
-mod diagnosis;
+pub(super) mod diagnosis;
 mod queue;
 mod rebuild;
 #[cfg(test)]

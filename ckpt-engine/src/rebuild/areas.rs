@@ -16,6 +16,7 @@ use crate::{
 };
 
 const ARCH_MAP_VDSO_64: u64 = 0x2003;
+const MAP_DROPPABLE: i32 = 8;
 const PR_SET_VMA: u64 = 0x5356_4d41;
 const PR_SET_VMA_ANON_NAME: u64 = 0;
 
@@ -69,6 +70,9 @@ impl Skeleton {
         }
         work.flush()?;
         if let Some(bone) = self.processes.get_mut(&pid) {
+            if bone.life != life {
+                bone.guards.clear();
+            }
             bone.areas = areas;
             bone.life = life;
             // What was meant for an area that has gone is not meant for its successor.
@@ -110,6 +114,8 @@ fn neighbours(areas: &[Area], index: usize, good: &Ranges) -> Vec<Neighbour> {
     let could_join = |other: &&Area| {
         grows
             && other.shared == area.shared
+            && !other.advice.droppable
+            && !area.advice.droppable
             && match (&other.backing, &area.backing) {
                 (Backing::Anonymous { .. }, Backing::Anonymous { .. }) => true,
                 (other, own) => matches!(own, Backing::File { .. }) && other == own,
@@ -186,7 +192,11 @@ impl Work<'_> {
 
     fn map(&mut self, area: &Area, start: u64, end: u64) -> Result<(), RebuildError> {
         let mut flags = libc::MAP_FIXED_NOREPLACE;
-        flags |= if area.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+        flags |= match (area.shared, area.advice.droppable) {
+            (true, _) => libc::MAP_SHARED,
+            (false, true) => MAP_DROPPABLE,
+            (false, false) => libc::MAP_PRIVATE,
+        };
         if area.grows_down {
             flags |= libc::MAP_GROWSDOWN;
         }

@@ -9,7 +9,9 @@ use ckpt_format::{
 
 use nix::poll::{PollFd, PollFlags, poll};
 
-use super::{Bone, Inconsistency, Ready, RebuildError, Skeleton, credentials, timers, tree};
+use super::{
+    Bone, Inconsistency, Ready, RebuildError, Skeleton, controls, credentials, timers, tree,
+};
 use crate::{
     inject::{Batch, InjectError},
     procfs,
@@ -22,7 +24,6 @@ use crate::{
 /// Where in the gate's loop its `syscall` instruction stands.
 const GATE_SYSCALL: u64 = 32;
 const PR_SET_TIMERSLACK: u64 = 29;
-const PR_SET_THP_DISABLE: u64 = 41;
 const SS_ONSTACK: u64 = 1;
 const SS_DISABLE: u64 = 2;
 const ALL_CPUS: [u64; 16] = [u64::MAX; 16];
@@ -55,6 +56,7 @@ impl Skeleton {
 
     fn complete_process(&self, process: &Process) -> Result<(), RebuildError> {
         let bone = self.bone(process.pid)?;
+        self.protect_memory(bone)?;
         set_from_outside(bone.thread.tid, process);
         timers::create_posix_timers(&bone.thread, self.gate, &process.posix_timers)
             .map_err(bone.failed("make its timers"))?;
@@ -65,6 +67,8 @@ impl Skeleton {
         batch.run(&bone.thread)?.all().map_err(bone.failed("set its signals and timers"))?;
         let stopped = std::iter::once(&bone.thread).chain(&bone.others);
         for (stopped, thread) in stopped.zip(&process.threads) {
+            controls::set_speculation(stopped, self.gate, thread)
+                .map_err(bone.failed("control a thread's speculation"))?;
             let mut batch = self.gate.batch();
             one_thread(&mut batch, process, thread, self.bounding);
             let done = batch.run(stopped)?;
@@ -181,6 +185,9 @@ impl Skeleton {
             ptrace::set_extended_state(tid, &thread.extended).map_err(control)?;
             ptrace::set_registers(tid, &registers).map_err(control)?;
             ptrace::set_signal_mask(tid, thread.signal_mask).map_err(control)?;
+            if thread.controls.dispatch.is_some() {
+                ptrace::set_dispatch(tid, thread.controls.dispatch).map_err(control)?;
+            }
             let stop_signal = if index == 0 { process.stopped.unwrap_or(0) } else { 0 };
             rebuilt.push(Rebuilt { tid, stop_signal });
         }
@@ -301,9 +308,7 @@ fn whole_process(batch: &mut Batch, process: &Process, elapsed_ns: i64) {
     if process.child_subreaper {
         batch.call("prctl", prctl, &[libc::PR_SET_CHILD_SUBREAPER as u64, 1]);
     }
-    if process.thp_disable {
-        batch.call("prctl", prctl, &[PR_SET_THP_DISABLE, 1, 0, 0, 0]);
-    }
+    controls::whole_process(batch, &process.controls);
     for bit in [1 << 2, 1 << 4, 1 << 6, 1 << 8] {
         if process.membarrier & bit != 0 {
             batch.call("membarrier", libc::SYS_membarrier, &[u64::from(bit), 0, 0]);
@@ -345,6 +350,7 @@ fn one_thread(batch: &mut Batch, process: &Process, thread: &Thread, bounding: u
         let arguments = [rseq.pointer, u64::from(rseq.size), 0, u64::from(rseq.signature)];
         batch.call("rseq", libc::SYS_rseq, &arguments);
     }
+    controls::one_thread(batch, &thread.controls);
 }
 
 /// Queues a signal with all it carries: only the process itself may forge the sender.

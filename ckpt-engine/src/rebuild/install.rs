@@ -1,4 +1,4 @@
-//! Threads, descriptors, program and directories of the processes.
+//! Descriptors, program and directories of the processes.
 
 use std::{
     collections::BTreeMap,
@@ -14,19 +14,12 @@ use super::{
     Bone, CHANNEL, Inconsistency, RebuildError, Skeleton,
     areas::{Message, send_descriptors},
 };
-use crate::{files::Rebuilt, inject::Stopped, ipc};
+use crate::{files::Rebuilt, ipc};
 
 /// The most descriptors in one message (`SCM_MAX_FD`).
 const BATCH: usize = 253;
 const PR_SET_MM: u64 = 35;
 const PR_SET_MM_MAP: u64 = 14;
-const CLONE_THREAD_FLAGS: u64 = (libc::CLONE_VM
-    | libc::CLONE_FS
-    | libc::CLONE_FILES
-    | libc::CLONE_SIGHAND
-    | libc::CLONE_THREAD
-    | libc::CLONE_SYSVSEM) as u64;
-
 impl Skeleton {
     /// Makes the threads, and the processes that are dead but not yet waited for: what is open
     /// below `/proc/PID` can be opened then. They die in [`Self::finalize`].
@@ -36,7 +29,7 @@ impl Skeleton {
             if process.threads.is_empty() {
                 return Err(Inconsistency::NoThreads(process.pid).into());
             }
-            self.make_threads(process)?;
+            self.make_threads(process, &processes.filters)?;
         }
         self.bear_zombies()
     }
@@ -92,19 +85,6 @@ impl Skeleton {
         })?;
         done.all().map_err(bone.failed("set its program and root"))?;
         self.enter_directory(bone, strip_root(&process.cwd, &process.root))
-    }
-
-    fn make_threads(&mut self, process: &Process) -> Result<(), RebuildError> {
-        let pid = process.pid;
-        let bone = self.bone(pid)?;
-        let mut others: Vec<Stopped> = Vec::with_capacity(process.threads.len() - 1);
-        for thread in &process.threads[1..] {
-            others.push(self.clone_in(&bone.thread, thread.tid, CLONE_THREAD_FLAGS, 0)?);
-        }
-        if let Some(bone) = self.processes.get_mut(&pid) {
-            bone.others = others;
-        }
-        Ok(())
     }
 
     /// Passes the open files through the channel and puts each where it belongs.

@@ -16,13 +16,16 @@
 
 mod areas;
 mod complete;
+mod controls;
 mod credentials;
 mod directory;
 mod install;
 mod opened;
 mod pages;
+mod protect;
 mod release;
 mod remote;
+mod threads;
 mod timers;
 mod tree;
 
@@ -33,7 +36,11 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use ckpt_format::{ipc::SemaphoreSet, memory::Area, process::Shape};
+use ckpt_format::{
+    ipc::SemaphoreSet,
+    memory::{Area, Run},
+    process::Shape,
+};
 
 pub use self::release::Ready;
 use crate::{
@@ -121,6 +128,7 @@ pub enum Inconsistency {
     PageCount,
     Registers(i32),
     NoThreads(i32),
+    UnknownFilter(u32),
 }
 
 impl std::fmt::Display for Inconsistency {
@@ -134,6 +142,7 @@ impl std::fmt::Display for Inconsistency {
             Self::PageCount => write!(f, "page data and page list differ in size"),
             Self::Registers(pid) => write!(f, "bad registers for a thread of process {pid}"),
             Self::NoThreads(pid) => write!(f, "process {pid} has no threads"),
+            Self::UnknownFilter(place) => write!(f, "seccomp filter {place} is unusable"),
         }
     }
 }
@@ -182,6 +191,8 @@ struct Bone {
     areas: Vec<Area>,
     /// Pages by address that could not be written yet: behind the end of a file that is to grow.
     late: BTreeMap<u64, Vec<u8>>,
+    /// Guard regions, to be installed when nothing is written any more.
+    guards: Vec<Run>,
 }
 
 impl Skeleton {
@@ -203,7 +214,7 @@ impl Skeleton {
         let mut bone = Bone::new(1, thread, None)?;
         bone.session = status.innermost("NSsid")?;
         bone.group = status.innermost("NSpgid")?;
-        raise_descriptor_limit(init);
+        raise_limits(init);
         Ok(Self {
             processes: BTreeMap::from([(1, bone)]),
             shared: HashMap::new(),
@@ -254,6 +265,7 @@ impl Bone {
             exit_signal: libc::SIGCHLD,
             areas: Vec::new(),
             late: BTreeMap::new(),
+            guards: Vec::new(),
         })
     }
 
@@ -307,11 +319,18 @@ fn share_a_cpu(init: i32) {
     }
 }
 
-/// The descriptors of the VE are installed before its limits are.
-fn raise_descriptor_limit(init: i32) {
-    let raised = task::limit(init, libc::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| task::set_limit(init, libc::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::debug!(%error, "cannot raise the descriptor limit of a new VE");
+/// The descriptors of the VE are installed, and its memory is locked, before its limits are set.
+fn raise_limits(init: i32) {
+    for resource in [libc::RLIMIT_NOFILE, libc::RLIMIT_MEMLOCK] {
+        let raised = task::limit(init, resource).and_then(|(_, hard)| {
+            let beyond = match resource {
+                libc::RLIMIT_MEMLOCK => task::set_limit(init, resource, u64::MAX, u64::MAX),
+                _ => Err(io::ErrorKind::Unsupported.into()),
+            };
+            beyond.or_else(|_| task::set_limit(init, resource, hard, hard))
+        });
+        if let Err(error) = raised {
+            tracing::debug!(resource, %error, "cannot raise a limit of a new VE");
+        }
     }
 }

@@ -51,6 +51,13 @@ impl Skeleton {
             }
             Record::Pages { space, runs, data } => self.write(space, &runs, &data),
             Record::Drop { space, runs } => self.discard(space, &runs),
+            Record::Guards { pid, runs } => {
+                if runs.iter().any(overlaps_gate) {
+                    return Err(Inconsistency::AreaOutside(pid).into());
+                }
+                self.bone_mut(pid)?.guards = runs;
+                Ok(())
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 //! This is the only place with `unsafe` in the whole project.
 
 pub mod ancillary;
+pub mod bpf;
 pub mod clone;
 pub mod descriptor;
 pub mod event;

@@ -16,6 +16,20 @@ pub mod category {
     pub const SWAPPED: u64 = 1 << 4;
     /// The shared page of zeros.
     pub const ZERO: u64 = 1 << 5;
+    /// A guard (`MADV_GUARD_INSTALL`); shown since Linux 6.15, see [`super::shows_guards`].
+    pub const GUARD: u64 = 1 << 8;
+}
+
+/// Whether this kernel tells guards from pages.
+pub fn shows_guards() -> bool {
+    static ANSWER: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        let query = Query { mask: category::GUARD, inverted: 0, ..Query::default() };
+        File::open("/proc/self/pagemap").is_ok_and(|pagemap| {
+            let anywhere = &raw const query as u64 & !0xfff;
+            scan(&pagemap, anywhere, anywhere + 0x1000, query, |_, _| ()).is_ok()
+        })
+    })
 }
 
 /// Write protect what matched.
@@ -52,7 +66,7 @@ struct ScanArgument {
 }
 
 /// What to look for in [`scan`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Query {
     /// All of these must hold …
     pub mask: u64,
@@ -74,6 +88,19 @@ pub fn scan(
     query: Query,
     mut found: impl FnMut(u64, u64),
 ) -> io::Result<()> {
+    let found = |start, end, _| found(start, end);
+    scan_kinds(pagemap, start, end, query, category::PRESENT, found)
+}
+
+/// As [`scan`]; `found` is also told which of the categories in `kinds` the run has.
+pub fn scan_kinds(
+    pagemap: &File,
+    start: u64,
+    end: u64,
+    query: Query,
+    kinds: u64,
+    mut found: impl FnMut(u64, u64, u64),
+) -> io::Result<()> {
     let mut regions = [Region::default(); REGIONS];
     let mut flags = if query.protect { PM_SCAN_WP_MATCHING } else { 0 };
     if query.tracked {
@@ -91,7 +118,7 @@ pub fn scan(
             category_inverted: query.inverted,
             category_mask: query.mask,
             category_anyof_mask: query.any_of,
-            return_mask: category::PRESENT,
+            return_mask: kinds,
             ..ScanArgument::default()
         };
         // SAFETY: the argument is a live `struct pm_scan_arg` whose vector is `regions`.
@@ -99,7 +126,7 @@ pub fn scan(
             unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) }.into(),
         )?;
         for region in &regions[..count as usize] {
-            found(region.start, region.end);
+            found(region.start, region.end, region.categories);
         }
         if argument.walk_end <= next {
             break;

@@ -5,6 +5,8 @@
 
 use std::io;
 
+use ckpt_format::controls::Dispatch;
+
 use super::check;
 
 /// The general registers, `struct user_regs_struct`.
@@ -15,7 +17,10 @@ const NT_X86_XSTATE: usize = 0x202;
 const PTRACE_GETSIGMASK: u32 = 0x420a;
 const PTRACE_SETSIGMASK: u32 = 0x420b;
 const PTRACE_SECCOMP_GET_FILTER: u32 = 0x420c;
+const PTRACE_SECCOMP_GET_METADATA: u32 = 0x420d;
 const PTRACE_GET_RSEQ_CONFIGURATION: u32 = 0x420f;
+const PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4210;
+const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
 const PTRACE_EVENT_STOP: i32 = 128;
 
 /// Kill the tracee when the tracer dies: for processes that must not outlive us.
@@ -172,14 +177,37 @@ pub fn rseq(tid: i32) -> io::Result<RseqConfiguration> {
     Ok(configuration)
 }
 
-/// How many instructions the thread's newest seccomp filter has; `None` without a filter.
-pub fn seccomp_filter_len(tid: i32) -> io::Result<Option<usize>> {
-    match request(PTRACE_SECCOMP_GET_FILTER, tid, 0, 0) {
-        Ok(count) => Ok(Some(count as usize)),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
-        Err(error) => Err(error),
-    }
+/// A seccomp filter of the thread, the oldest for place 0: its program, as `struct sock_filter`s,
+/// and whether it was installed with `SECCOMP_FILTER_FLAG_LOG`.
+pub fn seccomp_filter(tid: i32, place: usize) -> io::Result<(Vec<u8>, bool)> {
+    const INSTRUCTION: usize = 8;
+    const FLAG_LOG: u64 = 2;
+    let count = request(PTRACE_SECCOMP_GET_FILTER, tid, place, 0)? as usize;
+    let mut program = vec![0u8; count * INSTRUCTION];
+    request(PTRACE_SECCOMP_GET_FILTER, tid, place, program.as_mut_ptr() as usize)?;
+    // `struct seccomp_metadata`: the place goes in, the flags come out.
+    let mut metadata = [place as u64, 0];
+    let size = size_of_val(&metadata);
+    request(PTRACE_SECCOMP_GET_METADATA, tid, size, metadata.as_mut_ptr() as usize)?;
+    Ok((program, metadata[1] & FLAG_LOG != 0))
+}
+
+/// Where the thread's system calls go to its own handler (`PR_SET_SYSCALL_USER_DISPATCH`); `None`
+/// when they do not.
+pub fn dispatch(tid: i32) -> io::Result<Option<Dispatch>> {
+    let mut words = [0u64; 4];
+    let size = size_of_val(&words);
+    request(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, words.as_mut_ptr() as usize)?;
+    let [mode, selector, offset, len] = words;
+    Ok((mode != 0).then_some(Dispatch { mode, selector, offset, len }))
+}
+
+/// The inverse of [`dispatch`].
+pub fn set_dispatch(tid: i32, dispatch: Option<Dispatch>) -> io::Result<()> {
+    let Dispatch { mode, selector, offset, len } = dispatch.unwrap_or_default();
+    let words = [mode, selector, offset, len];
+    let (size, address) = (size_of_val(&words), words.as_ptr() as usize);
+    request(PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, address).map(drop)
 }
 
 /// The signals pending for a thread, or (`shared`) for its whole process; 128 bytes each.

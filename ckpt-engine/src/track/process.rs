@@ -6,7 +6,10 @@ use std::{
     os::unix::fs::FileExt,
 };
 
-use ckpt_format::memory::{Area, Backing, PAGE, Run, Space};
+use ckpt_format::{
+    memory::{Area, Backing, PAGE, Run, Space},
+    stream::Record,
+};
 
 use super::{Output, Sink, TrackError};
 use crate::{
@@ -51,6 +54,17 @@ struct Life {
     owed: Ranges,
     /// Where the target has made its areas anew: whatever is there is due, written or not.
     anew: Ranges,
+    /// Whether the target was told of guards.
+    guarded: bool,
+}
+
+/// What a scan of a frozen process finds beside what was written.
+#[derive(Debug, Default)]
+struct Standing {
+    /// The pages that are there.
+    present: Ranges,
+    /// Guards (`MADV_GUARD_INSTALL`).
+    guards: Ranges,
 }
 
 impl Tracked {
@@ -160,12 +174,12 @@ impl Tracked {
             None => return Ok(()),
         };
         let mut due = std::mem::take(&mut life.owed);
-        let mut present = Ranges::default();
+        let mut standing = Standing::default();
         if !frozen {
             life.register_new();
         }
         for area in life.space.areas.iter().filter(|area| has_private_pages(area)) {
-            match life.scan(area, frozen, &mut due, &mut present) {
+            match life.scan(area, frozen, &mut due, &mut standing) {
                 Ok(()) => {}
                 Err(_) if !frozen => {}
                 Err(source) => {
@@ -176,7 +190,8 @@ impl Tracked {
         }
         life.anew = Ranges::default();
         if frozen {
-            let vanished = life.sent.without(&present);
+            life.send_guards(pid, &standing.guards, output)?;
+            let vanished = life.sent.without(&standing.present);
             let runs = vanished.iter().map(|(start, end)| run(start, end)).collect();
             output.drop_runs(Space::Process(pid), runs)?;
             life.sent = life.sent.without(&vanished);
@@ -227,6 +242,7 @@ impl Life {
             sent: Ranges::default(),
             owed: Ranges::default(),
             anew: Ranges::default(),
+            guarded: false,
         };
         Ok((life, text))
     }
@@ -273,16 +289,32 @@ impl Life {
         }
     }
 
-    /// Adds the written pages of one area to `due`; in a frozen process all that are there to
-    /// `present`.
+    /// Tells of the guards of a frozen process, if there are any or were.
+    fn send_guards<S: Sink>(
+        &mut self,
+        pid: i32,
+        guards: &Ranges,
+        output: &mut Output<'_, S>,
+    ) -> Result<(), TrackError> {
+        if guards.is_empty() && !self.guarded {
+            return Ok(());
+        }
+        self.guarded = !guards.is_empty();
+        let runs = guards.iter().map(|(start, end)| run(start, end)).collect();
+        output.send(Record::Guards { pid, runs })
+    }
+
+    /// Adds the written pages of one area to `due`; for a frozen process also what stands there
+    /// to `standing`.
     fn scan(
         &self,
         area: &Area,
         frozen: bool,
         due: &mut Ranges,
-        present: &mut Ranges,
+        standing: &mut Standing,
     ) -> io::Result<()> {
-        let no_file = category::FILE | category::ZERO;
+        let guard = if pagemap::shows_guards() { category::GUARD } else { 0 };
+        let no_file = category::FILE | category::ZERO | guard;
         let written = Query {
             mask: category::WRITTEN | no_file,
             inverted: no_file,
@@ -293,8 +325,12 @@ impl Life {
         let there = Query { mask: no_file, ..written };
         let look = Query { protect: false, tracked: false, ..there };
         if frozen {
-            let found = |start, end| present.insert(start, end);
-            pagemap::scan(&self.pagemap, area.start, area.end, look, found)?;
+            let all = Query { mask: no_file & !guard, inverted: no_file & !guard, ..look };
+            let found = |start, end, kind| match kind & guard {
+                0 => standing.present.insert(start, end),
+                _ => standing.guards.insert(start, end),
+            };
+            pagemap::scan_kinds(&self.pagemap, area.start, area.end, all, guard, found)?;
         }
         for (start, end) in self.anew.iter() {
             let (start, end) = (start.max(area.start), end.min(area.end));
@@ -431,9 +467,9 @@ mod tests {
     fn round(life: &mut Life, areas: Vec<Area>) -> Ranges {
         life.space.areas = areas;
         life.register_new();
-        let (mut due, mut present) = (Ranges::default(), Ranges::default());
+        let (mut due, mut standing) = (Ranges::default(), Standing::default());
         for area in &life.space.areas {
-            life.scan(area, false, &mut due, &mut present).unwrap();
+            life.scan(area, false, &mut due, &mut standing).unwrap();
         }
         life.anew = Ranges::default();
         due

@@ -1,6 +1,6 @@
 //! Sockets with their queues and options.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -102,6 +102,8 @@ pub struct UnixMessage {
 pub struct TcpSocket {
     /// An IPv6 socket.
     pub v6: bool,
+    /// Made for MPTCP: a listener, or a socket that is not connected.
+    pub multipath: bool,
     /// The local address, when bound.
     pub local: Option<SocketAddr>,
     /// The state.
@@ -119,6 +121,8 @@ pub enum TcpState {
     Listening {
         /// listen(2).
         backlog: u32,
+        /// The connections that wait to be accepted, oldest first.
+        waiting: Vec<WaitingConnection>,
     },
     /// Waiting for the peer's answer to a connect(2).
     Connecting {
@@ -132,6 +136,15 @@ pub enum TcpState {
         /// What can still be read.
         unread: serde_bytes::ByteBuf,
     },
+}
+
+/// A connection that its listener has not accepted yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingConnection {
+    /// Our end, which the listener's address need not tell.
+    pub local: SocketAddr,
+    /// The rest.
+    pub connection: TcpConnection,
 }
 
 /// A TCP connection as `TCP_REPAIR` tells it.
@@ -208,17 +221,24 @@ pub enum TcpClosing {
     ByBoth,
 }
 
-/// A UDP socket.
+/// A socket of UDP, UDP-Lite or echo requests (ping), or a raw one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UdpSocket {
     /// An IPv6 socket.
     pub v6: bool,
+    /// Raw: it sees whole packets of its protocol.
+    pub raw: bool,
+    /// `IPPROTO_*`.
+    pub protocol: i32,
     /// The local address, when bound.
     pub local: Option<SocketAddr>,
     /// The remote address, when connected.
     pub remote: Option<SocketAddr>,
-    /// Datagrams waiting to be read, with their senders.
+    /// Datagrams waiting to be read, with their senders. Only of UDP: replies to a ping and raw
+    /// packets cannot be read without being consumed, and may be lost at any time.
     pub queue: Vec<Datagram>,
+    /// The multicast groups that it has joined.
+    pub groups: Vec<Membership>,
     /// The options.
     pub options: Vec<SocketOption>,
 }
@@ -233,7 +253,49 @@ pub struct Datagram {
     pub data: Vec<u8>,
 }
 
-/// A netlink socket. What was queued is lost by design: listeners must read the state anew.
+/// A multicast group that a socket has joined.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// The number of the device.
+    pub device: u32,
+    /// The group.
+    pub group: IpAddr,
+    /// Only what these send is received, or with `exclude` what all others send.
+    pub sources: Vec<IpAddr>,
+    /// See `sources`.
+    pub exclude: bool,
+}
+
+/// A socket that sends and receives whole frames (`AF_PACKET`). What waits in it is lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacketSocket {
+    /// `SOCK_RAW` or `SOCK_DGRAM`.
+    pub socket_type: i32,
+    /// The EtherType as it is on the wire.
+    pub protocol: [u8; 2],
+    /// The number of the device; 0 for all.
+    pub device: u32,
+    /// Addresses and modes that it has asked the device for.
+    pub memberships: Vec<PacketMembership>,
+    /// The options.
+    pub options: Vec<SocketOption>,
+}
+
+/// One `PACKET_ADD_MEMBERSHIP`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacketMembership {
+    /// The number of the device.
+    pub device: u32,
+    /// `PACKET_MR_*`.
+    pub kind: u16,
+    /// The hardware address, empty for a mode.
+    #[serde(with = "serde_bytes")]
+    pub address: Vec<u8>,
+    /// How often it was asked for.
+    pub count: u32,
+}
+
+/// A netlink socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetlinkSocket {
     /// `SOCK_RAW` or `SOCK_DGRAM`.
@@ -244,8 +306,9 @@ pub struct NetlinkSocket {
     pub port: u32,
     /// The groups joined.
     pub groups: Vec<u32>,
-    /// Messages were queued and are lost; the listener is told by `ENOBUFS`.
-    pub lost: bool,
+    /// The first of the messages that wait to be read; the kernel shows no other. An answer is
+    /// asked for again on the target; news that came unasked are lost.
+    pub waiting: Option<serde_bytes::ByteBuf>,
     /// The options.
     pub options: Vec<SocketOption>,
 }

@@ -21,7 +21,10 @@ use super::{
     Event, Failure, Progress, Request, cluster, node, template, ve,
     wire::{DESCRIPTORS_MAX, REQUEST_LIMIT},
 };
-use crate::{daemon::Daemon, migration::MigrateRequest};
+use crate::{
+    daemon::Daemon,
+    migration::{CheckpointRequest, MigrateRequest},
+};
 
 /// Why the API cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -171,6 +174,7 @@ async fn answer(
         Request::Cluster(request) => cluster::handle(&daemon, request).await,
         Request::Ve(request) => ve::handle(&daemon, request, descriptors, &sink).await,
         Request::Migrate(request) => migrate(&daemon, &request, &sink).await,
+        Request::Checkpoint(request) => checkpoint(&daemon, request, &sink).await,
         Request::Template(request) => template::handle(&daemon, request, &sink).await,
     };
     match outcome {
@@ -186,6 +190,22 @@ async fn migrate(
     sink: &Sink,
 ) -> Result<serde_json::Value, Failure> {
     to_value(daemon.migrations.migrate(request, sink).await?)
+}
+
+/// Writes a VE into a file, or brings it back from there.
+async fn checkpoint(
+    daemon: &Daemon,
+    request: CheckpointRequest,
+    sink: &Sink,
+) -> Result<serde_json::Value, Failure> {
+    match request {
+        CheckpointRequest::Dump(request) => {
+            to_value(daemon.migrations.checkpoint(&request, sink).await?)
+        }
+        CheckpointRequest::Restore { ve, file } => {
+            to_value(daemon.migrations.restore(&ve, file, sink).await?)
+        }
+    }
 }
 
 /// Turns a handler's result into what the wire carries.

@@ -21,7 +21,7 @@ pub enum VeRequest {
     Status { ve: String },
     /// Make one: [`crate::ve::Created`].
     Create { ve: String, changes: Changes },
-    /// Start one.
+    /// Start one, or resume it if it is suspended.
     Start { ve: String, force: bool, wait: bool },
     /// Stop one.
     Stop { ve: String, mode: StopMode },
@@ -31,6 +31,8 @@ pub enum VeRequest {
     Set { ve: String, changes: Changes, save: bool },
     /// Remove one.
     Destroy { ve: String },
+    /// What would stop a move now: a list of [`ckpt_format::blocker::Blocker`].
+    Check { ve: String },
     /// Run a program: its exit status.
     Exec(ExecRequest),
 }
@@ -61,7 +63,12 @@ pub(super) async fn handle(
             to_value(runtime.create(id, &changes, sink).await?)
         }
         VeRequest::Start { ve, force, wait } => {
-            let operation = runtime.find(&ve)?.operate_for_user("start").await?;
+            let found = runtime.find(&ve)?;
+            if found.is_suspended() && (force || !found.settings().disabled) {
+                daemon.migrations.restore(&ve, None, sink).await?;
+                return to_value(());
+            }
+            let operation = found.operate_for_user("start").await?;
             runtime.start(&operation.ve, force).await?;
             if wait {
                 runtime.wait_booted(&operation.ve).await?;
@@ -91,6 +98,7 @@ pub(super) async fn handle(
             let operation = runtime.find(&ve)?.operate_for_user("destroy").await?;
             to_value(runtime.destroy(operation).await?)
         }
+        VeRequest::Check { ve } => to_value(daemon.migrations.blockers(&ve).await?),
         VeRequest::Exec(ExecRequest { ve, exec }) => {
             let ve = runtime.find(&ve)?;
             let streams = match <[OwnedFd; 3]>::try_from(descriptors) {

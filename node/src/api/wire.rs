@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ClusterRequest, NodeRequest, TemplateRequest, VeRequest};
-use crate::migration::MigrateRequest;
+use crate::migration::{CheckpointRequest, MigrateRequest};
 
 /// The longest request line accepted, in bytes.
 pub(super) const REQUEST_LIMIT: usize = 1 << 20;
@@ -24,6 +24,8 @@ pub enum Request {
     Ve(VeRequest),
     /// To move a VE to another node.
     Migrate(MigrateRequest),
+    /// To write a VE into a file, or bring it back from there.
+    Checkpoint(CheckpointRequest),
     /// About OS templates.
     Template(TemplateRequest),
 }

@@ -178,7 +178,7 @@ impl Live {
         };
         watch.lap("descriptors");
         let sets = captured.files.ipc.semaphores.clone();
-        let mut rest = || {
+        let rest = || {
             let surgeon = self.watchdog.surgeon();
             surgeon.read_letters(&captured.mailboxes, &mut captured.files.ipc)?;
             self.hold_contents(std::mem::take(&mut captured.contents))?;
@@ -336,6 +336,11 @@ impl Still {
             state.network = network.network;
             pipe.state(&state).map_err(|_| CopyError::Link)
         })
+    }
+
+    /// What the clocks of the VE showed when it stopped.
+    pub(super) fn clocks(&self) -> Clocks {
+        self.clocks
     }
 
     /// The VE goes on, and is copied further.

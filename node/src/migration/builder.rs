@@ -23,11 +23,9 @@ use ckpt_format::{
     network::{Frame, Network},
     stream::Record,
 };
-use coordinator::MigrationId;
 use tokio::sync::mpsc;
 
 use super::{
-    journal::{Journal, Step},
     messages::{Item, State},
     stopwatch::Stopwatch,
 };
@@ -96,8 +94,8 @@ pub(super) struct Site {
     pub(super) netns: Netns,
     pub(super) hold: Option<Hold>,
     pub(super) announcer: Option<Announcer>,
-    pub(super) journal: Journal,
-    pub(super) migration: MigrationId,
+    /// Notes that the VE was let go: from then on it lives on without the daemon.
+    pub(super) released: Box<dyn Fn() -> std::io::Result<()> + Send>,
 }
 
 /// What the builder is told.
@@ -270,7 +268,7 @@ fn release(site: &mut Site, built: Built, frames: &[Frame]) -> Result<(), BuildE
     let mut watch = Stopwatch::start("release of a VE");
     ready.release(&frozen)?;
     watch.lap("detach");
-    site.journal.write(site.migration, Step::Released).map_err(system("write the journal"))?;
+    (site.released)().map_err(system("write the journal"))?;
     watch.lap("journal");
     if let Some(hold) = &mut site.hold {
         hold.open_outgoing()?;

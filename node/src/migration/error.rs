@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ckpt_engine::container::ContainerError;
-use ckpt_format::blocker::Blocker;
+use ckpt_format::blocker::{self, Blocker};
 use coordinator::{ProposeError, ReadError};
 use transport::{CallError, LinkError};
 
@@ -132,7 +132,11 @@ fn objects(blockers: &[Blocker]) -> String {
 }
 
 fn list(blockers: &[Blocker]) -> String {
-    blockers.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    let lines = blocker::lines(blockers);
+    match lines.len() {
+        1 => lines.concat(),
+        _ => lines.iter().map(|line| format!("\n  {line}")).collect(),
+    }
 }
 
 impl From<MigrateError> for Failure {
@@ -186,7 +190,7 @@ fn hint(error: &MigrateError) -> Option<&'static str> {
             Some("vzcluster status tells which nodes answer")
         }
         MigrateError::NotRunning { .. } => Some("start it first: vzctl start"),
-        MigrateError::Blocked(_) => Some("vzmigrate --check-only looks again"),
+        MigrateError::Blocked(_) => Some("vzctl check looks again"),
         _ => None,
     }
 }

@@ -3,6 +3,69 @@
 use std::path::Path;
 
 use ckpt_engine::inject;
+use ckpt_format::image::Host;
+
+/// This host as a checkpoint notes it.
+pub(super) fn host() -> Host {
+    let kernel = nix::sys::utsname::uname();
+    Host {
+        kernel: kernel.map(|it| it.release().to_string_lossy().into_owned()).unwrap_or_default(),
+        vdso: vdso_hash(),
+        extended_state_len: extended_state_len(),
+        cpu_features: cpu_features(),
+    }
+}
+
+/// What `/proc/cpuinfo` says of the CPU that programs in user mode may count on.
+fn cpu_features() -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with("flags"));
+    let words = line.and_then(|line| line.split_once(':')).map_or("", |(_, words)| words);
+    words.split_whitespace().filter(|word| is_for_programs(word)).map(str::to_owned).collect()
+}
+
+/// Instructions and state, and not what only the kernel or a log cares about.
+fn is_for_programs(feature: &str) -> bool {
+    const FAMILIES: &[&str] =
+        &["3dnow", "amx", "avx", "bmi", "cmp", "cx", "fma", "sha", "sse", "ssse", "xsave"];
+    const SINGLE: &[&str] = &[
+        "abm",
+        "adx",
+        "aes",
+        "cldemote",
+        "clflushopt",
+        "clwb",
+        "cmov",
+        "enqcmd",
+        "f16c",
+        "fsgsbase",
+        "gfni",
+        "hle",
+        "lahf_lm",
+        "mmx",
+        "movbe",
+        "movdir64b",
+        "movdiri",
+        "ospke",
+        "pclmulqdq",
+        "pku",
+        "popcnt",
+        "pni",
+        "rdpid",
+        "rdrand",
+        "rdseed",
+        "rdtscp",
+        "rtm",
+        "serialize",
+        "tbm",
+        "user_shstk",
+        "vaes",
+        "vpclmulqdq",
+        "waitpkg",
+        "xop",
+    ];
+    SINGLE.contains(&feature) || FAMILIES.iter().any(|family| feature.starts_with(family))
+}
 
 /// The hash of the code that the kernel gives to every process: it is mapped, never copied.
 pub(super) fn vdso_hash() -> [u8; 32] {

@@ -3,13 +3,10 @@
 //! Control messages are small and answered at once; everything of size travels as [`Item`]s on
 //! one bulk stream, whose order is the order in which the target applies them.
 
-use std::collections::BTreeMap;
-
+pub(super) use ckpt_format::state::State;
 use ckpt_format::{
-    container::{Clocks, Container},
-    files::Files,
+    container::Container,
     network::{Frame, Network},
-    process::{Descriptor, Processes},
     stream::Record,
     tree::FileRecord,
 };
@@ -118,23 +115,6 @@ pub(super) enum Item {
         /// Nothing follows.
         last: bool,
     },
-}
-
-/// Everything about a frozen VE that is not memory or files.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct State {
-    /// The processes.
-    pub(super) processes: Processes,
-    /// What is open.
-    pub(super) files: Files,
-    /// The descriptor table of each process.
-    pub(super) tables: BTreeMap<i32, Vec<Descriptor>>,
-    /// Links, addresses, routes and neighbours at the freeze.
-    pub(super) network: Network,
-    /// What the VE's clocks showed at the freeze: they never show less afterwards.
-    pub(super) clocks: Clocks,
-    /// How far the VE's clocks are ahead of the source's.
-    pub(super) clock_offsets: Clocks,
 }
 
 /// The most bytes of a [`State`] in one [`Item`].

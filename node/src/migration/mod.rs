@@ -4,12 +4,14 @@
 //! [`rounds`] decides when to freeze and when to step on the [`brake`], [`blackout`] is the source's VE while it stands still,
 //! [`builder`] the target's thread that rebuilds it, [`settle`] asks the log what has become of
 //! a migration, and [`recover`] does so after a daemon has died half way. [`watchdog`] ends a
-//! freeze without it. [`leftovers`] tells the log what has been cleared away.
+//! freeze without it. [`leftovers`] tells the log what has been cleared away. [`checkpoint`] puts a
+//! file in the place of the link.
 
 mod admit;
 mod blackout;
 mod brake;
 mod builder;
+mod checkpoint;
 mod error;
 mod facts;
 mod journal;
@@ -29,18 +31,20 @@ mod watchdog;
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use ckpt_engine::sys::heap;
+use ckpt_format::blocker::Blocker;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 use transport::{Link, LinkHandler, PeerInfo};
 
+pub use self::{
+    checkpoint::{CheckpointReport, CheckpointRequest, DumpRequest, RestoreReport},
+    report::{Downtime, Report, RoundReport},
+    watchdog::WATCHDOG_ARGUMENT,
+};
 use self::{
     error::MigrateError,
     source::{Context, Wish},
-};
-pub use self::{
-    report::{Downtime, Report, RoundReport},
-    watchdog::WATCHDOG_ARGUMENT,
 };
 use crate::{
     api::{Failure, Sink},
@@ -80,6 +84,7 @@ impl Migrations {
     pub fn new(runtime: Arc<Runtime>, cluster: Arc<Cluster>) -> Self {
         let context = Context { runtime, cluster, experience: Arc::default() };
         recover::recover(&context);
+        checkpoint::recover(&context);
         tokio::spawn(leftovers::watch(context.clone()));
         Self(context)
     }
@@ -87,6 +92,12 @@ impl Migrations {
     /// Accepts VEs from other nodes.
     pub fn serve(&self) {
         self.0.cluster.serve_migrations(Arc::new(self.clone()));
+    }
+
+    /// Everything in a VE that would stop a move of it now.
+    pub async fn blockers(&self, ve: &str) -> Result<Vec<Blocker>, Failure> {
+        let operation = self.0.runtime.find(ve)?.operate_for_user("check").await?;
+        source::blockers(&self.0, operation).await.map_err(Failure::from)
     }
 
     /// Moves a VE, or looks whether it could be moved: then there is no report.

@@ -1,4 +1,5 @@
-//! From plain threads that read a VE to the bulk stream that carries it away.
+//! From plain threads that read a VE to what carries it away: the bulk stream to another node, or
+//! a checkpoint file.
 
 use std::sync::{
     Arc,
@@ -11,16 +12,26 @@ use ckpt_format::{codec, stream::Record};
 use tokio::sync::mpsc;
 use transport::{BulkSender, LinkError};
 
-use super::messages::{Item, STATE_PIECE, State};
+use super::{
+    checkpoint::Outlet,
+    messages::{Item, STATE_PIECE, State},
+};
 
 /// Encoded pieces that may wait.
 const QUEUE: usize = 8;
 
-/// The writing end. Blocks when the link is slower than the reading of the VE.
+/// The writing end. Blocks when what takes the data is slower than the reading of the VE.
 #[derive(Clone, Debug)]
 pub(super) struct Pipe {
-    queue: mpsc::Sender<Bytes>,
+    way: Way,
     bytes: Arc<AtomicU64>,
+}
+
+/// Where the data goes.
+#[derive(Clone, Debug)]
+enum Way {
+    Link(mpsc::Sender<Bytes>),
+    File(Outlet),
 }
 
 impl Pipe {
@@ -35,7 +46,12 @@ impl Pipe {
             }
             bulk.finish().await
         });
-        (Self { queue, bytes: Arc::default() }, pump)
+        (Self { way: Way::Link(queue), bytes: Arc::default() }, pump)
+    }
+
+    /// Into a checkpoint file.
+    pub(super) fn to_file(outlet: Outlet) -> Self {
+        Self { way: Way::File(outlet), bytes: Arc::default() }
     }
 
     /// Bytes written so far.
@@ -45,26 +61,45 @@ impl Pipe {
 
     /// True once nothing more can be written, because the stream broke.
     pub(super) fn is_broken(&self) -> bool {
-        self.queue.is_closed()
+        match &self.way {
+            Way::Link(queue) => queue.is_closed(),
+            Way::File(outlet) => outlet.is_broken(),
+        }
     }
 
     /// Writes one piece. Must not be called on a thread that runs async tasks.
     pub(super) fn item(&self, item: &Item) -> Result<(), SinkClosed> {
-        let bytes = codec::encode(item);
-        self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.queue.blocking_send(bytes.into()).map_err(|_| SinkClosed)
+        match &self.way {
+            Way::Link(queue) => {
+                let bytes = codec::encode(item);
+                self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                queue.blocking_send(bytes.into()).map_err(|_| SinkClosed)
+            }
+            Way::File(outlet) => outlet.item(item).map_err(|()| SinkClosed),
+        }
     }
 
-    /// Writes the state in pieces.
+    /// Writes the state.
     pub(super) fn state(&self, state: &State) -> Result<(), SinkClosed> {
-        let bytes = codec::encode(state);
-        let mut pieces = bytes.chunks(STATE_PIECE).peekable();
-        while let Some(piece) = pieces.next() {
-            let last = pieces.peek().is_none();
-            self.item(&Item::State { bytes: piece.to_vec(), last })?;
+        match &self.way {
+            Way::Link(_) => in_pieces(state, |item| self.item(&item)),
+            Way::File(outlet) => outlet.state(state).map_err(|()| SinkClosed),
         }
-        Ok(())
     }
+}
+
+/// The state in pieces that fit a stream.
+pub(super) fn in_pieces<E>(
+    state: &State,
+    mut take: impl FnMut(Item) -> Result<(), E>,
+) -> Result<(), E> {
+    let bytes = codec::encode(state);
+    let mut pieces = bytes.chunks(STATE_PIECE).peekable();
+    while let Some(piece) = pieces.next() {
+        let last = pieces.peek().is_none();
+        take(Item::State { bytes: piece.to_vec(), last })?;
+    }
+    Ok(())
 }
 
 impl Sink for Pipe {

@@ -114,7 +114,7 @@ pub(super) async fn disown(context: &Context, entry: Entry) {
 }
 
 /// Puts a VE right that was left standing, once the watchdog of the dead daemon has done its part.
-async fn wake(context: &Context, ve: &Arc<Ve>) -> Result<(), MigrateError> {
+pub(super) async fn wake(context: &Context, ve: &Arc<Ve>) -> Result<(), MigrateError> {
     let Some(running) = ve.running() else { return Ok(()) };
     let standing = Standing {
         freezer: running.cgroups.freezer().to_owned(),

@@ -29,7 +29,7 @@ use crate::{
     },
     storage::{FileApplier, TreeError, target_trees},
     template::TemplateError,
-    ve::{INTERFACE, Prepared, VeError},
+    ve::{ARRIVE, INTERFACE, Prepared, VeError},
 };
 
 /// Why a VE was not taken in.
@@ -141,7 +141,7 @@ impl Incoming {
         // All that must be on the disk is written now, and not in the blackout; until the
         // journal says otherwise a daemon that finds it removes it.
         let ve = self.context.runtime.adopt(prepared).await?;
-        let operation = ve.operate("arrive")?;
+        let operation = ve.operate(ARRIVE)?;
         let done = async {
             if template_missing {
                 self.sender.send(&ToSource::Accepted { template_missing: false }).await?;
@@ -180,7 +180,8 @@ impl Incoming {
         let migration = offer.migration;
         let (plan, network) = (offer.container.clone(), offer.network.clone());
         spawn_blocking(move || {
-            let site = site(&mut prepared, plan, network, migration, journal)?;
+            let released = move || journal.write(migration, Step::Released);
+            let site = site(&mut prepared, plan, network, Box::new(released))?;
             Ok((prepared, site))
         })
         .await?
@@ -327,12 +328,11 @@ pub(super) async fn report_running(
 }
 
 /// Everything that the builder needs, from what the runtime has prepared.
-fn site(
+pub(super) fn site(
     prepared: &mut Prepared,
     plan: Plan,
     network: ckpt_format::network::Network,
-    migration: MigrationId,
-    journal: Journal,
+    released: Box<dyn Fn() -> std::io::Result<()> + Send>,
 ) -> Result<Site, BuildError> {
     let init = prepared.container.init;
     let system = |what| move |source| BuildError::System { what, source };
@@ -367,7 +367,6 @@ fn site(
         netns,
         hold,
         announcer,
-        journal,
-        migration,
+        released,
     })
 }

@@ -17,6 +17,7 @@ mod check;
 mod contents;
 mod error;
 mod limits;
+mod listing;
 mod make;
 mod mirror;
 mod path;
@@ -29,6 +30,7 @@ mod walk;
 pub use self::{
     apply::{FileApplier, TargetTree},
     error::{SinkClosed, TreeError},
+    listing::{Change, Comparison, list_own, settle},
     track::{FileRound, FileTracker, MappedFiles, SourceKind, SourceTree},
     trees::{size, source_trees, target_trees},
 };

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fs, io, path::Path};
 
 use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
 
 use super::{TemplateError, failed};
 
@@ -14,7 +15,13 @@ const SHIPPED: &[(&str, &str)] = &[
     ("debian-13", include_str!("../../../templates/debian-13.toml")),
 ];
 
+/// How many templates one may stand on.
+const BASES_MAX: usize = 4;
+
 /// What a template is made of.
+///
+/// One that names another as its `base` has all that this has: its own lists and files come on
+/// top, its other values go before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metadata {
@@ -58,23 +65,8 @@ fn usual_shell() -> String {
 impl Metadata {
     /// The description of a template: one in the template directory goes before ours.
     pub(super) fn find(directory: &Path, name: &str) -> Result<Self, TemplateError> {
-        let unknown = || TemplateError::Unknown { name: name.to_owned() };
-        if !is_name(name) {
-            return Err(unknown());
-        }
-        let path = directory.join(format!("{name}.toml"));
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(source) if source.kind() == io::ErrorKind::NotFound => {
-                let shipped = SHIPPED.iter().find(|(shipped, _)| *shipped == name);
-                shipped.ok_or_else(unknown)?.1.to_owned()
-            }
-            Err(source) => return Err(failed("read", &path)(source)),
-        };
-        toml::from_str(&text).map_err(|source| TemplateError::Metadata {
-            name: name.to_owned(),
-            source: Box::new(source),
-        })
+        let table = merged(directory, name, BASES_MAX)?;
+        table.try_into().map_err(invalid(name))
     }
 
     /// The names of all templates.
@@ -92,6 +84,48 @@ impl Metadata {
         names.dedup();
         names
     }
+}
+
+/// A description with all that it says of its bases.
+fn merged(directory: &Path, name: &str, bases: usize) -> Result<Table, TemplateError> {
+    let mut own: Table = toml::from_str(&text(directory, name)?).map_err(invalid(name))?;
+    let Some(base) = own.remove("base") else {
+        return Ok(own);
+    };
+    let base = base.try_into::<String>().map_err(invalid(name))?;
+    if bases == 0 {
+        return Err(TemplateError::Bases { name: name.to_owned(), base });
+    }
+    let mut all = merged(directory, &base, bases - 1)?;
+    for (key, value) in own {
+        match (all.get_mut(&key), value) {
+            (Some(Value::Array(there)), Value::Array(more)) => there.extend(more),
+            (Some(Value::Table(there)), Value::Table(more)) => there.extend(more),
+            (_, value) => {
+                all.insert(key, value);
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn text(directory: &Path, name: &str) -> Result<String, TemplateError> {
+    let unknown = || TemplateError::Unknown { name: name.to_owned() };
+    if !is_name(name) {
+        return Err(unknown());
+    }
+    let path = directory.join(format!("{name}.toml"));
+    match fs::read_to_string(&path) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => {
+            let shipped = SHIPPED.iter().find(|(shipped, _)| *shipped == name);
+            Ok(shipped.ok_or_else(unknown)?.1.to_owned())
+        }
+        read => read.map_err(failed("read", &path)),
+    }
+}
+
+fn invalid(name: &str) -> impl Fn(toml::de::Error) -> TemplateError {
+    move |source| TemplateError::Metadata { name: name.to_owned(), source: Box::new(source) }
 }
 
 /// A name that can be a file's.
@@ -117,5 +151,29 @@ mod tests {
             let problem = Metadata::find(Path::new("/"), name).unwrap_err();
             assert!(matches!(problem, TemplateError::Unknown { .. }), "{name}");
         }
+    }
+
+    #[test]
+    fn a_template_adds_to_its_base() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = "base = \"debian-12\"\ndescription = \"web\"\npackages = [\"nginx\"]\n";
+        fs::write(directory.path().join("web.toml"), text).unwrap();
+        let base = Metadata::find(directory.path(), "debian-12").unwrap();
+        let web = Metadata::find(directory.path(), "web").unwrap();
+        assert_eq!(web.description, "web");
+        assert_eq!(web.packages.last().unwrap(), "nginx");
+        assert_eq!(web.packages.len(), base.packages.len() + 1);
+        assert_eq!((web.suite, web.files), (base.suite, base.files));
+    }
+
+    #[test]
+    fn templates_that_stand_on_each_other_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, base) in [("a", "b"), ("b", "a")] {
+            let path = directory.path().join(format!("{name}.toml"));
+            fs::write(path, format!("base = \"{base}\"\n")).unwrap();
+        }
+        let problem = Metadata::find(directory.path(), "a").unwrap_err();
+        assert!(matches!(problem, TemplateError::Bases { .. }), "{problem}");
     }
 }

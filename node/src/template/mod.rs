@@ -48,6 +48,14 @@ pub enum TemplateError {
         /// Why.
         source: Box<toml::de::Error>,
     },
+    /// Templates stand on each other in a circle, or too many of them.
+    #[error("the OS template {name} stands on too many others, of which {base} is one")]
+    Bases {
+        /// The template.
+        name: String,
+        /// What it stands on.
+        base: String,
+    },
     /// A file of the template directory cannot be used.
     #[error("cannot {act} {path}")]
     File {

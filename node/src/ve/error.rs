@@ -32,6 +32,9 @@ pub enum VeError {
     /// It does not run.
     #[error("Container {id} is not running")]
     NotRunning { id: VeId },
+    /// Its state lies in a checkpoint.
+    #[error("Container {id} is suspended")]
+    Suspended { id: VeId },
     /// It must not be started.
     #[error("Container {id} is disabled")]
     Disabled { id: VeId },
@@ -103,6 +106,7 @@ impl VeError {
             Self::Locked { .. } => ("ve-locked", 9),
             Self::Running { .. } => ("ve-running", 32),
             Self::NotRunning { .. } => ("ve-not-running", 31),
+            Self::Suspended { .. } => ("ve-suspended", 31),
             Self::Disabled { .. } => ("ve-disabled", 105),
             Self::BadValue { option: "--hostname", .. } => ("bad-hostname", 70),
             Self::BadValue { option: "--name", .. } => ("bad-name", 131),
@@ -137,6 +141,9 @@ impl VeError {
             Self::Unknown { .. } => "vzlist -a shows all containers",
             Self::Locked { .. } => "try again when it has ended",
             Self::NotRunning { .. } => "start it with vzctl start",
+            Self::Suspended { .. } => {
+                "vzctl resume lets it go on; vzctl stop --fast throws its memory away"
+            }
             Self::Disabled { .. } => "vzctl set --disabled no, or vzctl start --force",
             Self::AddressOnNetwork { .. } => "choose another address, or free it on that host",
             Self::NoTemplate => "give one with --ostemplate; vzpkg list shows them",

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Runtime, Ve, VeId};
+use super::{ARRIVE, Runtime, Ve, VeId};
 use crate::cgroup::{Limits, Usage};
 
 /// What `vzctl status` tells.
@@ -14,6 +14,9 @@ pub struct Status {
     pub exists: bool,
     /// It runs here.
     pub running: bool,
+    /// It lies here in a checkpoint.
+    #[serde(default)]
+    pub suspended: bool,
 }
 
 /// What `vzlist` tells.
@@ -47,9 +50,12 @@ impl Runtime {
             Ok(found) => Status {
                 ctid: found.id.to_string(),
                 exists: true,
-                running: found.running().is_some(),
+                running: found.running().is_some() && !arrives(&found),
+                suspended: found.is_suspended(),
             },
-            Err(_) => Status { ctid: ve.to_owned(), exists: false, running: false },
+            Err(_) => {
+                Status { ctid: ve.to_owned(), exists: false, running: false, suspended: false }
+            }
         }
     }
 
@@ -57,6 +63,11 @@ impl Runtime {
     pub fn list(&self) -> Vec<Listed> {
         self.all().iter().map(|ve| listed(ve)).collect()
     }
+}
+
+/// Its processes are being made here, while it runs on another node.
+fn arrives(ve: &Ve) -> bool {
+    ve.operation() == Some(ARRIVE)
 }
 
 fn listed(ve: &Ve) -> Listed {
@@ -73,7 +84,13 @@ fn listed(ve: &Ve) -> Listed {
         ip: settings.addresses.iter().map(|it| it.address().to_string()).collect(),
         nameserver: settings.nameservers,
         searchdomain: settings.search_domains,
-        status: if running.is_some() { "running" } else { "stopped" }.to_owned(),
+        status: match &running {
+            Some(_) if arrives(ve) => "arriving",
+            Some(_) => "running",
+            None if ve.is_suspended() => "suspended",
+            None => "stopped",
+        }
+        .to_owned(),
         onboot: settings.on_boot,
         disabled: settings.disabled,
         private: ve.paths.directory.display().to_string(),

@@ -79,7 +79,7 @@ pub struct Prepared {
     /// Its settings.
     pub settings: Settings,
     /// Dropped after the container, which must have ended.
-    remains: Remains,
+    pub(super) remains: Remains,
 }
 
 impl Prepared {
@@ -101,13 +101,27 @@ impl Prepared {
 
 /// What a prepared VE leaves behind unless it is adopted.
 #[derive(Debug)]
-struct Remains {
-    runtime: Arc<Runtime>,
-    ve: Arc<Ve>,
-    cgroups: Cgroups,
-    interface: Option<Interface>,
-    adopted: bool,
-    _reservation: Reservation,
+pub(super) struct Remains {
+    pub(super) runtime: Arc<Runtime>,
+    pub(super) ve: Arc<Ve>,
+    pub(super) cgroups: Cgroups,
+    pub(super) interface: Option<Interface>,
+    pub(super) adopted: bool,
+    pub(super) keeps: Keeps,
+    /// Held for a VE that is not here yet.
+    #[expect(dead_code, reason = "held for its end")]
+    pub(super) reservation: Option<Reservation>,
+}
+
+/// What of a VE stays when nothing comes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keeps {
+    /// Nothing: it was not here.
+    Nothing,
+    /// Its files: it was here.
+    Files,
+    /// Those that were put aside.
+    FilesAside,
 }
 
 impl Drop for Remains {
@@ -124,8 +138,14 @@ impl Drop for Remains {
         if let Some(Err(problem)) = self.interface.as_ref().map(Interface::detach) {
             warn(&problem);
         }
-        let removed = self.ve.paths.remove().and_then(|()| self.runtime.give_back(&self.ve));
-        if let Err(problem) = removed {
+        let settled = match self.keeps {
+            Keeps::Nothing => {
+                self.ve.paths.remove().and_then(|()| self.runtime.give_back(&self.ve))
+            }
+            Keeps::Files => Ok(()),
+            Keeps::FilesAside => self.runtime.put_files_back(&self.ve),
+        };
+        if let Err(problem) = settled {
             warn(&problem);
         }
     }
@@ -177,7 +197,8 @@ impl Runtime {
             cgroups,
             interface: None,
             adopted: false,
-            _reservation: reservation,
+            keeps: Keeps::Nothing,
+            reservation: Some(reservation),
         };
         let lower = self.templates.take(&arrival.template, id.number(), sink)?;
         ve.paths.make()?;

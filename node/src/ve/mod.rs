@@ -18,6 +18,7 @@ mod list;
 mod migrate;
 mod place;
 mod registry;
+mod restore;
 mod running;
 mod runtime;
 mod set;
@@ -36,7 +37,7 @@ pub use self::{
     place::Place,
     registry::{Entry, Registry, RegistryError},
     running::Running,
-    runtime::{Operation, RECOVER, Runtime, SEED_ARGUMENT, Ve},
+    runtime::{ARRIVE, Operation, RECOVER, Runtime, SEED_ARGUMENT, Ve},
     settings::{Changes, Settings},
     start::INTERFACE,
     stop::StopMode,

@@ -39,6 +39,9 @@ pub const SEED_ARGUMENT: &str = "container-seed";
 
 /// The operation of a daemon that finishes or undoes what another left half done.
 pub const RECOVER: &str = "recover";
+
+/// The operation under way while a VE is made here that still runs on another node.
+pub const ARRIVE: &str = "arrive";
 /// How long users' operations wait for it.
 const RECOVER_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -235,7 +238,10 @@ impl Runtime {
     pub async fn boot(self: &Arc<Self>) {
         for ve in self.all() {
             let settings = ve.settings();
-            let wanted = settings.on_boot && !settings.disabled && ve.running().is_none();
+            let wanted = settings.on_boot
+                && !settings.disabled
+                && ve.running().is_none()
+                && !ve.is_suspended();
             let Some(operation) = wanted.then(|| ve.operate("start").ok()).flatten() else {
                 continue;
             };

@@ -49,6 +49,9 @@ impl Runtime {
         if settings.disabled && !force {
             return Err(VeError::Disabled { id });
         }
+        if ve.is_suspended() {
+            return Err(VeError::Suspended { id });
+        }
         self.set_desired(id, true).await?;
         let (runtime, new) = (self.clone(), ve.clone());
         let launched = spawn_blocking(move || runtime.launch(&new, &settings)).await;

@@ -23,8 +23,15 @@ pub enum StopMode {
 }
 
 impl Runtime {
-    /// Stops a VE, whose lock the caller holds. Returns when nothing of it runs any more.
+    /// Stops a VE, whose lock the caller holds. Returns when nothing of it runs any more. Of a
+    /// suspended one the checkpoint is thrown away, if that was asked for.
     pub async fn stop(self: &Arc<Self>, ve: &Arc<Ve>, mode: StopMode) -> Result<(), VeError> {
+        if ve.is_suspended() {
+            return match mode {
+                StopMode::Orderly => Err(VeError::Suspended { id: ve.id }),
+                StopMode::Fast => ve.discard_suspended(),
+            };
+        }
         let running = ve.must_run()?;
         ve.state().stopping = true;
         let mut ended = false;

@@ -14,6 +14,7 @@ const FENCES: &[Fence] = &[
     Fence { word: "quinn", inside: &["transport/src/"] },
     Fence { word: "openraft", inside: &["coordinator/src/raft/", "coordinator/src/raft.rs"] },
     Fence { word: "bincode", inside: &["/codec.rs"] },
+    Fence { word: "ciborium", inside: &["/codec.rs"] },
     Fence { word: "redb", inside: &["coordinator/src/", "node/src/"] },
     Fence { word: "unsafe", inside: &["ckpt-engine/src/sys/"] },
 ];

@@ -209,7 +209,9 @@ pub(super) fn library(context: &mut Context) -> Result<(), Failure> {
             }
         }
         let found = fs::read(&path)?;
-        ensure(found == content(versions.len() as u64), || "the newest library changed".to_owned())?;
+        ensure(found == content(versions.len() as u64), || {
+            "the newest library changed".to_owned()
+        })?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! POSIX message queues.
 
-use std::collections::BinaryHeap;
 use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
@@ -72,7 +72,8 @@ pub(super) fn full(context: &mut Context) -> Result<(), Failure> {
     (0..4).try_for_each(|number| mailbox::send(mailbox.queue.as_fd(), 1, &text(number)))?;
     let mut oldest = 0;
     while context.step(Duration::from_millis(8))? {
-        let more = mailbox::send(mailbox.queue.as_fd(), 9, b"").map_err(|error| error.raw_os_error());
+        let more =
+            mailbox::send(mailbox.queue.as_fd(), 9, b"").map_err(|error| error.raw_os_error());
         same("one more letter", more, Err(Some(libc::EAGAIN)))?;
         same("the oldest letter", mailbox.receive()?, Some((1, text(oldest))))?;
         mailbox::send(mailbox.queue.as_fd(), 1, &text(oldest + 4))?;

@@ -28,7 +28,11 @@ impl Drop for Queue {
 
 fn text(number: u64) -> Vec<u8> {
     let length = (number * 37 % 400) as usize;
-    number.to_le_bytes().into_iter().chain((0..length).map(|at| (at as u64 ^ number) as u8)).collect()
+    number
+        .to_le_bytes()
+        .into_iter()
+        .chain((0..length).map(|at| (at as u64 ^ number) as u8))
+        .collect()
 }
 
 pub(super) fn queue(context: &mut Context) -> Result<(), Failure> {

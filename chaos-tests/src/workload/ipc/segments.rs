@@ -114,10 +114,9 @@ pub(super) fn removed(context: &mut Context) -> Result<(), Failure> {
     }
     drop(ours);
     let gone = sysv::segment_state(segment.0).map_err(|error| error.raw_os_error());
-    ensure(
-        matches!(gone, Err(Some(libc::EINVAL | libc::EIDRM))),
-        || format!("a removed segment that nobody has is there: {gone:?}"),
-    )
+    ensure(matches!(gone, Err(Some(libc::EINVAL | libc::EIDRM))), || {
+        format!("a removed segment that nobody has is there: {gone:?}")
+    })
 }
 
 /// What the word at this place was set to when it was last its turn.

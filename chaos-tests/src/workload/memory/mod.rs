@@ -1,5 +1,6 @@
 //! Memory: what it holds, and how it is mapped.
 
+mod advice;
 mod counters;
 mod maps;
 
@@ -18,6 +19,13 @@ pub(super) const AREA: Area = Area {
             "maps of files, shared with children, guarded, moved, discarded",
             maps::kinds,
         ),
+        local("advice", "each piece of advice of madvise(2)", advice::kinds),
+        local("not-for-children", "memory that children do not get", advice::across_fork),
+        local("locked", "memory locked at once and as it is used", advice::locked),
+        local("locked-future", "all memory to come is locked", advice::locked_future),
+        local("sealed", "memory that nobody can unmap or protect", advice::sealed),
+        local("droppable", "memory that the kernel may drop", advice::droppable),
+        local("guards", "guards between pages", advice::guards),
         local("churn", "maps made, resized and removed all the time; deep stacks", maps::churn),
     ],
 };

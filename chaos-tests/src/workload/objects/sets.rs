@@ -139,9 +139,9 @@ pub(super) fn shared(context: &mut Context) -> Result<(), Failure> {
             writer.write_all(&[(turn % 251) as u8 ^ u8::from(context.progress.plant())])?;
             turn += 1;
         }
-        answered += answers.read().or_else(|error| {
-            if error == nix::Error::EAGAIN { Ok(0) } else { Err(error) }
-        })?;
+        answered += answers
+            .read()
+            .or_else(|error| if error == nix::Error::EAGAIN { Ok(0) } else { Err(error) })?;
         ensure(answered <= turn, || "more answers than questions".to_owned())?;
         epoll.add(&late, EpollEvent::new(EpollFlags::EPOLLIN, 5))?;
         ensure(ready(&epoll)?.contains(&5), || "a new entry is silent".to_owned())?;

@@ -1,8 +1,12 @@
 //! Processes and threads: registers, signals, identities, relatives.
 
+mod dispatch;
 mod family;
 mod identity;
 mod mutexes;
+mod scheduling;
+mod seccomp;
+mod settings;
 mod signals;
 mod threads;
 
@@ -38,5 +42,37 @@ pub(super) const AREA: Area = Area {
             family::run,
         ),
         local("stopped", "a child stopped by a signal", family::stopped),
+        local("seccomp", "a filter on system calls", seccomp::one),
+        local("seccomp-several", "filters, one on top of the other", seccomp::several),
+        local("seccomp-long", "a filter as long as can be, and one that logs", seccomp::long),
+        local("seccomp-user", "a filter of a service without privileges", seccomp::unprivileged),
+        local("seccomp-heirs", "filters of a family, each with one more", seccomp::inherited),
+        local("seccomp-trap", "a filter that answers with a signal", seccomp::trap),
+        local("seccomp-threads", "threads with filters of their own", seccomp::threads),
+        local("seccomp-together", "filters put on all threads at once", seccomp::together),
+        local("seccomp-exec", "filters of a program that another one started", seccomp::executed),
+        local("dispatch", "system calls that go to the program's own handler", dispatch::run),
+        local("batch", "a nice process of the batch policy", scheduling::batch),
+        local("idle", "a process of the idle policy", scheduling::idle),
+        local("nice", "a nice process whose children are not", scheduling::nice),
+        local("disk-priority", "priority at disks", scheduling::disk),
+        local("thread-priorities", "threads that are scheduled differently", scheduling::threads),
+        local("one-processor", "a process bound to one processor", settings::one_processor),
+        local("no-huge-pages", "a process that wants no huge pages", settings::huge_pages_disabled),
+        local("merged", "a process whose memory may be merged", settings::memory_merge),
+        local("no-code", "a process that may not write code", settings::deny_write_execute),
+        local("machine-check", "the policy for broken memory", settings::machine_check),
+        local("slack", "timers that may be late", settings::timer_slack),
+        local("parent-death", "a signal at the end of the parent", settings::parent_death),
+        local("private", "a process that nobody may look into", settings::not_dumpable),
+        local("subreaper", "a process that adopts orphans", settings::subreaper),
+        local("secure-bits", "secure bits with their locks", settings::secure_bits),
+        local("bounding", "a bounding set with gaps", settings::bounding),
+        local("ambient", "a user with ambient capabilities", settings::ambient),
+        local("uneven", "sets of capabilities that all differ", settings::uneven),
+        local("oom-score", "who is ended first when memory runs out", settings::out_of_memory),
+        local("core-filter", "what a core file holds", settings::core_filter),
+        local("personality", "an execution domain of old", settings::old_personality),
+        local("barriers", "registrations for membarrier(2)", settings::barriers),
     ],
 };

@@ -12,10 +12,11 @@ use super::{
     super::{
         address,
         find::{Object, Refusal},
-        options::{self, Family},
+        options::{self, Family, Stage},
+        socket::Network,
     },
     CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, LISTEN, Queue,
-    REPAIR_OFF, REPAIR_ON, SYN_SENT, TCP, select, set_repair,
+    REPAIR_OFF, REPAIR_ON, SYN_SENT, TCP, Taken, select, set_repair,
 };
 use crate::sys::{
     descriptor::{Count, count},
@@ -24,13 +25,13 @@ use crate::sys::{
 
 /// The first part of `struct tcp_info`.
 #[derive(Clone, Copy, Debug)]
-struct Info {
-    state: u8,
+pub(super) struct Info {
+    pub(super) state: u8,
     options: u8,
     /// Of a connection: ours for sending, ours for receiving.
     window_scale: (u8, u8),
     /// Of a listener: how many wait to be accepted, and how many may.
-    waiting: u32,
+    pub(super) waiting: u32,
     backlog: u32,
 }
 
@@ -39,7 +40,7 @@ impl Info {
     const SELECTIVE_ACKNOWLEDGEMENT: u8 = 2;
     const WINDOW_SCALE: u8 = 4;
 
-    fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
+    pub(super) fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
         let mut bytes = [0u8; 32];
         let length = socket::option(fd, TCP, libc::TCP_INFO, &mut bytes)?;
         if length < bytes.len() {
@@ -78,6 +79,18 @@ pub(in super::super) fn check(object: &Object) -> Result<(), Refusal> {
         ));
     }
     Ok(())
+}
+
+/// Refuses an MPTCP socket that has a connection: its data cannot be read from outside, and the
+/// keys of its paths cannot be set.
+pub(in super::super) fn check_multipath(object: &Object) -> Result<(), Refusal> {
+    if address::remote(object.fd())?.is_none() {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        "an MPTCP connection",
+        "close it, or let the program use TCP (sysctl net.mptcp.enabled=0 in the VE)",
+    ))
 }
 
 /// A connection of the VE in repair mode, which ends when this is dropped.
@@ -129,35 +142,70 @@ pub(in super::super) fn mend(object: &Object) -> io::Result<bool> {
     Ok(repaired)
 }
 
-/// Reads a socket. The second value ends the repair mode of a connection.
+/// What [`super::super::Undo`] puts back.
+#[derive(Debug)]
+pub(in super::super) enum Held {
+    Nothing,
+    Connection(Repaired),
+    Queue(Taken),
+}
+
+/// Reads a socket.
 pub(in super::super) fn capture(
     object: &Object,
+    network: &Network,
     init: i32,
     v6: bool,
-) -> Result<(Kind, Option<Repaired>), Refusal> {
+    multipath: bool,
+) -> Result<(Kind, Held), Refusal> {
     let fd = object.fd();
     let info = Info::of(fd)?;
     let local = address::local(fd)?;
-    let connected = !matches!(info.state, LISTEN | CLOSE | SYN_SENT);
-    let options = options::capture(fd, Family::Tcp { v6, connected })?;
-    let (state, repaired) = match info.state {
-        LISTEN if info.waiting > 0 => return Err(waiting(info.waiting)),
-        LISTEN => (TcpState::Listening { backlog: info.backlog }, None),
-        CLOSE if was_connected(fd)? => (TcpState::Finished { unread: finished(fd)? }, None),
-        CLOSE => (TcpState::Closed, None),
+    let stage = match info.state {
+        LISTEN => Stage::Fresh,
+        CLOSE if !was_connected(fd)? => Stage::Fresh,
+        SYN_SENT => Stage::Connecting,
+        _ => Stage::Connected,
+    };
+    let options = options::capture(fd, Family::Tcp { v6, stage })?;
+    let (state, held) = match info.state {
+        LISTEN if info.waiting > 0 && multipath => return Err(waiting(info.waiting)),
+        LISTEN => listening(fd, network, &info)?,
+        CLOSE if stage == Stage::Connected => {
+            (TcpState::Finished { unread: finished(fd)? }, Held::Nothing)
+        }
+        CLOSE => (TcpState::Closed, Held::Nothing),
         SYN_SENT => {
             let remote = connecting_to(object, init, v6)?.ok_or_else(passing)?;
-            (TcpState::Connecting { remote }, None)
+            (TcpState::Connecting { remote }, Held::Nothing)
         }
         ESTABLISHED | FIN_WAIT1 | FIN_WAIT2 | CLOSE_WAIT | LAST_ACK | CLOSING => {
             let repaired = Repaired::new(fd)?;
-            let connection = connection(fd, &info)?;
-            (TcpState::Connected(Box::new(connection)), Some(repaired))
+            let remote = address::remote(fd)?.ok_or_else(passing)?;
+            let connection = connection(fd, &info, remote)?;
+            (TcpState::Connected(Box::new(connection)), Held::Connection(repaired))
         }
         _ => return Err(passing()),
     };
-    let kind = Kind::Tcp(Box::new(TcpSocket { v6, local, state, options }));
-    Ok((kind, repaired))
+    let kind = Kind::Tcp(Box::new(TcpSocket { v6, multipath, local, state, options }));
+    Ok((kind, held))
+}
+
+fn listening(
+    fd: BorrowedFd<'_>,
+    network: &Network,
+    info: &Info,
+) -> Result<(TcpState, Held), Refusal> {
+    let backlog = info.backlog;
+    if info.waiting == 0 {
+        return Ok((TcpState::Listening { backlog, waiting: Vec::new() }, Held::Nothing));
+    }
+    let taken = Taken::from(fd, network.namespace()?.as_fd()).map_err(|error| {
+        let mut refusal = waiting(info.waiting);
+        refusal.object = format!("{} ({error})", refusal.object);
+        refusal
+    })?;
+    Ok((TcpState::Listening { backlog, waiting: taken.waiting() }, Held::Queue(taken)))
 }
 
 fn passing() -> Refusal {
@@ -210,8 +258,11 @@ fn finished(fd: BorrowedFd<'_>) -> io::Result<serde_bytes::ByteBuf> {
     Ok(serde_bytes::ByteBuf::from(peek(fd, length as usize)?))
 }
 
-fn connection(fd: BorrowedFd<'_>, info: &Info) -> Result<TcpConnection, Refusal> {
-    let remote = address::remote(fd)?.ok_or_else(passing)?;
+pub(super) fn connection(
+    fd: BorrowedFd<'_>,
+    info: &Info,
+    remote: SocketAddr,
+) -> io::Result<TcpConnection> {
     let closing = match info.state {
         FIN_WAIT1 | FIN_WAIT2 => TcpClosing::ByUs,
         CLOSE_WAIT => TcpClosing::ByPeer,

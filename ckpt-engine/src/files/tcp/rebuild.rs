@@ -49,11 +49,23 @@ enum Step {
 /// their ports.
 pub(in super::super) fn bind(tcp: &TcpSocket) -> Result<OwnedFd, RebuildError> {
     let domain = if tcp.v6 { libc::AF_INET6 } else { libc::AF_INET };
-    let fd = socket::socket(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP).map_err(failed)?;
-    options::rebuild(fd.as_fd(), &tcp.options).map_err(failed)?;
+    let protocol = if tcp.multipath { libc::IPPROTO_MPTCP } else { libc::IPPROTO_TCP };
+    let fd = match socket::socket(domain, libc::SOCK_STREAM, protocol) {
+        // A kernel without MPTCP: then as TCP, which every client of it speaks.
+        Err(_) if tcp.multipath => socket::socket(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP),
+        other => other,
+    };
+    let fd = fd.map_err(failed)?;
+    if tcp.multipath {
+        options::rebuild_own(fd.as_fd(), &tcp.options).map_err(failed)?;
+    } else {
+        options::rebuild(fd.as_fd(), &tcp.options).map_err(failed)?;
+    }
     let named = match tcp.state {
         TcpState::Closed | TcpState::Listening { .. } => {
-            options::rebuild_buffers(fd.as_fd(), &tcp.options).map_err(failed)?;
+            if !tcp.multipath {
+                options::rebuild_buffers(fd.as_fd(), &tcp.options).map_err(failed)?;
+            }
             tcp.local
         }
         TcpState::Connecting { .. } => tcp.local,
@@ -62,7 +74,7 @@ pub(in super::super) fn bind(tcp: &TcpSocket) -> Result<OwnedFd, RebuildError> {
     if let Some(local) = named {
         socket::bind(fd.as_fd(), &address::encode_inet(&local)).map_err(failed)?;
     }
-    if let TcpState::Listening { backlog } = tcp.state {
+    if let TcpState::Listening { backlog, .. } = tcp.state {
         socket::listen(fd.as_fd(), backlog).map_err(failed)?;
     }
     Ok(fd)

@@ -52,39 +52,30 @@ fn invalid() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "a short netlink message")
 }
 
-fn half(bytes: &[u8], at: usize) -> io::Result<u16> {
+pub(in super::super) fn half(bytes: &[u8], at: usize) -> io::Result<u16> {
     let part = bytes.get(at..at + 2).and_then(|part| part.try_into().ok());
     part.map(u16::from_ne_bytes).ok_or_else(invalid)
 }
 
-fn word(bytes: &[u8], at: usize) -> io::Result<u32> {
+pub(in super::super) fn word(bytes: &[u8], at: usize) -> io::Result<u32> {
     let part = bytes.get(at..at + 4).and_then(|part| part.try_into().ok());
     part.map(u32::from_ne_bytes).ok_or_else(invalid)
 }
 
 /// Asks a socket-diagnosis socket for all unix sockets of its network.
 pub(in super::super) fn dump(netlink: BorrowedFd<'_>) -> io::Result<Diagnosis> {
-    const REQUEST_AND_DUMP: u16 = 0x301;
-    let mut request = Vec::with_capacity(40);
-    request.extend(40u32.to_ne_bytes());
-    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request.extend(REQUEST_AND_DUMP.to_ne_bytes());
-    request.extend([0; 8]);
-    request.extend([libc::AF_UNIX as u8, 0, 0, 0]);
+    let mut request = vec![libc::AF_UNIX as u8, 0, 0, 0];
     // All states, any inode.
     request.extend(u32::MAX.to_ne_bytes());
     request.extend(0u32.to_ne_bytes());
     request.extend(SHOW.to_ne_bytes());
     request.extend([0xff; 8]);
-    socket::send(netlink, &request, &Along::default(), 0)?;
     let mut diagnosis = Diagnosis::default();
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        let length = socket::receive(netlink, &mut buffer, 0)?.length;
-        if read_messages(&buffer[..length], &mut diagnosis)? {
-            break;
-        }
-    }
+    ask(netlink, &request, |body| {
+        let (inode, entry) = read_entry(body)?;
+        diagnosis.sockets.insert(inode, entry);
+        Ok(())
+    })?;
     for (&listener, entry) in &diagnosis.sockets {
         for &client in entry.waiting.iter().filter(|&&client| client != 0) {
             diagnosis.listeners.insert(client, listener);
@@ -93,8 +84,34 @@ pub(in super::super) fn dump(netlink: BorrowedFd<'_>) -> io::Result<Diagnosis> {
     Ok(diagnosis)
 }
 
+/// Asks for all sockets of a family, and calls `each` with what is told about one.
+pub(in super::super) fn ask(
+    netlink: BorrowedFd<'_>,
+    question: &[u8],
+    mut each: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    const REQUEST_AND_DUMP: u16 = 0x301;
+    let length = u32::try_from(HEADER + question.len()).map_err(io::Error::other)?;
+    let mut request = length.to_ne_bytes().to_vec();
+    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend(REQUEST_AND_DUMP.to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend(question);
+    socket::send(netlink, &request, &Along::default(), 0)?;
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let length = socket::receive(netlink, &mut buffer, 0)?.length;
+        if read_messages(&buffer[..length], &mut each)? {
+            return Ok(());
+        }
+    }
+}
+
 /// Reads one datagram of messages; true when it holds the end of the list.
-fn read_messages(mut bytes: &[u8], diagnosis: &mut Diagnosis) -> io::Result<bool> {
+fn read_messages(
+    mut bytes: &[u8],
+    each: &mut impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<bool> {
     while !bytes.is_empty() {
         let length = word(bytes, 0)? as usize;
         let body = bytes.get(HEADER..length).ok_or_else(invalid)?;
@@ -104,10 +121,7 @@ fn read_messages(mut bytes: &[u8], diagnosis: &mut Diagnosis) -> io::Result<bool
                 let code = word(body, 0)?.cast_signed();
                 return Err(io::Error::from_raw_os_error(-code));
             }
-            SOCK_DIAG_BY_FAMILY => {
-                let (inode, entry) = read_entry(body)?;
-                diagnosis.sockets.insert(inode, entry);
-            }
+            SOCK_DIAG_BY_FAMILY => each(body)?,
             _ => {}
         }
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);

@@ -5,6 +5,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
 
+const MAP_DROPPABLE: i32 = 8;
+
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;
 
@@ -15,6 +17,12 @@ pub enum Backing<'a> {
     Private,
     /// Fresh memory shared with children.
     Shared,
+    /// Fresh memory for which nothing is set aside (`MAP_NORESERVE`).
+    Unreserved,
+    /// Fresh memory that the kernel may take away at any time (`MAP_DROPPABLE`).
+    Droppable,
+    /// Fresh memory that grows downwards when it is touched there (`MAP_GROWSDOWN`).
+    GrowingDown,
     /// A file from its start; writes stay in this process.
     FilePrivate(BorrowedFd<'a>),
     /// A file from its start; writes go to the file.
@@ -39,6 +47,13 @@ impl Map {
         let (flags, fd) = match backing {
             Backing::Private => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
             Backing::Shared => (libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1),
+            Backing::Unreserved => {
+                (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1)
+            }
+            Backing::Droppable => (MAP_DROPPABLE | libc::MAP_ANONYMOUS, -1),
+            Backing::GrowingDown => {
+                (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_GROWSDOWN, -1)
+            }
             Backing::FilePrivate(fd) => (libc::MAP_PRIVATE, fd.as_raw_fd()),
             Backing::FileShared(fd) => (libc::MAP_SHARED, fd.as_raw_fd()),
         };

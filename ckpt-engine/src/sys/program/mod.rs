@@ -3,7 +3,11 @@
 //! The engine uses none of it. Programs that are to be moved do: the self-checking workloads hold
 //! maps, signals, timers and registers of every kind through these types.
 
+pub mod advice;
+pub mod control;
 pub mod descriptor;
+pub mod dispatch;
+pub mod filter;
 pub mod fork;
 pub mod futex;
 pub mod map;

@@ -13,14 +13,17 @@ mod offer;
 mod talk;
 
 use std::{
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use ckpt_format::blocker::Blocker;
 use coordinator::{Coordinator, MigrationId};
 use tokio::task::{JoinHandle, spawn_blocking};
 use transport::LinkError;
 
+pub(in crate::migration) use self::offer::look_at;
 use self::{offer::Offer, talk::Talk};
 use super::{
     blackout::{CopyError, Live, SealedVe, Still},
@@ -51,6 +54,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How often a VE is stopped in vain before its state counts as unmovable.
 const VAIN_STOPS_MAX: u32 = 8;
 const VAIN_PAUSE: Duration = Duration::from_millis(50);
+/// How often the user is told why a move does not end.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 /// How long frames that still arrive here are passed on.
 const TAIL: Duration = Duration::from_millis(300);
 const TAIL_STEP: Duration = Duration::from_millis(20);
@@ -103,7 +108,20 @@ pub(super) async fn migrate(
             Rest::NotNow(running) => precopy = running,
         }
     };
-    copied.hand_over(start, rounds, wish.keep).await
+    copied.hand_over(start, rounds, wish.keep, sink).await
+}
+
+/// What would stop any move of a VE now.
+pub(super) async fn blockers(
+    context: &Context,
+    operation: Operation,
+) -> Result<Vec<Blocker>, MigrateError> {
+    let ve = &operation.ve;
+    if ve.running().is_none() {
+        return Err(MigrateError::NotRunning { ve: ve.id.number() });
+    }
+    let handle = context.runtime.handle(ve)?;
+    spawn_blocking(move || offer::blockers(&handle)).await?
 }
 
 /// Only looks whether a move would work.
@@ -300,6 +318,7 @@ impl Copied {
         start: Instant,
         rounds: Rounds,
         keep: bool,
+        sink: &Sink,
     ) -> Result<Report, MigrateError> {
         let Self { mut session, mut still, restore_ms, ready_ms } = self;
         let freeze_ms = ms(still.freeze);
@@ -326,7 +345,7 @@ impl Copied {
             }
             other => {
                 let cause = other.err().unwrap_or(MigrateError::Protocol);
-                session.settle(&mut sealed, &cause).await?;
+                session.settle(&mut sealed, &cause, sink).await?;
             }
         }
         let bytes = session.pipe.bytes();
@@ -404,10 +423,24 @@ impl Session {
         &mut self,
         sealed: &mut SealedVe,
         cause: &MigrateError,
+        sink: &Sink,
     ) -> Result<(), MigrateError> {
         let ve = self.operation.ve.id.number();
         tracing::warn!(ve, %cause, "no answer from the target; asking the log");
-        match settle::ask(&self.begun.context.coordinator(), self.begun.migration).await {
+        let coordinator = self.begun.context.coordinator();
+        let mut asking = pin!(settle::ask(&coordinator, self.begun.migration));
+        let verdict = loop {
+            tokio::select! {
+                verdict = &mut asking => break verdict,
+                () = tokio::time::sleep(TELL_EVERY) => sink.log(format!(
+                    "VE {ve} may have been taken over by {target}, which does not answer: \
+                     waiting for the log and for {target}. VE {ve} stands still, its copy here is \
+                     kept. Ctrl-C ends this wait, not the move.",
+                    target = self.names.1,
+                )),
+            }
+        };
+        match verdict {
             Verdict::Moved => Ok(()),
             Verdict::Stays => {
                 tokio::task::block_in_place(|| sealed.resume())?;

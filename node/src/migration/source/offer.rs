@@ -11,7 +11,7 @@ use ckpt_engine::{
     sys::netns::Netns,
     track::Tracker,
 };
-use ckpt_format::blocker::Blocker;
+use ckpt_format::{blocker::Blocker, container::Container as Plan, network::Network};
 use coordinator::{Command, Coordinator, Epoch, MigrationId, ProposeError, Refused, VeId};
 use tokio::task::spawn_blocking;
 use transport::NodeId;
@@ -35,7 +35,7 @@ use crate::{
         Hold, Interface, NetworkError,
         state::{self, Expected},
     },
-    storage::{self, FileTracker, source_trees},
+    storage::{self, FileTracker, SourceKind, source_trees},
     template::Digest,
     ve::{Handle, INTERFACE, Operation},
 };
@@ -77,7 +77,7 @@ impl Offer {
         let record = state.ves.get(&number).ok_or(MigrateError::Unregistered { ve: number.0 })?;
         let handle = context.runtime.handle(&ve)?;
         let directory = ve.directory().to_owned();
-        let looked = spawn_blocking(move || look_at(&handle, &directory));
+        let looked = spawn_blocking(move || look_at(&handle, &directory, true));
         let (live, mut message) = looked.await??;
         message.epoch = record.epoch;
         let name = |node| state.node_name(node).unwrap_or("?").to_owned();
@@ -195,24 +195,45 @@ async fn begin(
     }
 }
 
-/// Reads the VE from outside, and finds what would stop a move. Changes nothing.
-fn look_at(handle: &Handle, directory: &Path) -> Result<(Live, Message), MigrateError> {
-    let (init, id_base) = (handle.init, handle.id_base);
-    let freezer = handle.cgroups.freezer().to_owned();
-    let mut blockers = lasting_blockers(init, id_base, &freezer)?;
+/// What would stop a move of the VE now, all of it. Changes nothing.
+pub(in crate::migration) fn blockers(handle: &Handle) -> Result<Vec<Blocker>, MigrateError> {
+    match survey(handle) {
+        Ok(_) => Ok(Vec::new()),
+        Err(MigrateError::Blocked(blockers)) => Ok(blockers),
+        Err(other) => Err(other),
+    }
+}
+
+/// The container and the network of a VE, seen from outside.
+fn survey(handle: &Handle) -> Result<(Plan, Network), MigrateError> {
+    let init = handle.init;
+    let mut blockers = lasting_blockers(init, handle.id_base, handle.cgroups.freezer())?;
     let netns = Netns::of_process(init).map_err(MigrateError::Inside)?;
-    let expected = expected(handle);
-    let network = state::capture(&netns, &expected, None)?;
+    let network = state::capture(&netns, &expected(handle), None)?;
     blockers.extend(network.blockers);
-    let plan = match container::capture(init)? {
-        Ok(plan) if blockers.is_empty() => plan,
-        Ok(_) => return Err(MigrateError::Blocked(blockers)),
+    match container::capture(init)? {
+        Ok(plan) if blockers.is_empty() => Ok((plan, network.network)),
+        Ok(_) => Err(MigrateError::Blocked(blockers)),
         Err(found) => {
             blockers.extend(found);
-            return Err(MigrateError::Blocked(blockers));
+            Err(MigrateError::Blocked(blockers))
         }
-    };
-    let trees = source_trees(init, &plan, &handle.upper, id_base).map_err(CopyError::Files)?;
+    }
+}
+
+/// Reads the VE from outside, and finds what would stop a move. Changes nothing. Without
+/// `own_files` only what it keeps in memory is copied of its files.
+pub(in crate::migration) fn look_at(
+    handle: &Handle,
+    directory: &Path,
+    own_files: bool,
+) -> Result<(Live, Message), MigrateError> {
+    let (init, id_base) = (handle.init, handle.id_base);
+    let freezer = handle.cgroups.freezer().to_owned();
+    let (plan, network) = survey(handle)?;
+    let netns = Netns::of_process(init).map_err(MigrateError::Inside)?;
+    let mut trees = source_trees(init, &plan, &handle.upper, id_base).map_err(CopyError::Files)?;
+    trees.retain(|tree| own_files || !matches!(tree.kind, SourceKind::Own { .. }));
     let disk_bytes = storage::size(&trees).map_err(CopyError::Files)?;
     let files = FileTracker::new(trees);
     let message = Message {
@@ -222,7 +243,7 @@ fn look_at(handle: &Handle, directory: &Path) -> Result<(Live, Message), Migrate
         configuration: handle.config.clone(),
         template: handle.template,
         container: plan,
-        network: network.network.clone(),
+        network: network.clone(),
         vdso: facts::vdso_hash(),
         extended_state_len: facts::extended_state_len(),
         memory_bytes: memory_bytes(&freezer),
@@ -250,8 +271,8 @@ fn look_at(handle: &Handle, directory: &Path) -> Result<(Live, Message), Migrate
         clock_offsets: clock_offsets(init).map_err(MigrateError::Inside)?,
         files,
         netns,
-        expected,
-        network: network.network,
+        expected: expected(handle),
+        network,
         hold,
         brake,
         watchdog,
