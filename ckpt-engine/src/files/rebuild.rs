@@ -272,15 +272,18 @@ impl Rebuilt {
         unix::finish(files, tables, remote)?;
         terminal::finish(files, tables, remote)?;
         mailbox::finish(files, tables, remote)?;
+        // Before the signals, because whoever takes a lease becomes the owner.
+        lock::finish(files, tables, remote)?;
         for (place, file) in files.files.iter().enumerate() {
-            let Some(owner) = file.owner else { continue };
+            if file.owner.is_none() && file.signal == 0 {
+                continue;
+            }
             let id = FileId(u32::try_from(place).map_err(|_| RebuildError::Damaged)?);
             // One that is only in flight has nobody who could do it.
             let Some((pid, fd)) = holder(tables, id) else { continue };
-            set_signal_owner(pid, fd, file, owner, remote)?;
+            set_signal_owner(pid, fd, file, remote)?;
         }
-        // A lease leaves the owner of the signal as it is.
-        lock::finish(files, tables, remote)
+        Ok(())
     }
 
     /// Lets the network connections go on. The VE runs here from now on.
@@ -315,7 +318,6 @@ fn set_signal_owner(
     pid: i32,
     fd: i32,
     file: &File,
-    owner: ckpt_format::files::SignalOwner,
     remote: &mut dyn Remote,
 ) -> Result<(), RebuildError> {
     const F_SETSIG: u64 = 10;
@@ -327,9 +329,11 @@ fn set_signal_owner(
         let arguments = [number(), Argument::Value(command), argument, none(), none(), none()];
         remote.call(pid, libc::SYS_fcntl, arguments).map(drop).map_err(failed)
     };
-    let mut bytes = owner.kind.to_ne_bytes().to_vec();
-    bytes.extend(owner.pid.to_ne_bytes());
-    fcntl(F_SETOWN_EX, Argument::In(&bytes))?;
+    if let Some(owner) = file.owner {
+        let mut bytes = owner.kind.to_ne_bytes().to_vec();
+        bytes.extend(owner.pid.to_ne_bytes());
+        fcntl(F_SETOWN_EX, Argument::In(&bytes))?;
+    }
     if file.signal != 0 {
         fcntl(F_SETSIG, Argument::Value(u64::from(file.signal.cast_unsigned())))?;
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Captured, Undo, address, options,
+    address, options,
     testing::{Child, Copy, new_network, rebuild},
 };
 use crate::sys::socket::{self, Along, End};

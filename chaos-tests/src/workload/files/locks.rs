@@ -126,8 +126,10 @@ pub(super) fn lease(context: &mut Context) -> Result<(), Failure> {
     context.has_handlers = true;
     let file = File::open(&path)?;
     let take = |kind| descriptor::fcntl(file.as_fd(), Fcntl::SetLease(kind));
-    descriptor::fcntl(file.as_fd(), Fcntl::SetSignal(BROKEN))?;
+    // Giving it up also gives up the signal.
+    let signal = || descriptor::fcntl(file.as_fd(), Fcntl::SetSignal(BROKEN));
     take(READ)?;
+    signal()?;
     let mut broken = 0;
     let mut turn = 0;
     while context.step(Duration::from_millis(8))? {
@@ -143,6 +145,7 @@ pub(super) fn lease(context: &mut Context) -> Result<(), Failure> {
             same("a lease that is broken", signal::counted(BROKEN), broken)?;
             take(NONE)?;
             take(READ)?;
+            signal()?;
         }
         if context.progress.plant() {
             take(NONE)?;

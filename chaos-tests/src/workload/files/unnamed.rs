@@ -97,9 +97,9 @@ pub(super) fn mapped(context: &mut Context) -> Result<(), Failure> {
     let shared = Map::new(PAGES, Backing::FileShared(file.as_fd()))?;
     let copy = Map::new(PAGES, Backing::FilePrivate(file.as_fd()))?;
     copy.word(9).store(99, SeqCst);
+    let again = Map::new(PAGES, Backing::FileShared(file.as_fd()))?;
     fs::remove_file(context.path("mapped"))?;
     drop(file);
-    let again = map_again(&shared)?;
     let mut turn = 0;
     while context.step(Duration::from_millis(6))? {
         let word = 512 + turn as usize * 31 % (shared.words() - 512);
@@ -113,15 +113,6 @@ pub(super) fn mapped(context: &mut Context) -> Result<(), Failure> {
         turn += 1;
     }
     Ok(())
-}
-
-/// Maps once more what a mapping shows.
-fn map_again(map: &Map) -> Result<Map, Failure> {
-    let start = map.address();
-    let end = start + map.words() * 8;
-    let path = format!("/proc/self/map_files/{start:x}-{end:x}");
-    let file = File::options().read(true).write(true).open(path)?;
-    Ok(Map::new(map.words() / 512, Backing::FileShared(file.as_fd()))?)
 }
 
 pub(super) fn temporary(context: &mut Context) -> Result<(), Failure> {

@@ -98,7 +98,9 @@ pub(super) fn cancel(context: &mut Context) -> Result<(), Failure> {
     let timer = TimerFd::new(ClockId::CLOCK_REALTIME, TimerFlags::TFD_NONBLOCK)?;
     let flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
     let now = || clock_gettime(nix::time::ClockId::CLOCK_REALTIME).map(Duration::from);
-    let mut due = now()?;
+    let half = Duration::from_millis(500);
+    let mut due = now()? + half;
+    timer.set(Expiration::OneShot(TimeSpec::from_duration(due)), flags)?;
     let mut set = Instant::now();
     let mut planted = false;
     while context.step(Duration::from_millis(8))? {
@@ -117,7 +119,7 @@ pub(super) fn cancel(context: &mut Context) -> Result<(), Failure> {
             Err(error) => return Err(error.into()),
         }
         ensure(set.elapsed() < LATE, || "a timer of half a second took long".to_owned())?;
-        (due, set) = (now()? + Duration::from_millis(500), Instant::now());
+        (due, set) = (now()? + half, Instant::now());
         planted = context.progress.plant();
         let end = if planted { due + LATE } else { due };
         timer.set(Expiration::OneShot(TimeSpec::from_duration(end)), flags)?;

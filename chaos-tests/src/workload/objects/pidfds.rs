@@ -60,8 +60,9 @@ fn dead(code: i32) -> Result<OwnedFd, Failure> {
     loop {
         match poll(&mut fds, PollTimeout::NONE) {
             Err(Errno::EINTR) => {}
-            waited => break waited?,
-        };
+            Err(error) => return Err(error.into()),
+            Ok(_) => break,
+        }
     }
     Ok(process)
 }

@@ -17,3 +17,4 @@ pub mod registers;
 pub mod signal;
 pub mod sysv;
 pub mod terminal;
+pub mod watch;
