@@ -58,6 +58,9 @@ pub struct File {
     pub locks: Vec<DescriptionLock>,
     /// `F_GETLEASE`: `F_RDLCK` or `F_WRLCK`, when there is a lease on it.
     pub lease: Option<i32>,
+    /// The mount namespace that its path is looked up in: see
+    /// [`Namespaces`](crate::container::Namespaces).
+    pub mounts: u32,
     /// What it is.
     pub kind: Kind,
 }

@@ -35,7 +35,8 @@ fn shape(pid: i32, parent: i32) -> Shape {
         session: pid,
         exit_signal: 17,
         zombie: None,
-        areas: Vec::new(),
+        heir: false,
+        namespaces: Default::default(),
     }
 }
 
@@ -56,6 +57,7 @@ fn state() -> State {
         processes: Processes::default(),
         files: Files::default(),
         tables: BTreeMap::new(),
+        cgroups: Vec::new(),
         network: Network::default(),
         clocks: Clocks::default(),
         clock_offsets: Clocks::default(),

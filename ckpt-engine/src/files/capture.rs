@@ -2,7 +2,7 @@
 //! to be put back afterwards.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     fs, io,
 };
 
@@ -17,8 +17,8 @@ use ckpt_format::{
 use super::{
     Holder, Source, deleted, epoll, event,
     find::{Found, Object, Refusal},
-    inotify, lock, mailbox, memfd, namespace, path, pipe, process, socket, tcp, terminal, timer,
-    udp, unix,
+    inotify, lock, mailbox, memfd, nsfs, path, pipe, process, socket, tcp, terminal, timer, udp,
+    unix,
 };
 use crate::{
     ipc::{self, Opened},
@@ -112,8 +112,8 @@ pub(super) struct Capture<'a> {
     pub(super) pipes: HashMap<(u64, u64), u32>,
     /// Places in [`Files::terminals`] by number.
     pub(super) terminals: HashMap<u32, u32>,
-    /// The mounts that init can see.
-    mounts: HashSet<u64>,
+    /// The mounts of the VE, each with its namespace.
+    mounts: HashMap<u64, u32>,
     pub(super) network: socket::Network,
     pub(super) undo: Undo,
 }
@@ -208,13 +208,17 @@ fn unreadable() -> File {
 
 /// A description without anything that can be put on it.
 fn plain(flags: u32, kind: Kind) -> File {
-    File { flags, owner: None, signal: 0, locks: Vec::new(), lease: None, kind }
+    File { flags, owner: None, signal: 0, locks: Vec::new(), lease: None, mounts: 0, kind }
 }
 
 impl<'a> Capture<'a> {
     fn new(source: &'a Source<'a>) -> Result<Self, Vec<Blocker>> {
-        let mounts =
-            mounts(source.init).map_err(|error| unreadable_part("a mount table", &error))?;
+        let mounts = match &source.mounts {
+            Some(mounts) => mounts.clone(),
+            None => {
+                mounts(source.init).map_err(|error| unreadable_part("a mount table", &error))?
+            }
+        };
         Ok(Self {
             source,
             found: Found::of(source)?,
@@ -240,8 +244,8 @@ impl<'a> Capture<'a> {
         if object.is_path_only() {
             return self.inside_the_mounts(object).map(|()| Class::ByPath);
         }
-        if namespace::is_namespace(object) {
-            return namespace::capture(self.source, object).map(|_| Class::Namespace);
+        if nsfs::is_namespace(object) {
+            return nsfs::capture(self.source, object).map(|_| Class::Namespace);
         }
         match object.file_type() {
             libc::S_IFREG if memfd::is_memfd(object) => Ok(Class::Memfd),
@@ -302,9 +306,9 @@ impl<'a> Capture<'a> {
         self.is_inside_the_mounts(object.status.mount, &object.link)
     }
 
-    /// Whether init can see this mount.
+    /// Whether this mount is one of the VE.
     pub(super) fn is_mounted(&self, mount: u64) -> bool {
-        self.mounts.contains(&mount)
+        self.mounts.contains_key(&mount)
     }
 
     /// Refuses what was reached through a mount that is none of the VE's.
@@ -339,7 +343,7 @@ impl<'a> Capture<'a> {
             Class::ByPath => path::capture(self, place)?,
             Class::Deleted => deleted::capture(self, place)?,
             Class::DeletedDirectory => deleted::capture_directory(&self.found.objects[place]),
-            Class::Namespace => namespace::capture(self.source, &self.found.objects[place])?,
+            Class::Namespace => nsfs::capture(self.source, &self.found.objects[place])?,
             Class::Mailbox => mailbox::capture(self, place)?,
             Class::Memfd => memfd::capture(self, place)?,
             Class::Pipe => pipe::capture(self, place)?,
@@ -354,8 +358,10 @@ impl<'a> Capture<'a> {
         };
         let object = &self.found.objects[place];
         let flags = object.flags.cast_unsigned();
+        // What is no file in any mount of the VE is the same everywhere.
+        let mounts = self.mounts.get(&object.status.mount).copied().unwrap_or(0);
         if object.is_path_only() {
-            return Ok(plain(flags, kind));
+            return Ok(File { mounts, ..plain(flags, kind) });
         }
         let owner = match descriptor::signal_owner(object.fd())? {
             (_, 0) => None,
@@ -365,7 +371,7 @@ impl<'a> Capture<'a> {
             }
         };
         let signal = descriptor::query(object.fd(), Query::GetSignal)?;
-        Ok(File { owner, signal, ..plain(flags, kind) })
+        Ok(File { owner, signal, mounts, ..plain(flags, kind) })
     }
 }
 
@@ -422,7 +428,7 @@ fn unknown(object: &Object) -> Refusal {
 }
 
 /// The ids of the mounts that a process can see.
-fn mounts(host_pid: i32) -> io::Result<HashSet<u64>> {
+fn mounts(host_pid: i32) -> io::Result<HashMap<u64, u32>> {
     let table = fs::read_to_string(format!("/proc/{host_pid}/mountinfo"))?;
-    Ok(table.lines().filter_map(|line| line.split(' ').next()?.parse().ok()).collect())
+    Ok(table.lines().filter_map(|line| Some((line.split(' ').next()?.parse().ok()?, 0))).collect())
 }

@@ -4,8 +4,11 @@
 //! The kernel tells the inode of a watch and a handle of it, but no path: see [`search`].
 
 use std::{
-    io,
-    os::fd::{AsFd, OwnedFd},
+    fs, io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -68,7 +71,13 @@ fn paths(lines: &[Line], init: i32) -> io::Result<Paths> {
     }
     let (mut found, rest): (Paths, Paths) = found.into_iter().partition(|(_, it)| it.is_some());
     let root = PathBuf::from(format!("/proc/{init}/root"));
-    found.extend(search::below(&root, Path::new("/"), rest));
+    // Service managers watch these, and there alone it is worth to look below /sys.
+    let cgroups = Path::new("/sys/fs/cgroup");
+    let device = fs::metadata(root.join("sys/fs/cgroup")).map_or(0, |metadata| metadata.dev());
+    let (of_cgroups, others): (Paths, Paths) =
+        rest.into_iter().partition(|((of, _), _)| *of == device);
+    found.extend(search::below(&root, cgroups, of_cgroups));
+    found.extend(search::below(&root, Path::new("/"), others));
     Ok(found)
 }
 

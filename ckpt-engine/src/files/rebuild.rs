@@ -18,12 +18,12 @@ use nix::{
 };
 
 use super::{
-    Argument, Remote, deleted, epoll, event, inotify, lock, mailbox, memfd, namespace, path, pipe,
+    Argument, Remote, deleted, epoll, event, inotify, lock, mailbox, memfd, nsfs, path, pipe,
     process, socket, tcp, terminal, timer, unix,
 };
 use crate::sys::{
     descriptor::{self, Change},
-    identity,
+    identity, namespace,
 };
 
 /// Where files are rebuilt.
@@ -40,6 +40,8 @@ pub struct Target {
     pub mailboxes: Vec<OwnedFd>,
     /// How far CLOCK_MONOTONIC of the source's host is ahead of ours.
     pub ahead_ns: i64,
+    /// The mount namespaces of the VE, its own first; empty if there is no other.
+    pub mounts: Vec<OwnedFd>,
     /// Our own `/proc/self/fd`, which the VE's mounts do not show.
     descriptors: OwnedFd,
     /// Our own `/proc`.
@@ -56,6 +58,7 @@ impl Target {
             shared: HashMap::new(),
             mailboxes: Vec::new(),
             ahead_ns: 0,
+            mounts: Vec::new(),
             descriptors: open("/proc/self/fd", flags, Mode::empty())?,
             proc: open("/proc", flags, Mode::empty())?,
         })
@@ -134,6 +137,8 @@ pub(super) struct Rebuild<'a> {
     pub(super) connections: Vec<tcp::Connection>,
     /// Ends of unix sockets whose peers are gone, by the end that is left.
     pub(super) gone: HashMap<u32, OwnedFd>,
+    /// The mount namespace that the thread is in.
+    entered: u32,
 }
 
 /// The rebuilt descriptions, before the VE runs.
@@ -159,15 +164,18 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
         made: files.files.iter().map(|_| None).collect(),
         connections: Vec::new(),
         gone: HashMap::new(),
+        entered: 0,
     };
     identity::own_new_files(target.id_base, target.id_base)
         .map_err(|source| RebuildError::Kernel { object: "file owner", source })?;
     socket::rebuild(&mut rebuild)?;
     for (place, file) in files.files.iter().enumerate() {
         if rebuild.made[place].is_none() {
+            rebuild.enter(file.mounts)?;
             rebuild.made[place] = Some(rebuild.make(file)?);
         }
     }
+    rebuild.enter(0)?;
     terminal::settle(&mut rebuild)?;
     unix::fill(&mut rebuild)?;
     for (place, file) in files.files.iter().enumerate() {
@@ -192,6 +200,19 @@ impl Rebuild<'_> {
         Some(self.made.get(file.0 as usize)?.as_ref()?.as_fd())
     }
 
+    /// Goes into a mount namespace, where the paths of a file lead to it.
+    fn enter(&mut self, mounts: u32) -> Result<(), RebuildError> {
+        if mounts == self.entered {
+            return Ok(());
+        }
+        let namespace = usize::try_from(mounts).ok().and_then(|at| self.target.mounts.get(at));
+        let namespace = namespace.ok_or(RebuildError::Damaged)?;
+        namespace::join(namespace.as_fd(), libc::CLONE_NEWNS)
+            .map_err(|source| RebuildError::Kernel { object: "mount namespace", source })?;
+        self.entered = mounts;
+        Ok(())
+    }
+
     fn make(&mut self, file: &File) -> Result<OwnedFd, RebuildError> {
         let fd = match &file.kind {
             Kind::Path(named) => return path::rebuild(named, file.flags),
@@ -202,7 +223,7 @@ impl Rebuild<'_> {
                 return deleted::rebuild_directory(path, file.flags);
             }
             Kind::Mailbox { mailbox } => return mailbox::rebuild(self, *mailbox, file.flags),
-            Kind::Namespace { name, pid } => return namespace::rebuild(self.target, name, *pid),
+            Kind::Namespace { name, pid } => return nsfs::rebuild(self.target, name, *pid),
             Kind::Memfd { object, offset } => {
                 return memfd::rebuild(self, *object, *offset, file.flags);
             }

@@ -107,6 +107,9 @@ pub(super) fn by_inode(root: &Path, start: &Path, inode: Inode) -> Option<Vec<u8
 
 /// Finds paths below `start` in the tree at `root` by device and inode, level by level.
 pub(super) fn below(root: &Path, start: &Path, mut wanted: Paths) -> Paths {
+    if wanted.is_empty() {
+        return wanted;
+    }
     let mut looked_at = 0;
     let found = |path: &Path, wanted: &mut Paths| {
         let metadata = fs::symlink_metadata(path).ok()?;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ImageError;
 use crate::{
-    memory::{PAGE, Run, Space},
+    memory::{Area, PAGE, Run, Space},
     process::Layout,
     state::State,
     stream::PAGE_DATA_MAX,
@@ -14,8 +14,17 @@ use crate::{
 /// One step. They must be taken in order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Record {
-    /// The processes and their areas as they are from here on.
+    /// The processes as they are from here on.
     Layout(Layout),
+    /// The areas of a process, as they are from here on.
+    Areas {
+        /// The process.
+        pid: i32,
+        /// The next of its areas in ascending order.
+        areas: Vec<Area>,
+        /// Whether these are the last.
+        complete: bool,
+    },
     /// Contents of pages, in the order of `runs`.
     Pages {
         /// Whose pages.

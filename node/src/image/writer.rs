@@ -105,6 +105,10 @@ impl ImageWriter {
     pub fn memory(&mut self, record: &stream::Record) -> Result<(), ImageFileError> {
         match record {
             stream::Record::Layout(layout) => self.record(&Record::Layout(layout.clone())),
+            stream::Record::Areas { pid, areas, complete } => {
+                let (pid, areas, complete) = (*pid, areas.clone(), *complete);
+                self.record(&Record::Areas { pid, areas, complete })
+            }
             stream::Record::Drop { space, runs } => {
                 self.record(&Record::Drop { space: *space, runs: runs.clone() })
             }

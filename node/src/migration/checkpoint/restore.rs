@@ -386,6 +386,9 @@ fn feed(
         }
         take(match record {
             Record::Layout(layout) => Item::Memory(stream::Record::Layout(layout)),
+            Record::Areas { pid, areas, complete } => {
+                Item::Memory(stream::Record::Areas { pid, areas, complete })
+            }
             Record::Drop { space, runs } => Item::Memory(stream::Record::Drop { space, runs }),
             Record::Guards { pid, runs } => Item::Memory(stream::Record::Guards { pid, runs }),
             Record::Pages { space, runs, data } => {
