@@ -175,6 +175,8 @@ pub fn check(source: &Source<'_>) -> Vec<Blocker> {
     let refused = objects.filter_map(|(place, object)| {
         let why = match capture.class(object) {
             Ok(Class::Socket(protocol)) => socket::check_peer(&capture, object, protocol).err()?,
+            // It is remembered what is found.
+            Ok(Class::Inotify) => inotify::capture(object, source.init).err()?,
             other => other.err()?,
         };
         Some(capture.found.blockers(source, place, &why))

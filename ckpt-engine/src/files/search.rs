@@ -4,7 +4,7 @@
 //! be: those are searched for, level by level.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     ffi::OsStr,
     fs, io,
     os::{
@@ -15,6 +15,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use nix::{
@@ -107,7 +108,10 @@ pub(super) fn by_inode(root: &Path, start: &Path, inode: Inode) -> Option<Vec<u8
 
 /// Finds paths below `start` in the tree at `root` by device and inode, level by level.
 pub(super) fn below(root: &Path, start: &Path, mut wanted: Paths) -> Paths {
-    if wanted.is_empty() {
+    for (inode, place) in &mut wanted {
+        *place = remembered(root, *inode);
+    }
+    if wanted.values().all(Option::is_some) {
         return wanted;
     }
     let mut looked_at = 0;
@@ -147,7 +151,30 @@ pub(super) fn below(root: &Path, start: &Path, mut wanted: Paths) -> Paths {
             break;
         }
     }
+    remember(&wanted);
     wanted
+}
+
+/// What was found before, for instance when the VE was looked at before its move: a search while
+/// it stands still costs its users time.
+static FOUND: Mutex<BTreeMap<Inode, Vec<u8>>> = Mutex::new(BTreeMap::new());
+/// The most that is remembered.
+const FOUND_MAX: usize = 10_000;
+
+fn remembered(root: &Path, inode: Inode) -> Option<Vec<u8>> {
+    let found = FOUND.lock().unwrap_or_else(PoisonError::into_inner).get(&inode).cloned()?;
+    let inside = found.strip_prefix(b"/").unwrap_or(&found);
+    let metadata = fs::symlink_metadata(root.join(OsStr::from_bytes(inside))).ok()?;
+    ((metadata.dev(), metadata.ino()) == inode).then_some(found)
+}
+
+fn remember(paths: &Paths) {
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if found.len() > FOUND_MAX {
+        found.clear();
+    }
+    let known = paths.iter().filter_map(|(inode, path)| Some((*inode, path.clone()?)));
+    found.extend(known);
 }
 
 #[cfg(test)]

@@ -66,29 +66,3 @@ pub(super) fn in_memory(context: &mut Context) -> Result<(), Failure> {
     fs::create_dir(&folder.0)?;
     watch(context, &folder.0)
 }
-
-pub(super) fn unread(context: &mut Context) -> Result<(), Failure> {
-    let inotify = Watches::new()?;
-    let folder = context.path("folder");
-    fs::create_dir(&folder)?;
-    let flags = IN_CREATE | IN_DELETE;
-    let watch = inotify.add(&folder, flags)?;
-    let mut turn = 0u64;
-    let make = |turn: u64| -> Result<Vec<_>, Failure> {
-        let name = format!("file-{turn}");
-        File::create(folder.join(&name))?;
-        fs::remove_file(folder.join(&name))?;
-        Ok(vec![(watch, IN_CREATE, name.clone()), (watch, IN_DELETE, name)])
-    };
-    // There are always some that nobody has read.
-    let mut waiting = make(0)?;
-    while context.step(Duration::from_millis(8))? {
-        if context.progress.plant() {
-            inotify.read()?;
-        }
-        same("events that waited", inotify.read()?, waiting)?;
-        turn += 1;
-        waiting = make(turn)?;
-    }
-    Ok(())
-}
