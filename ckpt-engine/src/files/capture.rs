@@ -2,7 +2,7 @@
 //! to be put back afterwards.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs, io,
 };
 
@@ -124,7 +124,7 @@ pub(super) struct Capture<'a> {
 pub fn capture(source: &Source<'_>) -> Result<Captured, Vec<Blocker>> {
     let mut capture = Capture::new(source)?;
     capture.read_ipc()?;
-    let mut blockers = Vec::new();
+    let mut blockers = hidden_ipc(source);
     // The list grows while it is read: sockets hold files in flight.
     let mut place = 0;
     while place < capture.found.objects.len() {
@@ -186,7 +186,25 @@ pub fn check(source: &Source<'_>) -> Vec<Blocker> {
         blockers.extend(capture.found.blockers(source, place, &why));
     }
     blockers.extend(source.processes.iter().filter_map(traced));
+    blockers.extend(hidden_ipc(source));
     blockers
+}
+
+/// The objects of IPC namespaces that services have of their own, by one process in each.
+fn hidden_ipc(source: &Source<'_>) -> Vec<Blocker> {
+    let namespace = |host: i32| fs::read_link(format!("/proc/{host}/ns/ipc")).ok();
+    let mut seen = HashSet::from([namespace(source.init)]);
+    let own = source.processes.iter().filter(|holder| seen.insert(namespace(holder.host_pid)));
+    // One that has ended meanwhile holds nothing.
+    let filled = own.filter(|holder| !ipc::holds_nothing(holder.host_pid).unwrap_or(true));
+    let blocker = |holder: &Holder<'_>| Blocker {
+        pid: holder.pid,
+        command: holder.command.clone(),
+        fd: None,
+        object: "System V or POSIX objects in an IPC namespace of its own".to_owned(),
+        hint: "stop the service, or let it run without PrivateIPC".to_owned(),
+    };
+    filled.map(blocker).collect()
 }
 
 /// A process that a debugger holds cannot be held by us.

@@ -92,6 +92,17 @@ pub(crate) fn capture(host: i32, id_base: u32) -> io::Result<(Ipc, Vec<Opened>)>
     })
 }
 
+/// Whether the IPC namespace of a process, as the host numbers it, holds nothing.
+pub(crate) fn holds_nothing(host: i32) -> io::Result<bool> {
+    let process = task::pidfd_open(host)?;
+    namespace::in_ipc_of(process.as_fd(), || {
+        Ok(table::segments(0)?.is_empty()
+            && table::semaphores(0)?.is_empty()
+            && table::queues(0)?.is_empty()
+            && mailbox::named(0)?.0.is_empty())
+    })
+}
+
 fn read_queue((entry, size_max): (Entry, usize)) -> io::Result<MessageQueue> {
     let mut messages = Vec::new();
     for place in 0.. {
