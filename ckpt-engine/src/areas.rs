@@ -64,7 +64,7 @@ impl AddressSpace {
             shared: line.shared,
             grows_down: flags.grows_down,
             may_write: flags.may_write,
-            offset: if line.inode == 0 { 0 } else { line.offset },
+            offset: if line.inode == 0 && !is_segment(line) { 0 } else { line.offset },
             backing,
             advice: flags.advice,
         });
@@ -106,11 +106,12 @@ fn backing(pid: i32, line: &MapLine) -> Backing {
         "[vdso]" => Backing::Vdso,
         "[vvar]" | "[vvar_vclock]" => Backing::Vvar,
         "[vsyscall]" => Backing::Vsyscall,
+        _ if is_segment(line) => Backing::Shared { object: ipc::segment_id(line.inode) },
         _ if line.inode == 0 => {
             let name = line.name.strip_prefix("[anon:").and_then(|name| name.strip_suffix(']'));
             Backing::Anonymous { name: name.map(str::to_owned) }
         }
-        _ if line.device == shm_device() => Backing::Shared { object: on_shm(line) },
+        _ if line.device == shm_device() => Backing::Shared { object: line.inode },
         path if path.ends_with(" (deleted)") => {
             // Gone again already, or a name that only looks so: then it is found by that.
             match unnamed::mapped_id(pid, line.start, line.end) {
@@ -122,10 +123,9 @@ fn backing(pid: i32, line: &MapLine) -> Backing {
     }
 }
 
-/// The id of an object of the kernel's own tmpfs. A System V segment has its own number there
-/// instead of one of the file system's.
-fn on_shm(line: &MapLine) -> u64 {
-    if line.name.starts_with("/SYSV") { ipc::segment_id(line.inode) } else { line.inode }
+/// Whether it shows a System V segment. That has its own number, from 0 on, in place of an inode's.
+fn is_segment(line: &MapLine) -> bool {
+    line.name.starts_with("/SYSV") && line.device == shm_device()
 }
 
 /// The device number, as maps shows it, of the kernel's own tmpfs where memfds and shared
