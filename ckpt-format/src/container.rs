@@ -183,8 +183,9 @@ impl Container {
         if let Some(place) = self.mounts.iter().position(|mount| mount.point == "/dev/console") {
             let gone = self.mounts.remove(place).filesystem;
             self.filesystems.remove(gone as usize);
-            for mount in self.mounts.iter_mut().filter(|mount| mount.filesystem > gone) {
-                mount.filesystem -= 1;
+            for mount in &mut self.mounts {
+                mount.filesystem -= u32::from(mount.filesystem > gone);
+                mount.parent -= u32::from(mount.parent as usize > place);
             }
         }
         self
@@ -228,3 +229,24 @@ pub const FRESH_LINKS: &[(&str, &str)] = &[
     ("/dev/stdout", "/proc/self/fd/1"),
     ("/dev/stderr", "/proc/self/fd/2"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_console_all_else_stands_where_it_stood() {
+        let with = Container::fresh("ve");
+        let without = with.clone().without_console();
+        assert_eq!(without.mounts.len() + 1, with.mounts.len());
+        assert_eq!(without.filesystems.len() + 1, with.filesystems.len());
+        let seen = |plan: &Container, mount: &Mount| {
+            let on = plan.mounts[mount.parent as usize].point.clone();
+            (mount.point.clone(), on, plan.filesystems[mount.filesystem as usize].kind.clone())
+        };
+        for mount in &without.mounts {
+            let before = with.mounts.iter().find(|it| it.point == mount.point).unwrap();
+            assert_eq!(seen(&without, mount), seen(&with, before));
+        }
+    }
+}

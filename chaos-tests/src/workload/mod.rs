@@ -6,15 +6,19 @@
 
 pub mod context;
 pub mod keep;
+pub mod listing;
 pub mod outcome;
 pub mod peer;
 pub mod process;
 pub mod stream;
 pub mod supervisor;
 
+mod cgroups;
 mod files;
 mod ipc;
 mod memory;
+mod mounts;
+mod namespaces;
 mod objects;
 mod processes;
 mod sockets;
@@ -70,6 +74,9 @@ pub const AREAS: &[Area] = &[
     ipc::AREA,
     sockets::AREA,
     objects::AREA,
+    mounts::AREA,
+    namespaces::AREA,
+    cgroups::AREA,
 ];
 
 /// All workloads.

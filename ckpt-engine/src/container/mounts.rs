@@ -135,12 +135,17 @@ fn prepare(mount: &Mount, filesystems: &[OwnedFd]) -> io::Result<OwnedFd> {
     if mount.root != "/" {
         place::make(filesystem.as_fd(), root, mount.file_type)?;
     }
-    let made = clone_tree(filesystem.as_fd(), root)?;
+    clone_tree(filesystem.as_fd(), root)
+}
+
+/// Makes an attached mount what it is to be. Comes after the places of others on it were made:
+/// it may be read-only.
+fn finish(mount: &Mount, made: &OwnedFd) -> io::Result<()> {
     set_attributes(made.as_fd(), mount.attributes)?;
     if mount.unbindable {
         set_propagation(made.as_fd(), Propagation::Unbindable)?;
     }
-    Ok(made)
+    Ok(())
 }
 
 /// Attaches the mounts of one namespace, which becomes the caller's tree.
@@ -161,6 +166,9 @@ fn assemble(table: &[(&Mount, OwnedFd)]) -> Result<(), Failure> {
         let file_type = if mount.is_directory() { libc::S_IFDIR } else { libc::S_IFREG };
         place::make(parent.as_fd(), point, file_type).map_err(at("make", &mount.point))?;
         attach(made.as_fd(), parent.as_fd(), point).map_err(at("mount", &mount.point))?;
+    }
+    for (mount, made) in table {
+        finish(mount, made).map_err(at("set the attributes of", &mount.point))?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use ckpt_format::{
     memory::{PAGE, Run, Space},
     process::Layout,
     state::State,
+    stream,
 };
 use serde::{Deserialize, Serialize};
 
@@ -134,8 +135,8 @@ impl Seen {
     fn take(&mut self, record: &Record) {
         let bytes = |runs: &[Run]| runs.iter().map(|run| run.pages).sum::<u64>() * PAGE;
         match record {
-            Record::Layout(layout) => self.layout = layout.clone(),
-            Record::Areas { pid, areas, complete } => {
+            Record::Memory(stream::Record::Layout(layout)) => self.layout = layout.clone(),
+            Record::Memory(stream::Record::Areas { pid, areas, complete }) => {
                 let (count, whole) = self.areas.entry(*pid).or_default();
                 *count = if *whole { 0 } else { *count } + areas.len() as u64;
                 *whole = *complete;
