@@ -86,15 +86,19 @@ fn target(capture: &Capture<'_>, epoll: &Object, line: &Line, nth: u32) -> Resul
         }
     }
     let all = (0..objects.len()).map(|place| FileId(u32::try_from(place).unwrap_or(u32::MAX)));
-    for candidate in guesses.into_iter().chain(all.filter(|&file| fits(file))) {
-        let file = objects[candidate.0 as usize].fd();
-        // Entries of one number are told apart by the kernel in an order of its own.
-        for place in [nth, 0, 1, 2, 3] {
-            match is_epoll_target(file, epoll.fd(), line.fd, place) {
-                Ok(true) => return Ok(candidate),
-                Ok(false) => {}
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
-                Err(error) => return Err(error.into()),
+    let candidates: Vec<FileId> =
+        guesses.into_iter().chain(all.filter(|&file| fits(file))).collect();
+    // Entries of one number are told apart by their order, which is that of the lines.
+    for places in [&[nth][..], &[0, 1, 2, 3]] {
+        for &candidate in &candidates {
+            let file = objects[candidate.0 as usize].fd();
+            for &place in places {
+                match is_epoll_target(file, epoll.fd(), line.fd, place) {
+                    Ok(true) => return Ok(candidate),
+                    Ok(false) => {}
+                    Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
     }
