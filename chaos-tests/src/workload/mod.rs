@@ -15,6 +15,7 @@ pub mod supervisor;
 
 mod cgroups;
 mod files;
+mod ipc;
 mod memory;
 mod mounts;
 mod namespaces;
@@ -72,6 +73,7 @@ pub const AREAS: &[Area] = &[
     scale::AREA,
     time::AREA,
     files::AREA,
+    ipc::AREA,
     sockets::AREA,
     objects::AREA,
     mounts::AREA,
