@@ -540,8 +540,12 @@ impl Holders {
             if status.text("State").is_ok_and(|state| state.starts_with('Z')) {
                 continue;
             }
-            let pidfd = task::pidfd_open(host)
-                .map_err(|source| CopyError::Process { pid: host, source })?;
+            let pidfd = match task::pidfd_open(host) {
+                Ok(pidfd) => pidfd,
+                // It ended after the list was read.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
+                Err(source) => return Err(CopyError::Process { pid: host, source }),
+            };
             all.push((host, inner, name.to_owned(), pidfd));
         }
         Ok(Self(all))
