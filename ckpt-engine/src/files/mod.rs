@@ -53,6 +53,7 @@ mod process;
 mod rebuild;
 mod remote;
 mod socket;
+mod table;
 mod tcp;
 mod terminal;
 #[cfg(test)]
