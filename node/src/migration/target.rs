@@ -338,6 +338,7 @@ pub(super) fn site(
     let system = |what| move |source| BuildError::System { what, source };
     let netns = Netns::of_process(init).map_err(system("open the network of a VE"))?;
     state::rebuild(&netns, &network, Routes::ForRestore)?;
+    state::check_filter(&netns, &network)?;
     let hold = match &prepared.interface {
         Some(interface) => {
             let mut hold = Hold::prepare(interface, &format!("hold{}", prepared.id))?;
