@@ -6,7 +6,7 @@ DESTDIR ?=
 SEED ?=
 NODES ?= 3
 
-.PHONY: all build deps demo test test-kernel verify fix chaos install uninstall
+.PHONY: all build deps demo workloads test test-kernel verify fix chaos install uninstall
 
 all: build
 
@@ -21,6 +21,10 @@ build: deps
 # A redis with live clients goes round a cluster of three nodes on this machine.
 demo: build
 	target/release/demo --nodes $(NODES)
+
+# Every self-checking workload: unmoved, moved, moved twice, checkpointed and restored.
+workloads: build
+	target/release/workloads
 
 # All tests, the end-to-end ones included. The last line is "N passed, N failed".
 test:

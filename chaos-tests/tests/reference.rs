@@ -47,8 +47,10 @@ fn every_option_is_told() {
         ("vzmigrate", "vzmigrate.md", true),
         ("vzpkg", "vzpkg.md", true),
         ("vzcluster", "vzcluster.md", true),
+        ("vzckpt", "vzckpt.md", true),
         ("testbed", "testbed.md", false),
         ("selfcheck", "workloads.md", false),
+        ("workloads", "workloads.md", false),
         ("loadclient", "workloads.md", false),
         ("demo", "workloads.md", false),
     ];
@@ -67,6 +69,17 @@ fn every_option_is_told() {
         }
     }
     assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
+fn the_list_of_workloads_is_that_of_the_code() {
+    let page = root().join("docs/reference/objects.md");
+    let text = std::fs::read_to_string(&page).expect("the page");
+    let renewed = chaos_tests::workload::listing::refreshed(&text).expect("a place for the list");
+    assert!(
+        text == renewed,
+        "renew the list: target/release/selfcheck list --docs docs/reference/objects.md"
+    );
 }
 
 #[test]

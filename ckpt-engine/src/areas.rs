@@ -179,6 +179,17 @@ pub fn kept(old: &[Area], new: &[Area]) -> Ranges {
     kept
 }
 
+/// What a child of a process with these areas begins with (fork(2)).
+pub fn heritage(areas: &[Area]) -> Vec<Area> {
+    let mut areas = areas.to_vec();
+    areas.retain(|area| !area.advice.dont_fork);
+    for area in &mut areas {
+        // Locks are not inherited.
+        (area.advice.locked, area.advice.locked_on_fault) = (false, false);
+    }
+    areas
+}
+
 fn same_content(old: &Area, new: &Area) -> bool {
     let place = |area: &Area| match area.backing {
         Backing::Anonymous { .. } => 0,

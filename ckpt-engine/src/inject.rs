@@ -52,8 +52,10 @@ impl Stopped {
     pub fn attach(tids: &[i32], options: i32) -> Result<Vec<Self>, InjectError> {
         let_go_late_stops();
         let mut seized = Vec::with_capacity(tids.len());
+        // Until it stops a thread runs on, with the filters that it has given itself.
+        let running = options & !ptrace::SUSPEND_SECCOMP;
         for &tid in tids {
-            match ptrace::seize(tid, options).and_then(|()| ptrace::interrupt(tid)) {
+            match ptrace::seize(tid, running).and_then(|()| ptrace::interrupt(tid)) {
                 Ok(()) => seized.push(tid),
                 Err(source) if source.raw_os_error() == Some(libc::ESRCH) => {}
                 Err(source) => {
@@ -64,7 +66,16 @@ impl Stopped {
         }
         let mut stopped = Vec::with_capacity(seized.len());
         for (index, &tid) in seized.iter().enumerate() {
-            match Self::wait_for_stop(tid) {
+            let waited = Self::wait_for_stop(tid).and_then(|thread| {
+                match ptrace::set_options(tid, options) {
+                    Ok(()) => Ok(thread),
+                    Err(source) => {
+                        drop(thread.detach());
+                        Err(InjectError::control(tid)(source))
+                    }
+                }
+            });
+            match waited {
                 Ok(thread) => stopped.push(thread),
                 Err(InjectError::Ended { .. }) => {}
                 Err(error) => {

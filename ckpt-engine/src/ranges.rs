@@ -49,11 +49,41 @@ impl Ranges {
 
     /// What is in `self` but not in `other`.
     pub fn without(&self, other: &Self) -> Self {
-        let mut rest = self.clone();
-        for (start, end) in other.iter() {
-            rest.remove(start, end);
+        let mut rest = Self::default();
+        for (start, end) in self.iter() {
+            let mut next = start;
+            for (low, high) in other.within(start, end) {
+                if next < low {
+                    rest.0.insert(next, low);
+                }
+                next = high;
+            }
+            if next < end {
+                rest.0.insert(next, end);
+            }
         }
         rest
+    }
+
+    /// What is in both.
+    pub fn common(&self, other: &Self) -> Self {
+        let common = self.iter().flat_map(|(start, end)| other.within(start, end));
+        Self(common.collect())
+    }
+
+    /// The parts that lie in `start..end`, in ascending order.
+    pub fn within(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let before = self.0.range(..start).next_back();
+        let before = before.filter(|&(_, &high)| high > start);
+        let first = before.map_or(start, |(&low, _)| low);
+        let inside =
+            if first < end { self.0.range(first..end) } else { self.0.range(first..first) };
+        inside.map(move |(&low, &high)| (low.max(start), high.min(end)))
+    }
+
+    /// True when all of `start..end` is in it.
+    pub fn covers(&self, start: u64, end: u64) -> bool {
+        start < end && self.within(start, end).next() == Some((start, end))
     }
 
     /// True when nothing is in it.
@@ -97,7 +127,15 @@ mod tests {
                 }
             }
             let flat: BTreeSet<u64> = ranges.iter().flat_map(|(start, end)| start..end).collect();
-            prop_assert_eq!(flat, model);
+            prop_assert_eq!(&flat, &model);
+            let other = Ranges::from_iter([(5, 9), (20, 21), (33, 60)]);
+            let numbers = |ranges: Ranges| -> BTreeSet<u64> {
+                ranges.iter().flat_map(|(start, end)| start..end).collect()
+            };
+            let theirs = numbers(other.clone());
+            prop_assert_eq!(numbers(ranges.without(&other)), &model - &theirs);
+            prop_assert_eq!(numbers(ranges.common(&other)), &model & &theirs);
+            prop_assert_eq!(ranges.covers(7, 12), (7..12).all(|n| model.contains(&n)));
             let list: Vec<_> = ranges.iter().collect();
             prop_assert!(list.windows(2).all(|pair| pair[0].1 < pair[1].0));
         }

@@ -1,6 +1,16 @@
 //! The container around a VE's processes: its names, clocks, file systems and mounts.
 
+mod cgroup;
+mod mounts;
+mod namespaces;
+
 use serde::{Deserialize, Serialize};
+
+pub use self::{
+    cgroup::{Cgroup, Setting},
+    mounts::{Cover, Mount, Part, covers, inside, parts},
+    namespaces::{Names, Namespaces, Nested},
+};
 
 /// What a container looks like, as found on the source and made again on the target.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,8 +23,11 @@ pub struct Container {
     pub clocks: Clocks,
     /// The file systems that the mounts show.
     pub filesystems: Vec<Filesystem>,
-    /// The mounts in an order in which they can be attached; the first is `/`.
+    /// The mounts of the VE's own namespace, in an order in which they can be attached; the
+    /// first is `/`.
     pub mounts: Vec<Mount>,
+    /// The namespaces that programs in the VE have made.
+    pub nested: Nested,
 }
 
 /// The readings of two clocks inside the VE, or the difference of two such readings.
@@ -42,8 +55,17 @@ impl Clocks {
 pub struct Filesystem {
     /// Which kind.
     pub kind: FilesystemKind,
+    /// What mount tables show as its source; any text.
+    pub source: String,
     /// Its own options, e.g. `size=64k`; ids in them are the VE's.
     pub options: Vec<MountOption>,
+}
+
+impl Filesystem {
+    /// True if its files are in memory, and travel with the VE.
+    pub fn holds_files(&self) -> bool {
+        matches!(self.kind, FilesystemKind::Tmpfs | FilesystemKind::Ramfs)
+    }
 }
 
 /// One option of a file system.
@@ -62,6 +84,8 @@ pub enum FilesystemKind {
     Root,
     /// Files in memory.
     Tmpfs,
+    /// Files in memory without a limit.
+    Ramfs,
     /// `/proc`.
     Proc,
     /// `/sys`.
@@ -79,6 +103,27 @@ pub enum FilesystemKind {
     },
 }
 
+impl FilesystemKind {
+    /// The kernel's name for it; that of the node for a device.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Root => "root",
+            Self::Tmpfs => "tmpfs",
+            Self::Ramfs => "ramfs",
+            Self::Proc => "proc",
+            Self::Sysfs => "sysfs",
+            Self::Devpts => "devpts",
+            Self::Mqueue => "mqueue",
+            Self::Cgroup => "cgroup2",
+            Self::Device { name } => name,
+        }
+    }
+}
+
+/// The file types of `st_mode` that the mounts of a fresh VE have.
+const S_IFDIR: u32 = 0o040_000;
+const S_IFREG: u32 = 0o100_000;
+
 /// The device nodes that a VE may have: name, major, minor.
 pub const HOST_DEVICES: &[(&str, u32, u32)] = &[
     ("null", 1, 3),
@@ -89,27 +134,15 @@ pub const HOST_DEVICES: &[(&str, u32, u32)] = &[
     ("tty", 5, 0),
 ];
 
-/// One mount.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mount {
-    /// Where in the VE's tree.
-    pub point: String,
-    /// Which of [`Container::filesystems`] it shows.
-    pub filesystem: u32,
-    /// Which directory or file of it; `/` for all of it.
-    pub root: String,
-    /// Whether point and root are directories; files can be mounted, too.
-    pub directory: bool,
-    /// `MOUNT_ATTR_*` bits.
-    pub attributes: u64,
-    /// Passes its sub-mounts on to copies of it.
-    pub shared: bool,
-}
-
 impl Container {
     /// The place of the VE's own files in [`Self::filesystems`].
     pub fn root_filesystem(&self) -> Option<usize> {
         self.filesystems.iter().position(|filesystem| filesystem.kind == FilesystemKind::Root)
+    }
+
+    /// The mounts of each mount namespace; the first is the VE's own.
+    pub fn mount_tables(&self) -> impl Iterator<Item = &[Mount]> {
+        std::iter::once(self.mounts.as_slice()).chain(self.nested.mounts.iter().map(Vec::as_slice))
     }
 
     /// What a VE has when it starts afresh.
@@ -150,8 +183,9 @@ impl Container {
         if let Some(place) = self.mounts.iter().position(|mount| mount.point == "/dev/console") {
             let gone = self.mounts.remove(place).filesystem;
             self.filesystems.remove(gone as usize);
-            for mount in self.mounts.iter_mut().filter(|mount| mount.filesystem > gone) {
-                mount.filesystem -= 1;
+            for mount in &mut self.mounts {
+                mount.filesystem -= u32::from(mount.filesystem > gone);
+                mount.parent -= u32::from(mount.parent as usize > place);
             }
         }
         self
@@ -170,14 +204,19 @@ impl Container {
             value: Some((*value).to_owned()),
         });
         let filesystem = u32::try_from(self.filesystems.len()).expect("a handful");
-        self.filesystems.push(Filesystem { kind, options: options.collect() });
+        let source = kind.name().to_owned();
+        self.filesystems.push(Filesystem { kind, source, options: options.collect() });
+        let parent = mounts::parent(&self.mounts, point);
         self.mounts.push(Mount {
             point: point.to_owned(),
+            parent,
             filesystem,
             root: "/".to_owned(),
-            directory,
+            file_type: if directory { S_IFDIR } else { S_IFREG },
             attributes,
-            shared: false,
+            peers: None,
+            master: None,
+            unbindable: false,
         });
     }
 }
@@ -190,3 +229,24 @@ pub const FRESH_LINKS: &[(&str, &str)] = &[
     ("/dev/stdout", "/proc/self/fd/1"),
     ("/dev/stderr", "/proc/self/fd/2"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_console_all_else_stands_where_it_stood() {
+        let with = Container::fresh("ve");
+        let without = with.clone().without_console();
+        assert_eq!(without.mounts.len() + 1, with.mounts.len());
+        assert_eq!(without.filesystems.len() + 1, with.filesystems.len());
+        let seen = |plan: &Container, mount: &Mount| {
+            let on = plan.mounts[mount.parent as usize].point.clone();
+            (mount.point.clone(), on, plan.filesystems[mount.filesystem as usize].kind.clone())
+        };
+        for mount in &without.mounts {
+            let before = with.mounts.iter().find(|it| it.point == mount.point).unwrap();
+            assert_eq!(seen(&without, mount), seen(&with, before));
+        }
+    }
+}

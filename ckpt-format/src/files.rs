@@ -56,6 +56,9 @@ pub struct File {
     pub signal: i32,
     /// Locks that belong to the description: flock(2) and `F_OFD_SETLK`.
     pub locks: Vec<DescriptionLock>,
+    /// The mount namespace that its path is looked up in: see
+    /// [`Namespaces`](crate::container::Namespaces).
+    pub mounts: u32,
     /// What it is.
     pub kind: Kind,
 }

@@ -3,15 +3,17 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    container::Namespaces,
     controls::{ProcessControls, ThreadControls},
     files::FileId,
-    memory::{Area, MemoryMap, SharedObject},
+    memory::{MemoryMap, SharedObject},
     seccomp::Filter,
 };
 
 /// The shape of a VE's processes at one moment: what the target's skeleton is built from.
 ///
-/// Sent in every round; the target applies the difference to what it has.
+/// Sent in every round; the target applies the difference to what it has. Their areas follow
+/// where they have changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
     /// Parents before their children; the first is the VE's init.
@@ -21,7 +23,7 @@ pub struct Layout {
 }
 
 /// One process in a [`Layout`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
     /// The process number.
     pub pid: i32,
@@ -38,8 +40,12 @@ pub struct Shape {
     pub exit_signal: i32,
     /// Set for a zombie: the wait status that its parent has still to collect.
     pub zombie: Option<i32>,
-    /// The areas in ascending order. Empty for a zombie.
-    pub areas: Vec<Area>,
+    /// It starts as a copy of its parent, as that stands at this place in the stream: what the two
+    /// have in common is then kept in memory once. Only for one that is new, and in its parent's
+    /// session or the leader of its own.
+    pub heir: bool,
+    /// The namespaces that it is in.
+    pub namespaces: Namespaces,
 }
 
 /// All that is left to say once the VE is frozen.

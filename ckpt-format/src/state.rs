@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    container::Clocks,
+    container::{Cgroup, Clocks},
     files::Files,
     network::Network,
     process::{Descriptor, Processes},
@@ -20,6 +20,8 @@ pub struct State {
     pub files: Files,
     /// The descriptor table of each process.
     pub tables: BTreeMap<i32, Vec<Descriptor>>,
+    /// The cgroups that the VE manages itself, parents first.
+    pub cgroups: Vec<Cgroup>,
     /// Links, addresses, routes and neighbours at the freeze.
     pub network: Network,
     /// What the VE's clocks showed at the freeze: they never show less afterwards.

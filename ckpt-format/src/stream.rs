@@ -3,18 +3,30 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    memory::{Run, Space},
+    memory::{Area, Run, Space},
     process::Layout,
 };
 
 /// The most page data in one record, in bytes. A larger one is refused.
 pub const PAGE_DATA_MAX: usize = 1 << 20;
 
+/// The most areas in one record.
+pub const AREAS_MAX: usize = 4096;
+
 /// One step of building the memory of a VE. The order matters and is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Record {
-    /// The processes and their areas as they are now.
+    /// The processes as they are now.
     Layout(Layout),
+    /// The areas of a process of the last layout, when they are others than before.
+    Areas {
+        /// The process.
+        pid: i32,
+        /// The next of its areas in ascending order.
+        areas: Vec<Area>,
+        /// Whether these are the last.
+        complete: bool,
+    },
     /// Contents of pages, in the order of `runs`.
     Pages {
         /// Whose pages.

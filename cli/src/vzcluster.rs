@@ -4,7 +4,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use node::api::{ClusterRequest, Failure, MemberView, Request};
-use node::cluster::{ClusterStatus, NodeState, NodeView, VeView};
+use node::cluster::{ClusterStatus, Missing, NodeState, NodeView, VeView, obstacle};
 
 use crate::talk::{self, Common};
 
@@ -44,6 +44,13 @@ enum Command {
         #[arg(short, long)]
         json: bool,
     },
+    /// Say of each host what it lacks, and between which of them VEs can move; exit 1 if anything
+    /// that is needed is missing.
+    Check {
+        /// As one JSON object.
+        #[arg(short, long)]
+        json: bool,
+    },
     /// Remove another node that owns no VE. It may be dead.
     Remove {
         /// Its name or number.
@@ -67,10 +74,10 @@ pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
-    talk::end(carry_out(&common, command).map(|()| 0))
+    talk::end(carry_out(&common, command))
 }
 
-fn carry_out(common: &Common, command: Command) -> Result<(), Failure> {
+fn carry_out(common: &Common, command: Command) -> Result<u8, Failure> {
     match command {
         Command::Init { place: Place { name, address } } => {
             let request = Request::Cluster(ClusterRequest::Init { name, address });
@@ -100,13 +107,55 @@ fn carry_out(common: &Common, command: Command) -> Result<(), Failure> {
                 show(&status);
             }
         }
+        Command::Check { json } => return check(common, json),
         Command::Remove { node } => {
             let request = Request::Cluster(ClusterRequest::Remove { node: node.clone() });
             let _: u64 = common.call(&request)?;
             eprintln!("{node} is removed");
         }
     }
-    Ok(())
+    Ok(0)
+}
+
+/// Exit status of `check` when a host lacks something that is needed, or VEs cannot move.
+const LACKING: u8 = 1;
+
+fn check(common: &Common, json: bool) -> Result<u8, Failure> {
+    let status: ClusterStatus = common.call(&Request::Cluster(ClusterRequest::Check))?;
+    let mut good = true;
+    let hosts: Vec<_> =
+        status.nodes.iter().filter_map(|node| Some((node, node.host.as_ref()?))).collect();
+    let mut lines = Vec::new();
+    for node in &status.nodes {
+        let Some(host) = &node.host else {
+            good = false;
+            let problem = node.problem.as_deref().unwrap_or("it does not answer");
+            lines.push(format!("{}: {problem}", node.name));
+            continue;
+        };
+        let needed = host.missing.iter().any(|missing| missing.needed);
+        good &= !needed;
+        let verdict = if needed { "cannot run or move VEs" } else { "all that is needed is there" };
+        lines.push(format!("{}: Linux {}: {verdict}", node.name, host.kernel));
+        for missing in &host.missing {
+            let Missing { name, purpose, cause, hint, needed } = missing;
+            let kind = if *needed { "missing" } else { "wanted" };
+            lines.push(format!("  {kind}: {name} ({cause}), for {purpose}; {hint}"));
+        }
+    }
+    for (from, one) in &hosts {
+        for (to, other) in hosts.iter().filter(|(to, _)| to.id != from.id) {
+            if let Some(obstacle) = obstacle(one, other) {
+                good = false;
+                lines.push(format!("{} cannot move VEs to {}: {obstacle}", from.name, to.name));
+            }
+        }
+    }
+    talk::print(&match json {
+        true => serde_json::json!({ "ok": good, "nodes": status.nodes }).to_string(),
+        false => lines.join("\n"),
+    });
+    Ok(if good { 0 } else { LACKING })
 }
 
 fn show(status: &ClusterStatus) {

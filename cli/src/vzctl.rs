@@ -270,9 +270,9 @@ fn execute(arguments: Arguments) -> Result<u8, Failure> {
             let status: Status = common.call(&Request::Ve(VeRequest::Status { ve: ctid }))?;
             talk::print(&status_line(&status, json));
         }
-        Command::Check { ctid, json } => return check(&common, ctid, json),
         Command::Chkpnt(dump) => checkpoint::dump(&common, &dump, &say)?,
         Command::Restore(restore) => checkpoint::restore(&common, &restore, &say)?,
+        Command::Check { ctid, json } => return check(&common, ctid, json),
         Command::Exec(run) => {
             return Ok(if exec(&common, run)? == 0 { 0 } else { 8 });
         }

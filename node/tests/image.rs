@@ -35,7 +35,8 @@ fn shape(pid: i32, parent: i32) -> Shape {
         session: pid,
         exit_signal: 17,
         zombie: None,
-        areas: Vec::new(),
+        heir: false,
+        namespaces: Default::default(),
     }
 }
 
@@ -56,6 +57,7 @@ fn state() -> State {
         processes: Processes::default(),
         files: Files::default(),
         tables: BTreeMap::new(),
+        cgroups: Vec::new(),
         network: Network::default(),
         clocks: Clocks::default(),
         clock_offsets: Clocks::default(),
@@ -68,19 +70,19 @@ fn file(step: Step) -> FileRecord {
 
 /// Writes a checkpoint of a VE that nobody could run.
 fn write(path: &Path, level: u8, seed: u64) -> node::image::Written {
-    let mut writer = ImageWriter::create(path, level).unwrap();
+    let mut writer = ImageWriter::create(path, level).expect("it works");
     let processes = vec![shape(1, 0), shape(7, 1)];
     let layout = Layout { processes, shared: Vec::new() };
-    writer.memory(&stream::Record::Layout(layout)).unwrap();
-    writer.memory(&pages(1, noise(seed))).unwrap();
-    writer.memory(&pages(7, noise(seed))).unwrap();
-    writer.memory(&pages(7, vec![0; 16 * PAGE as usize])).unwrap();
+    writer.memory(&stream::Record::Layout(layout)).expect("it works");
+    writer.memory(&pages(1, noise(seed))).expect("it works");
+    writer.memory(&pages(7, noise(seed))).expect("it works");
+    writer.memory(&pages(7, vec![0; 16 * PAGE as usize])).expect("it works");
     let made = Step::Make { path: b"run/file".to_vec(), node: Node::File };
-    writer.file(&file(made)).unwrap();
+    writer.file(&file(made)).expect("it works");
     let data = b"what is in it".to_vec();
     let path_inside = b"run/file".to_vec();
-    writer.file(&file(Step::Data { path: path_inside, offset: 7, data })).unwrap();
-    writer.state(&state()).unwrap();
+    writer.file(&file(Step::Data { path: path_inside, offset: 7, data })).expect("it works");
+    writer.state(&state()).expect("it works");
     let own = OwnFile {
         path: b"etc/hosts".to_vec(),
         mode: 0o100_644,
@@ -89,7 +91,7 @@ fn write(path: &Path, level: u8, seed: u64) -> node::image::Written {
         device: 0,
         contents: None,
     };
-    writer.record(&Record::Own(own)).unwrap();
+    writer.record(&Record::Own(own)).expect("it works");
     writer
         .finish(|summary| Manifest {
             ve: 101,
@@ -101,7 +103,7 @@ fn write(path: &Path, level: u8, seed: u64) -> node::image::Written {
             own_files: OwnFiles::Listed,
             summary,
         })
-        .unwrap()
+        .expect("it works")
 }
 
 fn verify(path: &Path) -> Result<u64, ImageFileError> {
@@ -114,7 +116,7 @@ fn verify(path: &Path) -> Result<u64, ImageFileError> {
 }
 
 fn place() -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("it works");
     let path = folder.path().join("image");
     (folder, path)
 }
@@ -124,17 +126,17 @@ fn what_was_written_is_read() {
     let (_folder, path) = place();
     for level in [0, 1, 19] {
         let written = write(&path, level, 1);
-        assert_eq!(written.bytes, fs::metadata(&path).unwrap().len());
-        assert_eq!(verify(&path).unwrap(), 8);
-        let image = Image::open(&path).unwrap();
+        assert_eq!(written.bytes, fs::metadata(&path).expect("it works").len());
+        assert_eq!(verify(&path).expect("it works"), 8);
+        let image = Image::open(&path).expect("it works");
         let (mut records, mut contents) = (image.records(), image.contents());
         let mut found = Vec::new();
-        while let Some(record) = records.next().unwrap() {
+        while let Some(record) = records.next().expect("it works") {
             match record {
-                Record::Pages { data, .. } => found.push(contents.get(&data).unwrap()),
+                Record::Pages { data, .. } => found.push(contents.get(&data).expect("it works")),
                 Record::FileData { data, offset, .. } => {
                     assert_eq!(offset, 7);
-                    found.push(contents.get(&data).unwrap());
+                    found.push(contents.get(&data).expect("it works"));
                 }
                 _ => {}
             }
@@ -159,7 +161,7 @@ fn repeated_pages_and_zeros_take_no_room() {
 fn an_inspection_tells_what_is_there() {
     let (_folder, path) = place();
     write(&path, 1, 1);
-    let found = Inspection::of(&path, &mut |_, _| {}).unwrap();
+    let found = Inspection::of(&path, &mut |_, _| {}).expect("it works");
     assert_eq!((found.ve, found.hostname.as_str(), found.listed_files), (101, "a", 1));
     let told: Vec<_> = found.processes.iter().map(|it| (it.pid, it.memory_bytes)).collect();
     assert_eq!(told, [(1, 64 * PAGE), (7, 80 * PAGE)]);
@@ -167,11 +169,11 @@ fn an_inspection_tells_what_is_there() {
 
 /// A small file, so that each of its bytes is hit often.
 fn small(path: &Path) -> Vec<u8> {
-    let mut writer = ImageWriter::create(path, 1).unwrap();
+    let mut writer = ImageWriter::create(path, 1).expect("it works");
     let layout = Layout { processes: vec![shape(1, 0)], shared: Vec::new() };
-    writer.memory(&stream::Record::Layout(layout)).unwrap();
-    writer.memory(&pages(1, noise(3)[..PAGE as usize].to_vec())).unwrap();
-    writer.state(&state()).unwrap();
+    writer.memory(&stream::Record::Layout(layout)).expect("it works");
+    writer.memory(&pages(1, noise(3)[..PAGE as usize].to_vec())).expect("it works");
+    writer.state(&state()).expect("it works");
     let manifest = |summary| Manifest {
         ve: 101,
         configuration: String::new(),
@@ -182,8 +184,8 @@ fn small(path: &Path) -> Vec<u8> {
         own_files: OwnFiles::Included,
         summary,
     };
-    writer.finish(manifest).unwrap();
-    fs::read(path).unwrap()
+    writer.finish(manifest).expect("it works");
+    fs::read(path).expect("it works")
 }
 
 const MUTATIONS: usize = 12_000;
@@ -210,28 +212,28 @@ fn every_damage_is_refused() {
         if bytes == good {
             continue;
         }
-        fs::write(&path, &bytes).unwrap();
+        fs::write(&path, &bytes).expect("it works");
         let start = Instant::now();
         assert!(verify(&path).is_err(), "mutation {turn} was not found");
         longest = longest.max(start.elapsed());
     }
     assert!(longest < Duration::from_secs(2), "one took {longest:?}");
-    fs::write(&path, good).unwrap();
-    verify(&path).unwrap();
+    fs::write(&path, good).expect("it works");
+    verify(&path).expect("it works");
 }
 
 /// Puts other bytes into a file so that all its hashes are right: what somebody would do who wants
 /// to harm, and not what a disk does.
 fn forge(good: &[u8], change: &mut dyn FnMut(ChunkKind, &mut Vec<u8>)) -> Vec<u8> {
-    let header = Header::decode(good, good.len() as u64).unwrap();
-    let at = |offset: u64| usize::try_from(offset).unwrap();
+    let header = Header::decode(good, good.len() as u64).expect("it works");
+    let at = |offset: u64| usize::try_from(offset).expect("it works");
     let table = &good[at(header.table_at)..at(header.manifest_at)];
     let mut out = vec![0; 256];
     let mut entries = Vec::new();
     for entry in table.chunks(ENTRY_LEN) {
-        let chunk = Chunk::decode(entry.try_into().unwrap()).unwrap();
+        let chunk = Chunk::decode(entry.try_into().expect("it works")).expect("it works");
         let stored = good[at(chunk.at)..at(chunk.end())].to_vec();
-        let mut plain = chunk.open(stored).unwrap();
+        let mut plain = chunk.open(stored).expect("it works");
         change(chunk.kind, &mut plain);
         let forged = Chunk {
             hash: *blake3::hash(&plain).as_bytes(),
@@ -251,6 +253,8 @@ fn forge(good: &[u8], change: &mut dyn FnMut(ChunkKind, &mut Vec<u8>)) -> Vec<u8
     out.extend(&manifest);
     let forged = Header {
         file_len: out.len() as u64,
+        chunks_hash: *blake3::hash(&out[256..usize::try_from(table_at).expect("it works")])
+            .as_bytes(),
         table_at,
         table_hash: *blake3::hash(&entries).as_bytes(),
         manifest_at,
@@ -276,7 +280,7 @@ fn forged_records_are_refused_or_make_sense() {
                 }
             }
         });
-        fs::write(&path, &forged).unwrap();
+        fs::write(&path, &forged).expect("it works");
         let start = Instant::now();
         refused += usize::from(verify(&path).is_err());
         assert!(start.elapsed() < Duration::from_secs(2));
@@ -290,8 +294,8 @@ fn references_to_nothing_are_refused() {
     let (_folder, path) = place();
     let good = small(&path);
     // An honest file survives being packed anew.
-    fs::write(&path, forge(&good, &mut |_, _| {})).unwrap();
-    verify(&path).unwrap();
+    fs::write(&path, forge(&good, &mut |_, _| {})).expect("it works");
+    verify(&path).expect("it works");
     for (chunk, at, what) in [(9, 0, "not there"), (1, 4000, "no data"), (2, 0, "no data")] {
         let runs = vec![Run { start: 0, pages: 1 }];
         let data = vec![ckpt_format::image::Piece(chunk, at, 4096)];
@@ -303,7 +307,7 @@ fn references_to_nothing_are_refused() {
                 *plain = with;
             }
         });
-        fs::write(&path, forged).unwrap();
+        fs::write(&path, forged).expect("it works");
         let told = verify(&path).unwrap_err();
         let ImageFileError::Contents { source: ImageError::Damaged { what: told }, .. } = told
         else {
@@ -320,7 +324,7 @@ fn other_files_are_told_from_checkpoints() {
     assert!(told(&path).starts_with("cannot open"));
     assert!(told(folder.path()).ends_with("is no path of a file"));
     for other in [&b""[..], b"#!/bin/sh\n", &[0; 4096]] {
-        fs::write(&path, other).unwrap();
+        fs::write(&path, other).expect("it works");
         let error = Image::open(&path).unwrap_err();
         let foreign = matches!(error, ImageFileError::Contents { source: ImageError::Foreign, .. });
         assert!(foreign, "{error:?}");
@@ -333,15 +337,15 @@ fn other_files_are_told_from_checkpoints() {
 fn golden_files_of_every_version_are_read() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
     let mut versions = Vec::new();
-    for entry in fs::read_dir(&folder).unwrap() {
-        let path = entry.unwrap().path();
+    for entry in fs::read_dir(&folder).expect("it works") {
+        let path = entry.expect("it works").path();
         if path.extension().is_none_or(|it| it != "ckpt") {
             continue;
         }
-        let found = Inspection::of(&path, &mut |_, _| {}).unwrap();
+        let found = Inspection::of(&path, &mut |_, _| {}).expect("it works");
         assert!(!found.processes.is_empty() && found.summary.memory_bytes > 0, "{found:?}");
         assert!(found.processes.iter().all(|process| !process.command.is_empty()), "{found:?}");
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let name = path.file_name().expect("it works").to_string_lossy().into_owned();
         versions.extend(name.strip_prefix('v').and_then(|it| it[..1].parse::<u32>().ok()));
     }
     for version in 1..=ckpt_format::image::VERSION {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use chaos_tests::workload::context::Context;
 use chaos_tests::workload::outcome::Failure;
 use chaos_tests::workload::supervisor::{Plan, Supervisor, Verdict, blocked_signals, read_checks};
-use chaos_tests::workload::{AREAS, Workload, all, find, named, peer};
+use chaos_tests::workload::{AREAS, Workload, all, find, listing, named, peer};
 use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -38,7 +38,11 @@ enum Verb {
     /// End detached workloads and print the verdicts.
     Verify(Place),
     /// List the workloads.
-    List,
+    List {
+        /// Renew the list in this page of the documentation instead.
+        #[arg(long, value_name = "FILE")]
+        docs: Option<PathBuf>,
+    },
     /// Be the host that workloads talk to.
     Peer {
         /// Address and port to listen on, for TCP and UDP.
@@ -108,6 +112,8 @@ enum SelfcheckError {
     Call(#[from] io::Error),
     #[error("a call failed")]
     Nix(#[from] nix::Error),
+    #[error("{} has no list of workloads", page.display())]
+    NoList { page: PathBuf },
     #[error("the verdicts are missing")]
     NoVerdicts,
 }
@@ -118,7 +124,8 @@ fn main() -> ExitCode {
         Verb::Run(run) => run_here(&run),
         Verb::Status(place) => status(&place.dir),
         Verb::Verify(place) => verify(&place.dir),
-        Verb::List => {
+        Verb::List { docs: Some(page) } => renew(&page),
+        Verb::List { docs: None } => {
             for area in AREAS {
                 println!("{}:", area.name);
                 for workload in area.workloads {
@@ -138,6 +145,14 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Renews the list of workloads in a page.
+fn renew(page: &Path) -> Result<bool, SelfcheckError> {
+    let text = fs::read_to_string(page)?;
+    let no_list = || SelfcheckError::NoList { page: page.to_path_buf() };
+    fs::write(page, listing::refreshed(&text).ok_or_else(no_list)?)?;
+    Ok(true)
 }
 
 fn run_one(one: &One) -> bool {

@@ -13,3 +13,4 @@ pub mod remote;
 pub mod report;
 pub mod resp;
 pub mod svg;
+pub mod web;

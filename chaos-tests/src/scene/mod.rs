@@ -146,6 +146,17 @@ impl Scene {
 
     /// Creates a VE from the Debian template and starts it.
     pub fn make_ve(&self, host: Host, ve: &str, address: &str) -> Result<(), SceneError> {
+        self.make_ve_of(host, ve, address, "debian-12-minimal")
+    }
+
+    /// Creates a VE from a template and starts it.
+    pub fn make_ve_of(
+        &self,
+        host: Host,
+        ve: &str,
+        address: &str,
+        ostemplate: &str,
+    ) -> Result<(), SceneError> {
         let address = format!("{address}/16");
         self.good(
             host,
@@ -154,7 +165,7 @@ impl Scene {
                 "create",
                 ve,
                 "--ostemplate",
-                "debian-12-minimal",
+                ostemplate,
                 "--ipadd",
                 &address,
                 "--ram",
@@ -203,16 +214,43 @@ impl Scene {
     /// Copies the self-checking workloads into a VE and starts them, with a companion on the
     /// client host.
     pub fn start_selfcheck(&self, host: Host, ve: &str) -> Result<Companion, SceneError> {
-        let program = self.programs.join("selfcheck");
+        self.start_selfcheck_without(host, ve, &[])
+    }
+
+    /// As [`Self::start_selfcheck`], without some of the workloads.
+    pub fn start_selfcheck_without(
+        &self,
+        host: Host,
+        ve: &str,
+        skip: &[&str],
+    ) -> Result<Companion, SceneError> {
+        let program = self.program("selfcheck");
         let file = File::open(&program).map_err(call("open selfcheck"))?;
         let copy = "cat > /usr/local/bin/selfcheck && chmod 755 /usr/local/bin/selfcheck";
         self.run_with(host, &["vzctl", "exec2", ve, copy], file.into())?.good()?;
-        let companion = Companion::start(self, &program)?;
-        let peer = format!("{}:{PEER_PORT}", Host::Client.address());
-        // Connections that nobody accepts are in the way of a move, and it keeps some on purpose.
-        let line = format!("selfcheck run --detach --peer {peer}");
+        let companion = self.start_companion()?;
+        let peer = Self::peer();
+        let mut line = format!("selfcheck run --detach --peer {peer}");
+        if !skip.is_empty() {
+            line += &format!(" --skip {}", skip.join(","));
+        }
         self.inside(host, ve, &line)?;
         Ok(companion)
+    }
+
+    /// Starts the host that workloads talk to.
+    pub fn start_companion(&self) -> Result<Companion, SceneError> {
+        Companion::start(self, &self.program("selfcheck"))
+    }
+
+    /// Where it listens.
+    pub fn peer() -> String {
+        format!("{}:{PEER_PORT}", Host::Client.address())
+    }
+
+    /// Where a program of ours is.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
     }
 
     /// The nodes on which a VE runs.

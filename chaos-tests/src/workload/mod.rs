@@ -6,14 +6,18 @@
 
 pub mod context;
 pub mod keep;
+pub mod listing;
 pub mod outcome;
 pub mod peer;
 pub mod process;
 pub mod stream;
 pub mod supervisor;
 
+mod cgroups;
 mod files;
 mod memory;
+mod mounts;
+mod namespaces;
 mod objects;
 mod processes;
 mod sockets;
@@ -61,8 +65,17 @@ pub struct Area {
 }
 
 /// All areas.
-pub const AREAS: &[Area] =
-    &[memory::AREA, processes::AREA, time::AREA, files::AREA, sockets::AREA, objects::AREA];
+pub const AREAS: &[Area] = &[
+    memory::AREA,
+    processes::AREA,
+    time::AREA,
+    files::AREA,
+    sockets::AREA,
+    objects::AREA,
+    mounts::AREA,
+    namespaces::AREA,
+    cgroups::AREA,
+];
 
 /// All workloads.
 pub fn all() -> impl Iterator<Item = &'static Workload> {

@@ -114,6 +114,14 @@ impl Child {
 pub struct Stop(PipeReader);
 
 impl Stop {
+    /// One that never tells to stop.
+    pub fn never() -> Result<Self, Failure> {
+        let (read, write) = std::io::pipe()?;
+        // Open for as long as the process lives.
+        std::mem::forget(write);
+        Ok(Self(read))
+    }
+
     /// Waits a little. True when the child should stop.
     pub fn wait(&self, pause: Duration) -> Result<bool, Failure> {
         let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];

@@ -1,98 +1,98 @@
 //! Reads what a container looks like from outside: its names, clocks and mounts.
 
 use std::{
-    fs::File,
     io,
-    os::{fd::AsFd, unix::fs::MetadataExt},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use ckpt_format::{
     blocker::Blocker,
-    container::{
-        Clocks, Container as Plan, Filesystem, FilesystemKind, HOST_DEVICES, Mount, MountOption,
-    },
+    container::{Clocks, Container as Plan, Mount, Names, Nested, parts},
+    network::Network,
 };
-use nix::{
-    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
-    time::{ClockId, clock_gettime},
-};
+use nix::time::{ClockId, clock_gettime};
 
-use super::{ContainerError, ID_COUNT, error::step, mountinfo::Line, read_proc};
-use crate::sys::{clone, mount::attribute, namespace};
+use super::{
+    ContainerError,
+    error::step,
+    read_proc,
+    spaces::{Spaces, foreign_namespaces},
+    table::Reader,
+};
+use crate::sys::{clone, namespace};
 
 /// What stands in the way of moving a container, or what it looks like.
-pub type Captured = Result<Plan, Vec<Blocker>>;
+pub type Captured = Result<Found, Vec<Blocker>>;
 
-/// Reads the container whose pid 1 has this number. What cannot be made again elsewhere is told
-/// as blockers, all at once.
-pub fn capture(init: i32) -> Result<Captured, ContainerError> {
+/// What a container looks like, and a hold on it while it runs on.
+#[derive(Debug)]
+pub struct Found {
+    /// How to make it again. What is in network namespaces of programs is for the caller to find.
+    pub plan: Plan,
+    /// Who is in which namespace.
+    pub spaces: Spaces,
+}
+
+/// Reads the container whose pid 1 has this number, and in which these processes live. What
+/// cannot be made again elsewhere is told as blockers, all at once.
+pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
     let read = |name: &str| read_proc(&format!("/proc/{init}/{name}"));
     let base = id_base(&read("uid_map").map_err(step("read the id map"))?);
-    let table = read("mountinfo").map_err(step("read the mounts"))?;
-    let root = File::open(format!("/proc/{init}/root")).map_err(step("open the root"))?;
-    let (hostname, domainname) = names(init).map_err(step("read the names"))?;
+    let spaces = Spaces::of(init, pids).map_err(step("find the namespaces"))?;
+    let tables = spaces.tables().map_err(step("read the mounts"))?;
+    let process = clone::open_process(init).map_err(step("read the names"))?;
+    let own = names(process.as_fd()).map_err(step("read the names"))?;
     let offsets = read("timens_offsets").map_err(step("read the clocks"))?;
     let clocks = clocks(&offsets).map_err(step("read the clocks"))?;
-    let mut reader =
-        Reader { base, root, plan: Plan::default(), devices: Vec::new(), blockers: vec![] };
-    let lines: Vec<Line> = table.lines().filter_map(Line::parse).collect();
-    for index in attach_order(&lines) {
-        reader.mount(&lines, &lines[index]);
+    let Some(first) = tables.first() else { return Err(ContainerError::Gone) };
+    let mut reader = Reader::new(base, first);
+    let mut mounts: Vec<Vec<Mount>> = tables.iter().map(|table| reader.read(table)).collect();
+    let Reader { filesystems, mut blockers, .. } = reader;
+    blockers.extend(foreign_namespaces(init, pids));
+    if spaces.cgroups() > 0 {
+        blockers.push(unmovable("a cgroup namespace of a program", "end the program"));
     }
-    if !reader.blockers.is_empty() {
-        return Ok(Err(reader.blockers));
-    }
-    Ok(Ok(Plan { hostname, domainname, clocks, ..reader.plan }))
-}
-
-/// The processes that are not in the namespaces of their container's pid 1.
-pub fn foreign_namespaces(init: i32, pids: &[i32]) -> Vec<Blocker> {
-    const KINDS: [&str; 8] = ["user", "pid", "mnt", "net", "ipc", "uts", "cgroup", "time"];
-    let of = |pid: i32, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}"));
-    let Ok(own) = KINDS.iter().map(|kind| of(init, kind)).collect::<io::Result<Vec<_>>>() else {
-        return Vec::new();
+    let named = |names_of: &OwnedFd| names(names_of.as_fd());
+    let names = spaces.names().iter().map(named).collect::<io::Result<_>>();
+    let nested = Nested {
+        mounts: mounts.split_off(1),
+        names: names.map_err(step("read the names"))?,
+        ipcs: u32::try_from(spaces.ipcs()).unwrap_or(u32::MAX),
+        networks: spaces.networks().iter().map(|_| Network::default()).collect(),
+        cgroups: Vec::new(),
     };
-    let mut blockers = Vec::new();
-    for &pid in pids {
-        let differs = |(kind, own): &(&&str, _)| of(pid, kind).is_ok_and(|it| it != *own);
-        let kinds: Vec<&str> =
-            KINDS.iter().zip(own.iter().cloned()).filter(differs).map(|(kind, _)| *kind).collect();
-        if !kinds.is_empty() {
-            blockers.push(Blocker {
-                pid: inner_pid(pid).unwrap_or(pid),
-                command: command(pid),
-                fd: None,
-                object: format!("{} namespace of its own", kinds.join(", ")),
-                hint: "stop the service, or let it run without isolation of its own".to_owned(),
-            });
-        }
+    let mounts = mounts.pop().unwrap_or_default();
+    let Names { hostname, domainname } = own;
+    let plan = Plan { hostname, domainname, clocks, filesystems, mounts, nested };
+    if let Err(point) = parts(&plan) {
+        let object = format!("a file in memory that only its mount on {point} shows");
+        blockers.push(unmovable(&object, &format!("unmount {point} inside the VE")));
     }
-    blockers
+    Ok(if blockers.is_empty() { Ok(Found { plan, spaces }) } else { Err(blockers) })
 }
 
-/// A process's number in its own pid namespace.
-fn inner_pid(pid: i32) -> Option<i32> {
-    let status = read_proc(&format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-    line.split_whitespace().last()?.parse().ok()
-}
-
-fn command(pid: i32) -> String {
-    read_proc(&format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
+fn unmovable(object: &str, hint: &str) -> Blocker {
+    Blocker {
+        pid: 1,
+        command: "init".to_owned(),
+        fd: None,
+        object: object.to_owned(),
+        hint: hint.to_owned(),
+    }
 }
 
 fn id_base(map: &str) -> u32 {
     map.split_whitespace().nth(1).and_then(|base| base.parse().ok()).unwrap_or(0)
 }
 
-fn names(init: i32) -> io::Result<(String, String)> {
-    let process = clone::open_process(init)?;
-    namespace::in_names_of(process.as_fd(), || {
+/// The names in the UTS namespace of a process, or behind a descriptor of one.
+fn names(of: BorrowedFd<'_>) -> io::Result<Names> {
+    namespace::in_names_of(of, || {
         let names = nix::sys::utsname::uname()?;
         let text = |name: &std::ffi::OsStr| name.to_string_lossy().into_owned();
         let domain = text(names.domainname());
         let domain = if domain == "(none)" { String::new() } else { domain };
-        Ok((text(names.nodename()), domain))
+        Ok(Names { hostname: text(names.nodename()), domainname: domain })
     })
 }
 
@@ -133,200 +133,4 @@ pub fn host_clocks() -> io::Result<Clocks> {
         monotonic_ns: read(ClockId::CLOCK_MONOTONIC)?,
         boottime_ns: read(ClockId::CLOCK_BOOTTIME)?,
     })
-}
-
-/// An order in which every mount can be attached by its path: parents before what is on them,
-/// and of the mounts on one parent the deeper first, because one further up would hide it.
-fn attach_order(lines: &[Line]) -> Vec<usize> {
-    fn visit(lines: &[Line], index: usize, order: &mut Vec<usize>) {
-        order.push(index);
-        let mut below: Vec<usize> = (0..lines.len())
-            .filter(|&other| other != index && lines[other].parent == lines[index].id)
-            .collect();
-        below.sort_by_key(|&other| std::cmp::Reverse(lines[other].point.matches('/').count()));
-        for other in below {
-            // A damaged table could be a loop.
-            if !order.contains(&other) {
-                visit(lines, other, order);
-            }
-        }
-    }
-    let mut order = Vec::new();
-    let top = lines.iter().position(|line| !lines.iter().any(|other| other.id == line.parent));
-    if let Some(top) = top {
-        visit(lines, top, &mut order);
-    }
-    order
-}
-
-struct Reader {
-    base: u32,
-    root: File,
-    plan: Plan,
-    /// The device number of each file system of the plan.
-    devices: Vec<String>,
-    blockers: Vec<Blocker>,
-}
-
-impl Reader {
-    fn mount(&mut self, lines: &[Line], line: &Line) {
-        if let Some(reason) = self.unsupported(lines, line) {
-            self.block(line, reason);
-            return;
-        }
-        let metadata = self.look(&line.point);
-        let rdev = metadata.as_ref().filter(|it| it.mode() & libc::S_IFMT == libc::S_IFCHR);
-        let (kind, root) = match rdev {
-            Some(node) => {
-                let (major, minor) =
-                    (nix::sys::stat::major(node.rdev()), nix::sys::stat::minor(node.rdev()));
-                let known = HOST_DEVICES
-                    .iter()
-                    .find(|(_, a, b)| (u64::from(*a), u64::from(*b)) == (major, minor));
-                let Some((name, ..)) = known else {
-                    self.block(line, format!("device {major}:{minor}"));
-                    return;
-                };
-                (FilesystemKind::Device { name: (*name).to_owned() }, "/".to_owned())
-            }
-            None => match self.kind(line) {
-                Ok(FilesystemKind::Cgroup) => (FilesystemKind::Cgroup, cgroup_root(lines, line)),
-                Ok(kind) => (kind, line.root.clone()),
-                Err(reason) => return self.block(line, reason),
-            },
-        };
-        let Some(filesystem) = self.filesystem(line, kind) else {
-            return self.block(line, "an id outside of those of the VE in its options".to_owned());
-        };
-        self.plan.mounts.push(Mount {
-            point: line.point.clone(),
-            filesystem,
-            root,
-            directory: metadata.is_none_or(|it| it.is_dir()),
-            attributes: attributes(&line.options),
-            shared: line.shared.is_some(),
-        });
-    }
-
-    fn unsupported(&self, lines: &[Line], line: &Line) -> Option<String> {
-        if line.master.is_some() {
-            return Some("a mount that follows another one (slave)".to_owned());
-        }
-        let peers = line
-            .shared
-            .map_or(0, |group| lines.iter().filter(|other| other.shared == Some(group)).count());
-        if peers > 1 {
-            return Some("a mount that is shared with another one".to_owned());
-        }
-        line.root.ends_with("//deleted").then(|| "a mount of a deleted file".to_owned())
-    }
-
-    fn kind(&self, line: &Line) -> Result<FilesystemKind, String> {
-        let main = self.devices.first().is_none_or(|device| *device == line.device);
-        match line.kind.as_str() {
-            "overlay" if main => Ok(FilesystemKind::Root),
-            "tmpfs" => Ok(FilesystemKind::Tmpfs),
-            "proc" => Ok(FilesystemKind::Proc),
-            "sysfs" => Ok(FilesystemKind::Sysfs),
-            "devpts" => Ok(FilesystemKind::Devpts),
-            "mqueue" => Ok(FilesystemKind::Mqueue),
-            "cgroup2" => Ok(FilesystemKind::Cgroup),
-            other => Err(format!("file system of type {other}")),
-        }
-    }
-
-    /// The number of the line's file system in the plan, added there if it is new.
-    fn filesystem(&mut self, line: &Line, kind: FilesystemKind) -> Option<u32> {
-        let device = matches!(kind, FilesystemKind::Device { .. });
-        let known = self.devices.iter().position(|it| *it == line.device);
-        let index = match known.filter(|_| !device) {
-            Some(index) => index,
-            None => {
-                let options = match kind {
-                    FilesystemKind::Tmpfs | FilesystemKind::Devpts | FilesystemKind::Proc => {
-                        self.options(&line.super_options)?
-                    }
-                    _ => Vec::new(),
-                };
-                self.plan.filesystems.push(Filesystem { kind, options });
-                // Device nodes of the host share one file system there; here each stands alone.
-                let name = if device { String::new() } else { line.device.clone() };
-                self.devices.push(name);
-                self.devices.len() - 1
-            }
-        };
-        u32::try_from(index).ok()
-    }
-
-    /// The options of a file system with the ids as the VE sees them. `None` for a foreign id.
-    fn options(&self, options: &str) -> Option<Vec<MountOption>> {
-        let mut found = Vec::new();
-        for option in options.split(',') {
-            let (name, value) = match option.split_once('=') {
-                Some((name, value)) => (name, Some(value)),
-                None => (option, None),
-            };
-            let value = match (name, value) {
-                ("rw" | "newinstance" | "relatime", _) => continue,
-                ("uid" | "gid", Some(id)) => {
-                    let id = id.parse::<u32>().ok()?.checked_sub(self.base)?;
-                    Some((id < ID_COUNT).then(|| id.to_string())?)
-                }
-                (_, value) => value.map(str::to_owned),
-            };
-            found.push(MountOption { name: name.to_owned(), value });
-        }
-        Some(found)
-    }
-
-    fn look(&self, point: &str) -> Option<std::fs::Metadata> {
-        let how = OpenHow::new()
-            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        let fd = openat2(&self.root, point, how).ok()?;
-        File::from(fd).metadata().ok()
-    }
-
-    fn block(&mut self, line: &Line, object: String) {
-        self.blockers.push(Blocker {
-            pid: 1,
-            command: "init".to_owned(),
-            fd: None,
-            object: format!("{object} mounted on {}", line.point),
-            hint: format!("unmount {} inside the VE", line.point),
-        });
-    }
-}
-
-/// The part of the cgroup tree that a mount shows, from what the VE sees as the top. The host
-/// reads the path from its own top; the VE's is what its widest mount shows.
-fn cgroup_root(lines: &[Line], line: &Line) -> String {
-    let roots = lines.iter().filter(|it| it.kind == "cgroup2").map(|it| it.root.as_str());
-    let top = roots.min_by_key(|root| root.len()).unwrap_or("/");
-    match line.root.strip_prefix(top) {
-        None | Some("") => "/".to_owned(),
-        Some(rest) if rest.starts_with('/') => rest.to_owned(),
-        Some(_) => line.root.clone(),
-    }
-}
-
-fn attributes(options: &str) -> u64 {
-    let mut bits = 0;
-    for option in options.split(',') {
-        bits |= match option {
-            "ro" => attribute::RDONLY,
-            "nosuid" => attribute::NOSUID,
-            "nodev" => attribute::NODEV,
-            "noexec" => attribute::NOEXEC,
-            "noatime" => attribute::NOATIME,
-            "nodiratime" => attribute::NODIRATIME,
-            "nosymfollow" => attribute::NOSYMFOLLOW,
-            _ => 0,
-        };
-    }
-    // The kernel shows relatime as a word and strictatime as the absence of any.
-    if !options.split(',').any(|option| option == "relatime" || option == "noatime") {
-        bits |= attribute::STRICTATIME;
-    }
-    bits
 }

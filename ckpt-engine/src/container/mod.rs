@@ -11,15 +11,21 @@
 //! descriptor but the channel as number 3. It never depends on the daemon afterwards.
 
 mod capture;
+pub mod cgroups;
 mod enter;
 mod error;
+mod groups;
 mod limits;
 mod mountinfo;
 mod mounts;
+mod nested;
 mod order;
 mod overlay;
+mod place;
 mod refused;
 mod seed;
+mod spaces;
+mod table;
 
 use std::{
     fs::File,
@@ -29,7 +35,7 @@ use std::{
     process::{Child, Command},
 };
 
-use ckpt_format::container::{Clocks, Container as Plan};
+use ckpt_format::container::{Clocks, Container as Plan, parts};
 use nix::sys::{
     socket::{AddressFamily, SockFlag, SockType, socketpair},
     wait::{Id, WaitPidFlag, WaitStatus, waitid},
@@ -37,11 +43,13 @@ use nix::sys::{
 
 pub(crate) use self::refused::BASELINE_FILTERS;
 pub use self::{
-    capture::{Captured, capture, clock_offsets, foreign_namespaces, host_clocks},
+    capture::{Captured, Found, capture, clock_offsets, host_clocks},
     enter::{Entered, Entry, Program, enter, open_terminal},
     error::ContainerError,
+    nested::Handles,
     overlay::Layers,
     seed::seed_main,
+    spaces::{Spaces, foreign_namespaces},
 };
 use self::{
     error::step,
@@ -69,12 +77,15 @@ pub struct Spec {
     pub cgroups: Vec<PathBuf>,
 }
 
-/// A file system of a container as a detached mount, from its own top: nothing mounted inside
-/// the container hides any of it.
+/// A file system of a container, or a part of one, as a detached mount from its own top: nothing
+/// mounted inside the container hides any of it.
 #[derive(Debug)]
 pub struct Tree {
-    /// Its place in [`Plan::filesystems`].
+    /// The place of the file system in [`Plan::filesystems`].
     pub filesystem: usize,
+    /// Which of the [`parts`](ckpt_format::container::parts) of the plan it is; `None` for the
+    /// container's own files.
+    pub part: Option<usize>,
     /// The mount.
     pub mount: OwnedFd,
 }
@@ -90,8 +101,10 @@ pub struct Container {
     pub pidfd: OwnedFd,
     /// The daemon's end of pid 1's descriptor 3.
     pub channel: OwnedFd,
-    /// The root and the tmpfs file systems.
+    /// The root and the files in memory.
     pub trees: Vec<Tree>,
+    /// The namespaces that are there for programs inside.
+    pub nested: Handles,
     armed: bool,
 }
 
@@ -124,24 +137,34 @@ impl Container {
         let mut this = match born {
             (Reply::Born { pid }, mut descriptors) => {
                 let pidfd = descriptors.pop().ok_or(ContainerError::Foreign)?;
-                Self { init: pid, pidfd, channel, trees: Vec::new(), armed: true }
+                let (trees, nested) = Default::default();
+                Self { init: pid, pidfd, channel, trees, nested, armed: true }
             }
             (other, _) => return Err(other.into_error("born")),
         };
         child.0.wait().map_err(step("wait for the seed"))?;
-        match early.map_or_else(|| socket.receive::<Reply>(), Ok)? {
-            (Reply::Ready { filesystems }, descriptors) => {
-                let trees = filesystems.into_iter().zip(descriptors);
-                this.trees = trees.map(|(filesystem, mount)| Tree { filesystem, mount }).collect();
-                let root = spec.plan.root_filesystem().unwrap_or(0);
-                this.trees.insert(0, Tree { filesystem: root, mount: view });
-                let channel = this.channel.try_clone().map_err(step("copy the channel"))?;
-                match Socket::new(channel).receive::<Reply>()?.0 {
-                    Reply::Alone => Ok(this),
-                    other => Err(other.into_error("alone")),
-                }
-            }
-            (other, _) => Err(other.into_error("ready")),
+        let mut received = Vec::new();
+        let mut next = early.map_or_else(|| socket.receive::<Reply>(), Ok)?;
+        while let (Reply::Descriptors, some) = next {
+            received.extend(some);
+            next = socket.receive::<Reply>()?;
+        }
+        let Reply::Ready { trees, nested } = next.0 else {
+            return Err(next.0.into_error("ready"));
+        };
+        let mut received = received.into_iter();
+        let root = spec.plan.root_filesystem().unwrap_or(0);
+        this.trees.push(Tree { filesystem: root, part: None, mount: view });
+        let wanted = parts(&spec.plan).map_err(|_| ContainerError::Foreign)?;
+        for (index, part) in wanted.iter().enumerate().take(trees) {
+            let mount = received.next().ok_or(ContainerError::Foreign)?;
+            this.trees.push(Tree { filesystem: part.filesystem, part: Some(index), mount });
+        }
+        this.nested = Handles::from_counted(nested, received).ok_or(ContainerError::Foreign)?;
+        let channel = this.channel.try_clone().map_err(step("copy the channel"))?;
+        match Socket::new(channel).receive::<Reply>()?.0 {
+            Reply::Alone => Ok(this),
+            other => Err(other.into_error("alone")),
         }
     }
 

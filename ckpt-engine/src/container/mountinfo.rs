@@ -12,7 +12,9 @@ pub(super) struct Line {
     pub(super) options: String,
     pub(super) shared: Option<u32>,
     pub(super) master: Option<u32>,
+    pub(super) unbindable: bool,
     pub(super) kind: String,
+    pub(super) source: String,
     pub(super) super_options: String,
 }
 
@@ -25,10 +27,11 @@ impl Line {
         let root = unescape(words.next()?);
         let point = unescape(words.next()?);
         let options = words.next()?.to_owned();
-        let (mut shared, mut master) = (None, None);
+        let (mut shared, mut master, mut unbindable) = (None, None, false);
         loop {
             match words.next()? {
                 "-" => break,
+                "unbindable" => unbindable = true,
                 word => match word.split_once(':') {
                     Some(("shared", group)) => shared = group.parse().ok(),
                     Some(("master", group)) => master = group.parse().ok(),
@@ -37,8 +40,22 @@ impl Line {
             }
         }
         let kind = words.next()?.to_owned();
-        let super_options = words.nth(1)?.to_owned();
-        Some(Self { id, parent, device, root, point, options, shared, master, kind, super_options })
+        let source = unescape(words.next()?);
+        let super_options = words.next()?.to_owned();
+        Some(Self {
+            id,
+            parent,
+            device,
+            root,
+            point,
+            options,
+            shared,
+            master,
+            unbindable,
+            kind,
+            source,
+            super_options,
+        })
     }
 }
 

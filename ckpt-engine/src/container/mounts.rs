@@ -1,36 +1,91 @@
 //! Attaches a container's mounts. Runs as its pid 1, in its own mount namespace.
+//!
+//! All superblocks and all mounts are made detached while the host's own proc and sysfs are in
+//! sight, which the kernel demands of whoever makes these. Then each nested namespace is put
+//! together, and the container's own last, because everything else stands in it until then. How
+//! mounts pass new ones on to each other is set at the very end: sooner, each of ours would be
+//! passed on.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
+    fs::{File, OpenOptions},
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::{DirBuilderExt, OpenOptionsExt},
+        unix::fs::OpenOptionsExt,
     },
     path::Path,
 };
 
-use ckpt_format::container::{Container as Plan, Filesystem, FilesystemKind, HOST_DEVICES, Mount};
+use ckpt_format::container::{
+    Container as Plan, Filesystem, FilesystemKind, HOST_DEVICES, Mount, inside, parts,
+};
 use nix::mount::{MntFlags, umount2};
 
-use crate::sys::mount::{
-    FilesystemContext, attach, clone_tree, set_attributes, set_private_recursively, set_shared,
+use super::{groups::Groups, nested::Own, place};
+use crate::sys::{
+    mount::{
+        FilesystemContext, Propagation, attach, clone_tree, set_attributes,
+        set_private_recursively, set_propagation,
+    },
+    namespace::{join, unshare},
 };
 
 /// What failed, and why.
 pub(super) type Failure = (String, io::Error);
 
 /// For `map_err`: names what failed.
-fn at<'a>(act: &'a str, point: &'a str) -> impl FnOnce(io::Error) -> Failure + 'a {
+pub(super) fn at<'a>(act: &'a str, point: &'a str) -> impl FnOnce(io::Error) -> Failure + 'a {
     move |source| (format!("{act} {point}"), source)
 }
 
-/// Attaches everything and makes it the root. Returns the tmpfs file systems, from their tops.
-pub(super) fn build(plan: &Plan, root: OwnedFd) -> Result<Vec<(usize, OwnedFd)>, Failure> {
+/// What is left of the work for others.
+#[derive(Debug)]
+pub(super) struct Built {
+    /// The files in memory, in the order of [`parts`].
+    pub(super) trees: Vec<OwnedFd>,
+    /// The nested mount namespaces.
+    pub(super) namespaces: Vec<OwnedFd>,
+}
+
+/// Attaches everything and makes it the root.
+pub(super) fn build(plan: &Plan, root: OwnedFd, own: &Own) -> Result<Built, Failure> {
     let here = File::open("/").map_err(at("open", "/"))?;
     set_private_recursively(here.as_fd()).map_err(at("keep private", "/"))?;
-    // proc and sysfs can be made only while the host's own are in sight, so all superblocks are
-    // made before the host's tree goes.
+    let filesystems = superblocks(plan, root)?;
+    let mut trees = Vec::new();
+    let wanted = parts(plan).map_err(|point| at("find", point)(io::ErrorKind::NotFound.into()))?;
+    for part in wanted {
+        let filesystem = filesystems[part.filesystem].as_fd();
+        let clone = || {
+            place::make(filesystem, relative(part.root), libc::S_IFDIR)?;
+            clone_tree(filesystem, relative(part.root))
+        };
+        trees.push(clone().map_err(at("clone", "a tmpfs"))?);
+    }
+    let groups = Groups::stage(plan, &filesystems)?;
+    let mut tables = Vec::new();
+    for mounts in plan.mount_tables() {
+        let prepare = |mount| {
+            let made = prepare(mount, &filesystems).map_err(at("prepare", &mount.point))?;
+            Ok((mount, made))
+        };
+        tables.push(mounts.iter().map(prepare).collect::<Result<Vec<_>, Failure>>()?);
+    }
+    let mut namespaces = Vec::new();
+    let back = own.open("mnt").map_err(at("keep", "the mounts"))?;
+    for table in &tables[1..] {
+        unshare(libc::CLONE_NEWNS).map_err(at("make", "a mount namespace"))?;
+        namespaces.push(own.open("mnt").map_err(at("keep", "a mount namespace"))?);
+        assemble(table)?;
+        join(back.as_fd(), libc::CLONE_NEWNS).map_err(at("leave", "a mount namespace"))?;
+    }
+    assemble(&tables[0])?;
+    groups.apply(tables.iter().flatten())?;
+    Ok(Built { trees, namespaces })
+}
+
+/// Makes all file systems.
+fn superblocks(plan: &Plan, root: OwnedFd) -> Result<Vec<OwnedFd>, Failure> {
     let mut root = Some(root);
     let mut filesystems = Vec::new();
     for filesystem in &plan.filesystems {
@@ -38,7 +93,7 @@ pub(super) fn build(plan: &Plan, root: OwnedFd) -> Result<Vec<(usize, OwnedFd)>,
             FilesystemKind::Root => root.take().ok_or_else(|| io::ErrorKind::InvalidInput.into()),
             _ => make(filesystem),
         };
-        filesystems.push(made.map_err(at("make", name(&filesystem.kind)))?);
+        filesystems.push(made.map_err(at("make", filesystem.kind.name()))?);
     }
     // Kernels before 6.15 clone attached mounts only. Where these stand does not matter: they go
     // with the host's tree.
@@ -46,45 +101,10 @@ pub(super) fn build(plan: &Plan, root: OwnedFd) -> Result<Vec<(usize, OwnedFd)>,
     for (made, filesystem) in filesystems.iter().zip(&plan.filesystems) {
         if !matches!(filesystem.kind, FilesystemKind::Device { .. }) {
             attach(made.as_fd(), aside.as_fd(), Path::new(""))
-                .map_err(at("attach", name(&filesystem.kind)))?;
+                .map_err(at("attach", filesystem.kind.name()))?;
         }
     }
-    let mut trees = Vec::new();
-    for (index, filesystem) in plan.filesystems.iter().enumerate() {
-        if filesystem.kind == FilesystemKind::Tmpfs {
-            let tree = clone_tree(filesystems[index].as_fd(), Path::new(""));
-            trees.push((index, tree.map_err(at("clone", "tmpfs"))?));
-        }
-    }
-    let mut mounts = Vec::new();
-    for mount in &plan.mounts {
-        let made = prepare(mount, &filesystems).map_err(at("prepare", &mount.point))?;
-        mounts.push((mount, made));
-    }
-    let mut mounts = mounts.into_iter();
-    let (first, top) = mounts
-        .next()
-        .filter(|(mount, _)| mount.point == "/")
-        .ok_or_else(|| at("find", "/")(io::ErrorKind::InvalidInput.into()))?;
-    attach(top.as_fd(), here.as_fd(), Path::new("")).map_err(at("mount", "/"))?;
-    change_root(top.as_fd()).map_err(at("change to", "/"))?;
-    let mut shared = Vec::new();
-    for (mount, made) in mounts {
-        make_point(mount).map_err(at("make", &mount.point))?;
-        attach(made.as_fd(), top.as_fd(), relative(&mount.point))
-            .map_err(at("mount", &mount.point))?;
-        if mount.shared {
-            shared.push(made);
-        }
-    }
-    // Sharing comes last, or a mount would be passed on to its parent's peers.
-    for mount in shared {
-        set_shared(mount.as_fd()).map_err(at("share", "a mount"))?;
-    }
-    if first.shared {
-        set_shared(top.as_fd()).map_err(at("share", "/"))?;
-    }
-    Ok(trees)
+    Ok(filesystems)
 }
 
 fn make(filesystem: &Filesystem) -> io::Result<OwnedFd> {
@@ -96,26 +116,15 @@ fn make(filesystem: &Filesystem) -> io::Result<OwnedFd> {
         device.read(true).custom_flags(libc::O_PATH);
         return Ok(device.open(Path::new("/dev").join(name))?.into());
     }
-    let kind = name(&filesystem.kind);
-    let context = FilesystemContext::open(kind)?;
-    context.set("source", Some(kind))?;
+    let context = FilesystemContext::open(filesystem.kind.name())?;
+    context.set("source", Some(&filesystem.source))?;
     for option in &filesystem.options {
-        context.set(&option.name, option.value.as_deref())?;
+        // What is in memory is filled first.
+        if option.name != "ro" || !filesystem.holds_files() {
+            context.set(&option.name, option.value.as_deref())?;
+        }
     }
     context.mount(0)
-}
-
-fn name(kind: &FilesystemKind) -> &str {
-    match kind {
-        FilesystemKind::Root => "root",
-        FilesystemKind::Tmpfs => "tmpfs",
-        FilesystemKind::Proc => "proc",
-        FilesystemKind::Sysfs => "sysfs",
-        FilesystemKind::Devpts => "devpts",
-        FilesystemKind::Mqueue => "mqueue",
-        FilesystemKind::Cgroup => "cgroup2",
-        FilesystemKind::Device { name } => name,
-    }
 }
 
 /// A detached mount of what is to be attached.
@@ -124,52 +133,48 @@ fn prepare(mount: &Mount, filesystems: &[OwnedFd]) -> io::Result<OwnedFd> {
     let filesystem = filesystems.get(index).ok_or(io::ErrorKind::InvalidInput)?;
     let root = relative(&mount.root);
     if mount.root != "/" {
-        make_inside(filesystem.as_fd(), root, mount.directory)?;
+        place::make(filesystem.as_fd(), root, mount.file_type)?;
     }
-    let made = clone_tree(filesystem.as_fd(), root)?;
-    set_attributes(made.as_fd(), mount.attributes)?;
-    Ok(made)
+    clone_tree(filesystem.as_fd(), root)
 }
 
-/// The directory or file of a file system that is mounted on its own, made if it is missing.
-fn make_inside(filesystem: BorrowedFd<'_>, root: &Path, directory: bool) -> io::Result<()> {
-    use nix::{
-        errno::Errno,
-        fcntl::{OFlag, openat},
-        sys::stat::{Mode, mkdirat},
-    };
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let (mut at, mut parts) = (filesystem.try_clone_to_owned()?, root.iter().peekable());
-    while let Some(part) = parts.next() {
-        if parts.peek().is_none() && !directory {
-            let flags = flags | OFlag::O_CREAT | OFlag::O_RDONLY;
-            openat(&at, part, flags, Mode::from_bits_truncate(0o644))?;
-            return Ok(());
-        }
-        match mkdirat(&at, part, Mode::from_bits_truncate(0o755)) {
-            Ok(()) | Err(Errno::EEXIST) => (),
-            Err(source) => return Err(source.into()),
-        }
-        at = openat(&at, part, flags | OFlag::O_DIRECTORY, Mode::empty())?;
+/// Makes an attached mount what it is to be. Comes after the places of others on it were made:
+/// it may be read-only.
+fn finish(mount: &Mount, made: &OwnedFd) -> io::Result<()> {
+    set_attributes(made.as_fd(), mount.attributes)?;
+    if mount.unbindable {
+        set_propagation(made.as_fd(), Propagation::Unbindable)?;
     }
     Ok(())
 }
 
-/// The place that a mount covers. The container's root is `/` by now.
-fn make_point(mount: &Mount) -> io::Result<()> {
-    let point = Path::new(&mount.point);
-    if mount.directory {
-        return DirBuilder::new().recursive(true).mode(0o755).create(point);
+/// Attaches the mounts of one namespace, which becomes the caller's tree.
+fn assemble(table: &[(&Mount, OwnedFd)]) -> Result<(), Failure> {
+    let here = File::open("/").map_err(at("open", "/"))?;
+    let top = table.first().filter(|(mount, _)| mount.point == "/");
+    let (_, top) = top.ok_or_else(|| at("find", "/")(io::ErrorKind::InvalidInput.into()))?;
+    attach(top.as_fd(), here.as_fd(), Path::new("")).map_err(at("mount", "/"))?;
+    change_root(top.as_fd()).map_err(at("change to", "/"))?;
+    for (index, (mount, made)) in table.iter().enumerate().skip(1) {
+        let parent = usize::try_from(mount.parent).ok().filter(|&parent| parent < index);
+        let on = parent.and_then(|parent| {
+            let (parent, fd) = &table[parent];
+            Some((fd, Path::new(inside(&parent.point, &mount.point)?)))
+        });
+        let (parent, point) =
+            on.ok_or_else(|| at("find what holds", &mount.point)(io::ErrorKind::NotFound.into()))?;
+        let file_type = if mount.is_directory() { libc::S_IFDIR } else { libc::S_IFREG };
+        place::make(parent.as_fd(), point, file_type).map_err(at("make", &mount.point))?;
+        attach(made.as_fd(), parent.as_fd(), point).map_err(at("mount", &mount.point))?;
     }
-    if let Some(parent) = point.parent() {
-        DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+    for (mount, made) in table {
+        finish(mount, made).map_err(at("set the attributes of", &mount.point))?;
     }
-    OpenOptions::new().create(true).truncate(false).write(true).open(point).map(drop)
+    Ok(())
 }
 
-fn relative(path: &str) -> &Path {
-    let path = path.trim_start_matches('/');
-    Path::new(path)
+pub(super) fn relative(path: &str) -> &Path {
+    Path::new(path.trim_start_matches('/'))
 }
 
 /// Makes the mount the root of the process and lets go of the one before.

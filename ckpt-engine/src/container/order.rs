@@ -15,7 +15,7 @@ use super::error::{ContainerError, step};
 use crate::sys::ancillary;
 
 /// The most descriptors beside one message; the kernel's own limit is 253.
-const DESCRIPTORS_MAX: usize = 250;
+pub(super) const DESCRIPTORS_MAX: usize = 250;
 
 /// The longest message, in bytes: a plan with some hundred mounts fits easily.
 const MESSAGE_MAX: usize = 160 << 10;
@@ -46,8 +46,11 @@ pub(super) enum Reply {
     Unshared,
     /// The process that matters exists; its pidfd comes beside it.
     Born { pid: i32 },
-    /// pid 1 has mounted everything. The tmpfs file systems come beside it, in this order.
-    Ready { filesystems: Vec<usize> },
+    /// pid 1 has made everything, and these come beside this: part of what [`Self::Ready`] counts.
+    Descriptors,
+    /// pid 1 has made everything. It has sent so many trees before, and so many namespaces of
+    /// each kind, in this order.
+    Ready { trees: usize, nested: [usize; 4] },
     /// Nothing of what pid 1 has inherited is open in it any more. Comes by the channel.
     Alone,
     /// It did not work.

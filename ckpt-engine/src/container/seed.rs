@@ -12,16 +12,20 @@ use std::{
     process::{Command, ExitCode},
 };
 
-use ckpt_format::container::{Clocks, Container as Plan};
-use nix::unistd::{
-    Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, setgroups, sethostname, setresgid,
-    setresuid, setsid,
+use ckpt_format::container::{Clocks, Container as Plan, Names};
+use nix::{
+    sys::resource::{Resource, getrlimit, setrlimit},
+    unistd::{
+        Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, setgroups, setresgid, setresuid,
+        setsid,
+    },
 };
 
 use super::{
     limits::drop_capabilities,
     mounts,
-    order::{Order, Reply, Socket},
+    nested::{self, Handles},
+    order::{DESCRIPTORS_MAX, Order, Reply, Socket},
     refused::refuse_calls,
 };
 use crate::sys::{
@@ -103,11 +107,14 @@ fn create(
             Ok(())
         }
         Sibling::Child => {
-            let trees = first_process(plan, links, root)?;
-            let filesystems = trees.iter().map(|(index, _)| *index).collect();
-            let beside: Vec<_> = trees.iter().map(|(_, tree)| tree.as_fd()).collect();
-            let _ = socket.send(&Reply::Ready { filesystems }, &beside);
-            drop(trees);
+            let (trees, nested) = first_process(plan, links, root)?;
+            let (counts, namespaces) = nested.counted();
+            let beside: Vec<_> = trees.iter().chain(namespaces).map(AsFd::as_fd).collect();
+            for some in beside.chunks(DESCRIPTORS_MAX) {
+                let _ = socket.send(&Reply::Descriptors, some);
+            }
+            let _ = socket.send(&Reply::Ready { trees: trees.len(), nested: counts }, &[]);
+            drop((trees, nested));
             wait_for_init(channel).map(|never| match never {})
         }
     }
@@ -134,14 +141,18 @@ fn first_process(
     plan: &Plan,
     links: &[(String, String)],
     root: OwnedFd,
-) -> Result<Vec<(usize, OwnedFd)>, Failure> {
+) -> Result<(Vec<OwnedFd>, Handles), Failure> {
     setsid().map_err(system("start a session"))?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    sethostname(&plan.hostname).map_err(system("set the host name"))?;
-    if !plan.domainname.is_empty() {
-        clone::set_domainname(&plan.domainname).map_err(at("set the domain name"))?;
-    }
-    let trees = mounts::build(plan, root)?;
+    let (hostname, domainname) = (plan.hostname.clone(), plan.domainname.clone());
+    nested::set_names(&Names { hostname, domainname }).map_err(at("set the names"))?;
+    let own = nested::Own::find().map_err(at("find the namespaces"))?;
+    let limit = raise_descriptor_limit().map_err(at("have room for descriptors"))?;
+    let mut handles = nested::make(&plan.nested, &own)?;
+    let mounts::Built { trees, namespaces } = mounts::build(plan, root, &own)?;
+    handles.mounts = namespaces;
+    drop(own);
+    restore_descriptor_limit(limit).map_err(at("limit the descriptors"))?;
     // Whatever this process becomes, and all that come from it, have the filter.
     refuse_calls().map_err(at("filter system calls"))?;
     for (name, target) in links {
@@ -152,7 +163,18 @@ fn first_process(
             _ => (),
         }
     }
-    Ok(trees)
+    Ok((trees, handles))
+}
+
+/// Every mount takes a descriptor until all stand. Returns the limits that were.
+fn raise_descriptor_limit() -> io::Result<(u64, u64)> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok((soft, hard))
+}
+
+fn restore_descriptor_limit((soft, hard): (u64, u64)) -> io::Result<()> {
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?)
 }
 
 /// Waits on descriptor 3 with nothing else open, for as long as the daemon lives.

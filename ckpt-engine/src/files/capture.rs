@@ -2,7 +2,7 @@
 //! to be put back afterwards.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     fs, io,
 };
 
@@ -95,8 +95,8 @@ pub(super) struct Capture<'a> {
     pub(super) pipes: HashMap<(u64, u64), u32>,
     /// Places in [`Files::terminals`] by number.
     pub(super) terminals: HashMap<u32, u32>,
-    /// The mounts that init can see.
-    mounts: HashSet<u64>,
+    /// The mounts of the VE, each with its namespace.
+    mounts: HashMap<u64, u32>,
     pub(super) network: socket::Network,
     pub(super) undo: Undo,
 }
@@ -196,7 +196,7 @@ fn traced(holder: &Holder<'_>) -> Option<Blocker> {
 /// Keeps the place of a description that is refused, so that the others keep their numbers.
 fn unreadable() -> File {
     let kind = Kind::Signal { mask: 0 };
-    File { flags: 0, owner: None, signal: 0, locks: Vec::new(), kind }
+    File { flags: 0, owner: None, signal: 0, locks: Vec::new(), mounts: 0, kind }
 }
 
 impl<'a> Capture<'a> {
@@ -210,7 +210,10 @@ impl<'a> Capture<'a> {
                 hint: "try again".to_owned(),
             }]
         };
-        let mounts = mounts(source.init).map_err(|error| unreadable("a mount table", error))?;
+        let mounts = match &source.mounts {
+            Some(mounts) => mounts.clone(),
+            None => mounts(source.init).map_err(|error| unreadable("a mount table", error))?,
+        };
         Ok(Self {
             source,
             found: Found::of(source)?,
@@ -264,9 +267,9 @@ impl<'a> Capture<'a> {
         self.is_inside_the_mounts(object.status.mount, &object.link)
     }
 
-    /// Whether init can see this mount.
+    /// Whether this mount is one of the VE.
     pub(super) fn is_mounted(&self, mount: u64) -> bool {
-        self.mounts.contains(&mount)
+        self.mounts.contains_key(&mount)
     }
 
     /// Refuses what was reached through a mount that is none of the VE's.
@@ -313,8 +316,11 @@ impl<'a> Capture<'a> {
         };
         let object = &self.found.objects[place];
         let flags = object.flags.cast_unsigned();
+        // What is no file in any mount of the VE is the same everywhere.
+        let mounts = self.mounts.get(&object.status.mount).copied().unwrap_or(0);
+        let locks = Vec::new();
         if object.is_path_only() {
-            return Ok(File { flags, owner: None, signal: 0, locks: Vec::new(), kind });
+            return Ok(File { flags, owner: None, signal: 0, locks, mounts, kind });
         }
         let owner = match descriptor::signal_owner(object.fd())? {
             (_, 0) => None,
@@ -322,7 +328,7 @@ impl<'a> Capture<'a> {
             (kind, pid) => self.source.pid_inside(pid).map(|pid| SignalOwner { kind, pid }),
         };
         let signal = descriptor::query(object.fd(), Query::GetSignal)?;
-        Ok(File { flags, owner, signal, locks: Vec::new(), kind })
+        Ok(File { flags, owner, signal, locks, mounts, kind })
     }
 }
 
@@ -369,7 +375,7 @@ fn unknown(object: &Object) -> Refusal {
 }
 
 /// The ids of the mounts that a process can see.
-fn mounts(host_pid: i32) -> io::Result<HashSet<u64>> {
+fn mounts(host_pid: i32) -> io::Result<HashMap<u64, u32>> {
     let table = fs::read_to_string(format!("/proc/{host_pid}/mountinfo"))?;
-    Ok(table.lines().filter_map(|line| line.split(' ').next()?.parse().ok()).collect())
+    Ok(table.lines().filter_map(|line| Some((line.split(' ').next()?.parse().ok()?, 0))).collect())
 }

@@ -58,8 +58,16 @@ fn read_line(text: &str) -> io::Result<Line> {
 pub(super) fn capture(object: &Object, init: i32) -> Result<Kind, Refusal> {
     let info = object.info()?;
     let lines: Vec<Line> = info.lines_from("inotify ").map(read_line).collect::<io::Result<_>>()?;
-    let wanted = lines.iter().map(|line| ((line.device, line.inode), None)).collect();
-    let paths = search(PathBuf::from(format!("/proc/{init}/root")), wanted);
+    let root = PathBuf::from(format!("/proc/{init}/root"));
+    let cgroups = root.join("sys/fs/cgroup");
+    let device = fs::metadata(&cgroups).map_or(0, |metadata| metadata.dev());
+    // Service managers watch these, and there alone it is worth to look below /sys.
+    let (of_cgroups, others): (Paths, Paths) = lines
+        .iter()
+        .map(|line| ((line.device, line.inode), None))
+        .partition(|((of, _), _)| *of == device);
+    let mut paths = search(&root, cgroups, of_cgroups);
+    paths.extend(search(&root, root.clone(), others));
     let mut watches = Vec::with_capacity(lines.len());
     for line in lines {
         let Some(Some(path)) = paths.get(&(line.device, line.inode)) else {
@@ -76,21 +84,24 @@ pub(super) fn capture(object: &Object, init: i32) -> Result<Kind, Refusal> {
 
 type Paths = HashMap<(u64, u64), Option<Vec<u8>>>;
 
-/// Finds paths below `root` by device and inode, level by level.
-fn search(root: PathBuf, mut wanted: Paths) -> Paths {
+/// Finds paths below `top` by device and inode, level by level. They are told from `root` on.
+fn search(root: &Path, top: PathBuf, mut wanted: Paths) -> Paths {
+    if wanted.is_empty() {
+        return wanted;
+    }
     let mut looked_at = 0;
     let found = |path: &Path, wanted: &mut Paths| {
         let Ok(metadata) = fs::symlink_metadata(path) else { return };
         let Some(place) = wanted.get_mut(&(metadata.dev(), metadata.ino())) else { return };
         if place.is_none() {
-            let inside = path.strip_prefix(&root).unwrap_or(path);
+            let inside = path.strip_prefix(root).unwrap_or(path);
             *place = Some(Path::new("/").join(inside).into_os_string().into_vec());
         }
     };
-    found(&root.join(""), &mut wanted);
-    let mut directories = VecDeque::from([root.clone()]);
+    found(&top.join(""), &mut wanted);
+    let mut directories = VecDeque::from([top]);
     while let Some(directory) = directories.pop_front() {
-        let inside = directory.strip_prefix(&root).unwrap_or(Path::new(""));
+        let inside = directory.strip_prefix(root).unwrap_or(Path::new(""));
         // Nothing there can be watched for changes, and there is no end to it.
         if inside == Path::new("proc") || inside == Path::new("sys") {
             continue;

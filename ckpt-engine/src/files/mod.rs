@@ -26,7 +26,7 @@
 //! | netlink | groups, port, questions without an answer | news |
 //! | pseudo terminal | settings, data in both directions, session | |
 
-use std::os::fd::BorrowedFd;
+use std::{collections::HashMap, os::fd::BorrowedFd};
 
 #[cfg(doc)]
 use ckpt_format::blocker::Blocker;
@@ -81,6 +81,9 @@ pub struct Source<'a> {
     pub init: i32,
     /// The host's number of the VE's user and group 0.
     pub id_base: u32,
+    /// The mount namespace of each mount of the VE, see
+    /// [`Spaces::mounts`](crate::container::Spaces::mounts); `None` is those of init alone.
+    pub mounts: Option<HashMap<u64, u32>>,
 }
 
 /// One process that may hold files.

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::sys::{
     descriptor::{self, Change},
-    identity,
+    identity, namespace,
 };
 
 /// Where files are rebuilt.
@@ -38,6 +38,8 @@ pub struct Target {
     pub shared: HashMap<u64, OwnedFd>,
     /// How far CLOCK_MONOTONIC of the source's host is ahead of ours.
     pub ahead_ns: i64,
+    /// The mount namespaces of the VE, its own first; empty if there is no other.
+    pub mounts: Vec<OwnedFd>,
     /// Our own `/proc/self/fd`, which the VE's mounts do not show.
     descriptors: OwnedFd,
 }
@@ -52,6 +54,7 @@ impl Target {
             processes: HashMap::new(),
             shared: HashMap::new(),
             ahead_ns: 0,
+            mounts: Vec::new(),
             descriptors,
         })
     }
@@ -130,6 +133,8 @@ pub(super) struct Rebuild<'a> {
     pub(super) connections: Vec<tcp::Connection>,
     /// Ends of unix sockets whose peers are gone, by the end that is left.
     pub(super) gone: HashMap<u32, OwnedFd>,
+    /// The mount namespace that the thread is in.
+    entered: u32,
 }
 
 /// The rebuilt descriptions, before the VE runs.
@@ -156,15 +161,18 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
         made: files.files.iter().map(|_| None).collect(),
         connections: Vec::new(),
         gone: HashMap::new(),
+        entered: 0,
     };
     identity::own_new_files(target.id_base, target.id_base)
         .map_err(|source| RebuildError::Kernel { object: "file owner", source })?;
     socket::rebuild(&mut rebuild)?;
     for (place, file) in files.files.iter().enumerate() {
         if rebuild.made[place].is_none() {
+            rebuild.enter(file.mounts)?;
             rebuild.made[place] = Some(rebuild.make(file)?);
         }
     }
+    rebuild.enter(0)?;
     terminal::settle(&mut rebuild)?;
     unix::fill(&mut rebuild)?;
     for (place, file) in files.files.iter().enumerate() {
@@ -187,6 +195,19 @@ impl Rebuild<'_> {
     /// The description that was made for this id.
     pub(super) fn made(&self, file: FileId) -> Option<BorrowedFd<'_>> {
         Some(self.made.get(file.0 as usize)?.as_ref()?.as_fd())
+    }
+
+    /// Goes into a mount namespace, where the paths of a file lead to it.
+    fn enter(&mut self, mounts: u32) -> Result<(), RebuildError> {
+        if mounts == self.entered {
+            return Ok(());
+        }
+        let namespace = usize::try_from(mounts).ok().and_then(|at| self.target.mounts.get(at));
+        let namespace = namespace.ok_or(RebuildError::Damaged)?;
+        namespace::join(namespace.as_fd(), libc::CLONE_NEWNS)
+            .map_err(|source| RebuildError::Kernel { object: "mount namespace", source })?;
+        self.entered = mounts;
+        Ok(())
     }
 
     fn make(&mut self, file: &File) -> Result<OwnedFd, RebuildError> {

@@ -48,7 +48,7 @@ impl Child {
     }
 
     pub(super) fn source(&self) -> Source<'_> {
-        Source { processes: vec![self.holder()], init: self.pid, id_base: 0 }
+        Source { processes: vec![self.holder()], init: self.pid, id_base: 0, mounts: None }
     }
 
     pub(super) fn capture(&self) -> Captured {

@@ -75,9 +75,7 @@ impl Skeleton {
             bone.areas = areas;
             bone.life = life;
             // What was meant for an area that has gone is not meant for its successor.
-            bone.late.retain(|&address, _| {
-                good.iter().any(|(start, end)| (start..end).contains(&address))
-            });
+            bone.late.retain(|&address, _| good.covers(address, address + 1));
         }
         Ok(())
     }
@@ -107,7 +105,7 @@ type Neighbour = (u64, u64, Advice);
 /// So the neighbours are set apart while an area grows, by flags that cost nothing to change.
 fn neighbours(areas: &[Area], index: usize, good: &Ranges) -> Vec<Neighbour> {
     let area = &areas[index];
-    let grows = good.iter().any(|(low, high)| low < area.end && area.start < high);
+    let grows = good.within(area.start, area.end).next().is_some();
     let left = index.checked_sub(1).map(|left| &areas[left]).filter(|it| it.end == area.start);
     let right = areas.get(index + 1).filter(|it| it.start == area.end);
     let could_join = |other: &&Area| {
@@ -123,8 +121,8 @@ fn neighbours(areas: &[Area], index: usize, good: &Ranges) -> Vec<Neighbour> {
     let whole = left.filter(could_join).map(|left| (left.start, left.end, left.advice));
     // Of the one to the right nothing is there yet but what has stayed.
     let stayed = right.filter(could_join).and_then(|right| {
-        let (_, high) = good.iter().find(|&(low, high)| low <= area.end && area.end < high)?;
-        Some((right.start, high.min(right.end), right.advice))
+        let (low, high) = good.within(right.start, right.end).next()?;
+        (low == right.start).then_some((right.start, high, right.advice))
     });
     whole.into_iter().chain(stayed).collect()
 }
@@ -183,7 +181,7 @@ impl Work<'_> {
     /// The kernel maps the vdso with all its data pages in one go at the wanted place.
     fn vdso(&mut self, areas: &[Area], good: &Ranges) {
         let Some(first) = areas.iter().find(|area| is_own(area)) else { return };
-        if good.iter().any(|(start, end)| start <= first.start && first.start < end) {
+        if good.within(first.start, first.end).next().is_some() {
             return;
         }
         self.batch.call("arch_prctl", libc::SYS_arch_prctl, &[ARCH_MAP_VDSO_64, first.start]);
@@ -281,9 +279,10 @@ impl Work<'_> {
     fn adjust(&mut self, areas: &[Area], good: &Ranges) -> Result<(), RebuildError> {
         let old_areas = &self.bone.areas;
         for area in areas.iter().filter(|area| is_mapped(area) && !is_own(area)) {
-            for old in old_areas {
+            let first = old_areas.partition_point(|old| old.end <= area.start);
+            for old in old_areas[first..].iter().take_while(|old| old.start < area.end) {
                 let (start, end) = (old.start.max(area.start), old.end.min(area.end));
-                if start >= end || !good.iter().any(|(low, high)| low <= start && end <= high) {
+                if !good.covers(start, end) {
                     continue;
                 }
                 if let (Backing::Anonymous { name }, Backing::Anonymous { name: before }) =

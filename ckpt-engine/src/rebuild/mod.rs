@@ -19,6 +19,7 @@ mod complete;
 mod controls;
 mod credentials;
 mod install;
+mod namespaces;
 mod opened;
 mod pages;
 mod protect;
@@ -36,13 +37,16 @@ use std::{
 };
 
 use ckpt_format::{
+    container::Namespaces,
     memory::{Area, Run},
     process::Shape,
 };
 
 pub use self::release::Ready;
 use crate::{
+    container::Handles,
     inject::{Gate, InjectError, Stopped},
+    kin::Kin,
     procfs::{self, ProcError},
     sys::{ptrace, task},
 };
@@ -122,6 +126,7 @@ pub enum Inconsistency {
     UnknownProcess(i32),
     UnknownObject(u64),
     UnknownFile(u32),
+    UnknownNamespace(i32),
     AreaOutside(i32),
     PageCount,
     Registers(i32),
@@ -136,6 +141,9 @@ impl std::fmt::Display for Inconsistency {
             Self::UnknownProcess(pid) => write!(f, "process {pid} was not announced"),
             Self::UnknownObject(id) => write!(f, "shared memory object {id} was not announced"),
             Self::UnknownFile(id) => write!(f, "open file {id} was not announced"),
+            Self::UnknownNamespace(pid) => {
+                write!(f, "a namespace of process {pid} was not announced")
+            }
             Self::AreaOutside(pid) => write!(f, "an area of process {pid} is out of place"),
             Self::PageCount => write!(f, "page data and page list differ in size"),
             Self::Registers(pid) => write!(f, "bad registers for a thread of process {pid}"),
@@ -169,6 +177,8 @@ pub struct Skeleton {
     vdso_len: u64,
     /// How far CLOCK_MONOTONIC of the source's host is ahead of ours.
     ahead_ns: i64,
+    /// The namespaces that processes can be in.
+    nested: namespaces::Table,
 }
 
 /// One process in the making.
@@ -180,10 +190,16 @@ struct Bone {
     others: Vec<Stopped>,
     memory: File,
     life: u64,
+    /// The life that the areas to come belong to.
+    next_life: u64,
+    /// Areas that have come, until they are complete.
+    coming: Vec<Area>,
     parent: i32,
     session: i32,
     group: i32,
     exit_signal: i32,
+    /// `None` for one that was born in a way that does not tell.
+    namespaces: Option<Namespaces>,
     areas: Vec<Area>,
     /// Pages by address that could not be written yet: behind the end of a file that is to grow.
     late: BTreeMap<u64, Vec<u8>>,
@@ -221,7 +237,15 @@ impl Skeleton {
             zombies: Vec::new(),
             vdso_len: areas::vdso_len(&space),
             ahead_ns: 0,
+            nested: namespaces::Table::default(),
         })
+    }
+
+    /// Takes the namespaces that were made for programs of the VE.
+    pub fn set_nested(&mut self, handles: Handles) -> Result<(), RebuildError> {
+        let failed = |source| RebuildError::Outside { pid: 1, what: "find its namespaces", source };
+        self.nested = namespaces::Table::new(self.init()?, handles).map_err(failed)?;
+        Ok(())
     }
 
     /// Tells how far CLOCK_MONOTONIC of the source's host is ahead of ours, so that timers end
@@ -248,20 +272,28 @@ impl Bone {
         })?;
         let (parent_pid, session, group) =
             parent.map_or((0, 0, 0), |parent| (parent.pid, parent.session, parent.group));
+        let namespaces = parent.map_or(Some(Namespaces::default()), |parent| parent.namespaces);
         Ok(Self {
             pid,
             thread,
             others: Vec::new(),
             memory,
             life: 0,
+            next_life: 0,
+            coming: Vec::new(),
             parent: parent_pid,
             session,
             group,
             exit_signal: libc::SIGCHLD,
+            namespaces,
             areas: Vec::new(),
             late: BTreeMap::new(),
             guards: Vec::new(),
         })
+    }
+
+    fn kin(&self) -> Kin {
+        Kin { parent: self.parent, session: self.session, exit_signal: self.exit_signal }
     }
 
     /// For the errors of calls made in this process.

@@ -18,6 +18,7 @@ impl Skeleton {
         let mut target = Target::new(self.id_base).map_err(outside("prepare its files"))?;
         target.ahead_ns = self.ahead_ns;
         target.processes = self.hosts().collect();
+        target.mounts = self.nested.mounts().map_err(outside("find its namespaces"))?;
         for (id, file) in self.shared_objects() {
             let copy = file.try_clone().map_err(outside("prepare its shared memory"))?;
             target.shared.insert(id, copy.into());

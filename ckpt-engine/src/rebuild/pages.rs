@@ -45,6 +45,17 @@ impl Skeleton {
                 self.update_shared(layout.shared)?;
                 self.update_tree(layout.processes)
             }
+            Record::Areas { pid, areas, complete } => {
+                let bone = self.bone_mut(pid)?;
+                bone.coming.extend(areas);
+                match complete {
+                    true => {
+                        let (areas, life) = (std::mem::take(&mut bone.coming), bone.next_life);
+                        self.reshape(pid, life, areas)
+                    }
+                    false => Ok(()),
+                }
+            }
             Record::Pages { space, runs, data } => self.write(space, &runs, &data),
             Record::Drop { space, runs } => self.discard(space, &runs),
             Record::Guards { pid, runs } => {

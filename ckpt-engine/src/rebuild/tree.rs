@@ -5,13 +5,15 @@
 //! old number makes it and leaves again; where the process was orphaned, it is born from a
 //! member of its session through a parent that ends at once.
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 
 use ckpt_format::process::Shape;
 
 use super::{Bone, Inconsistency, RebuildError, Skeleton};
 use crate::{
+    areas::heritage,
     inject::{InjectError, Stopped},
+    kin::{self, Kin},
     sys::ptrace::{self, Stop},
 };
 
@@ -24,6 +26,12 @@ impl Skeleton {
         }
         self.zombies = shapes.extract_if(.., |shape| shape.zombie.is_some()).collect();
         self.end_those_not_in(&shapes)?;
+        for shape in shapes.iter().filter(|shape| shape.session == shape.pid) {
+            // Before children are born into it.
+            if self.processes.get(&shape.pid).is_some_and(|bone| bone.session != shape.pid) {
+                self.lead_session(shape.pid)?;
+            }
+        }
         let mut leaders = Vec::new();
         for shape in &shapes {
             if !self.processes.contains_key(&shape.pid) {
@@ -32,12 +40,13 @@ impl Skeleton {
         }
         for shape in &shapes {
             self.join_group(shape, &mut leaders)?;
+            self.bone_mut(shape.pid)?.next_life = shape.life;
         }
         for leader in leaders {
             end(&leader)?;
         }
-        for shape in shapes {
-            self.reshape(shape.pid, shape.life, shape.areas)?;
+        for shape in &shapes {
+            self.enter_namespaces(shape.pid, shape.namespaces)?;
         }
         Ok(())
     }
@@ -45,40 +54,17 @@ impl Skeleton {
     /// Ends the processes that are gone, and those that would have to change what cannot be
     /// changed: they are born again, with their children.
     fn end_those_not_in(&mut self, shapes: &[Shape]) -> Result<(), RebuildError> {
-        let mut stays = HashSet::from([1]);
-        for shape in shapes {
-            if let Some(bone) = self.processes.get(&shape.pid)
-                && bone.exit_signal == shape.exit_signal
-                && (bone.parent == shape.parent || shape.parent == 1)
-                && (bone.session == shape.session || shape.session == shape.pid)
-            {
-                stays.insert(shape.pid);
-            }
-        }
-        let gone: Vec<i32> =
-            self.processes.keys().copied().filter(|pid| !stays.contains(pid)).collect();
-        for pid in gone {
+        let mut kin: BTreeMap<i32, Kin> =
+            self.processes.values().map(|bone| (bone.pid, bone.kin())).collect();
+        for pid in kin::part(&mut kin, shapes) {
             if let Some(bone) = self.processes.remove(&pid) {
                 end(&bone.thread)?;
             }
-            // The kernel gives orphans to init.
-            for orphan in self.processes.values_mut().filter(|bone| bone.parent == pid) {
-                orphan.parent = 1;
-            }
         }
-        // A child whose parent was born again hangs under init now, where it does not belong.
-        let misplaced = shapes.iter().find(|shape| {
-            self.processes.get(&shape.pid).is_some_and(|bone| bone.parent != shape.parent)
-        });
-        match misplaced.map(|shape| shape.pid) {
-            Some(pid) if pid != 1 => {
-                if let Some(bone) = self.processes.remove(&pid) {
-                    end(&bone.thread)?;
-                }
-                self.end_those_not_in(shapes)
-            }
-            _ => Ok(()),
+        for bone in self.processes.values_mut() {
+            bone.parent = kin.get(&bone.pid).map_or(bone.parent, |kin| kin.parent);
         }
+        Ok(())
     }
 
     /// Makes a process, and its session where it leads one.
@@ -89,6 +75,9 @@ impl Skeleton {
     ) -> Result<(), RebuildError> {
         let parent = self.bone(shape.parent)?;
         let inherits = shape.session == parent.session || shape.session == shape.pid;
+        if shape.heir && !inherits {
+            return Err(RebuildError::Family { pid: shape.pid });
+        }
         let born = if inherits {
             self.clone_in(&parent.thread, shape.pid, 0, shape.exit_signal)?
         } else {
@@ -98,6 +87,8 @@ impl Skeleton {
         let mut bone = Bone::new(shape.pid, born, Some(parent))?;
         bone.exit_signal = shape.exit_signal;
         if !inherits {
+            // Whoever bore it may have been anywhere.
+            bone.namespaces = None;
             bone.session = shape.session;
             bone.group = self.group_of_session(shape.session);
         }
@@ -109,6 +100,7 @@ impl Skeleton {
             // It ends at once, and until then needs what its parent has registered there.
             Some(_) => Ok(()),
             // Copied from the parent; the areas of the layout come in `reshape`.
+            None if shape.heir => self.inherit(shape),
             None => self.wipe_copied(shape.pid, shape.parent),
         }
     }
@@ -167,9 +159,6 @@ impl Skeleton {
         shape: &Shape,
         leaders: &mut Vec<Stopped>,
     ) -> Result<(), RebuildError> {
-        if shape.session == shape.pid && self.bone(shape.pid)?.session != shape.pid {
-            self.lead_session(shape.pid)?;
-        }
         let bone = self.bone(shape.pid)?;
         if bone.group == shape.group {
             return Ok(());
@@ -195,6 +184,15 @@ impl Skeleton {
         if let Some(bone) = self.processes.get_mut(&pid) {
             bone.group = group;
         }
+        Ok(())
+    }
+
+    /// What a child has of its parent's areas is the beginning of its own.
+    fn inherit(&mut self, shape: &Shape) -> Result<(), RebuildError> {
+        let parent = self.bone(shape.parent)?;
+        let (areas, late) = (heritage(&parent.areas), parent.late.clone());
+        let bone = self.bone_mut(shape.pid)?;
+        (bone.areas, bone.late, bone.life) = (areas, late, shape.life);
         Ok(())
     }
 

@@ -20,6 +20,7 @@ const FSPICK_CLOEXEC: c_uint = 1;
 const FSPICK_EMPTY_PATH: c_uint = 8;
 const MOVE_MOUNT_F_EMPTY_PATH: c_uint = 0x4;
 const MOVE_MOUNT_T_EMPTY_PATH: c_uint = 0x40;
+const MOVE_MOUNT_SET_GROUP: c_uint = 0x100;
 
 /// `MOUNT_ATTR_*` of mount_setattr(2) that describe one mount.
 pub mod attribute {
@@ -133,6 +134,12 @@ pub fn clone_tree(directory: BorrowedFd<'_>, relative: &Path) -> io::Result<Owne
     open_tree(directory, relative, libc::OPEN_TREE_CLONE)
 }
 
+/// Clones the mount of a directory with all its sub-mounts into a detached tree.
+pub fn clone_whole_tree(directory: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let recursive = libc::AT_RECURSIVE.cast_unsigned();
+    open_tree(directory, Path::new(""), libc::OPEN_TREE_CLONE | recursive)
+}
+
 fn open_tree(directory: BorrowedFd<'_>, relative: &Path, flags: c_uint) -> io::Result<OwnedFd> {
     let name = path(relative)?;
     let flags = flags
@@ -145,11 +152,26 @@ fn open_tree(directory: BorrowedFd<'_>, relative: &Path, flags: c_uint) -> io::R
 
 /// Attaches a detached mount at a path below a directory; an empty one is the directory itself.
 pub fn attach(mount: BorrowedFd<'_>, directory: BorrowedFd<'_>, point: &Path) -> io::Result<()> {
-    let point = path(point)?;
-    let (from, to) = (mount.as_raw_fd(), directory.as_raw_fd());
+    move_mount(mount, directory, &path(point)?, 0)
+}
+
+/// Makes a private mount a member of the peer group that another mount of the same file system
+/// belongs to, and a slave of whatever that one is a slave of. The new member must show a part
+/// of what the other one shows.
+pub fn join_group(of: BorrowedFd<'_>, member: BorrowedFd<'_>) -> io::Result<()> {
+    move_mount(of, member, c"", MOVE_MOUNT_SET_GROUP)
+}
+
+fn move_mount(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    point: &CStr,
+    flags: c_uint,
+) -> io::Result<()> {
+    let (from, to) = (from.as_raw_fd(), to.as_raw_fd());
+    let flags = flags | MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH;
     // SAFETY: both strings are terminated and live through the call.
     done(unsafe {
-        let flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH;
         libc::syscall(libc::SYS_move_mount, from, c"".as_ptr(), to, point.as_ptr(), flags)
     })
 }
@@ -175,13 +197,25 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: u64) -> io::Result<()> 
     )
 }
 
-/// Makes a mount pass its sub-mounts on to copies of it (`MS_SHARED`).
-pub fn set_shared(mount: BorrowedFd<'_>) -> io::Result<()> {
-    change(
-        mount,
-        0,
-        &libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: libc::MS_SHARED, userns_fd: 0 },
-    )
+/// How a mount and its copies learn of each other's new sub-mounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Propagation {
+    /// All learn of all (`MS_SHARED`).
+    Shared,
+    /// This one learns of those of the group that it was in (`MS_SLAVE`).
+    Slave,
+    /// There are no copies, and can be none (`MS_UNBINDABLE`).
+    Unbindable,
+}
+
+/// Changes how a mount and its copies learn of each other's new sub-mounts.
+pub fn set_propagation(mount: BorrowedFd<'_>, propagation: Propagation) -> io::Result<()> {
+    let propagation = match propagation {
+        Propagation::Shared => libc::MS_SHARED,
+        Propagation::Slave => libc::MS_SLAVE,
+        Propagation::Unbindable => libc::MS_UNBINDABLE,
+    };
+    change(mount, 0, &libc::mount_attr { attr_set: 0, attr_clr: 0, propagation, userns_fd: 0 })
 }
 
 /// Makes a detached mount show the ids of its file system as the user namespace maps them.

@@ -93,6 +93,29 @@ pub fn in_mounts_of<T: Send>(
     })
 }
 
+/// Runs `work` on a copy of all that a mount namespace shows, on a thread of its own whose root
+/// directory it is: what is mounted or unmounted there is seen by nobody else, and gone with the
+/// thread.
+pub fn in_copy_of<T: Send>(
+    namespace: impl AsFd + Sync,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    let namespace = namespace.as_fd();
+    in_own_mounts(|| {
+        let own = std::fs::File::open("/proc/thread-self/ns/mnt")?;
+        join(namespace, libc::CLONE_NEWNS)?;
+        let copy = super::mount::clone_whole_tree(std::fs::File::open("/")?.as_fd())?;
+        super::mount::set_private_recursively(copy.as_fd())?;
+        join(own.as_fd(), libc::CLONE_NEWNS)?;
+        let place = std::fs::File::open("/proc")?;
+        super::mount::attach(copy.as_fd(), place.as_fd(), std::path::Path::new(""))?;
+        // No link in the copy may lead out of it.
+        nix::unistd::fchdir(&copy)?;
+        nix::unistd::chroot(".")?;
+        work()
+    })
+}
+
 /// Runs `work` in a copy of the caller's mount namespace, on a thread of its own: what it attaches
 /// is seen by nobody else, and gone with the thread.
 pub fn in_own_mounts<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {

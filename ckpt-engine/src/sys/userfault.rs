@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
 use super::check;
@@ -50,6 +50,16 @@ struct WriteProtect {
 pub struct Tracking(OwnedFd);
 
 impl Tracking {
+    /// For the calling process itself.
+    pub fn own() -> io::Result<Self> {
+        // SAFETY: no pointers.
+        let fd = check(unsafe {
+            libc::syscall(libc::SYS_userfaultfd, USER_MODE_ONLY | libc::O_CLOEXEC)
+        })?;
+        // SAFETY: the kernel has just made this descriptor for us alone.
+        Self::new(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    }
+
     /// Takes a descriptor made by userfaultfd(2) in the process to track.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let mut api = Api {

@@ -10,28 +10,38 @@
 //!
 //! What vanished is told by [`Record::Drop`], so that the target never keeps stale pages.
 
+mod list;
+mod output;
 mod process;
 mod shared;
+mod sharing;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, btree_map::Entry},
     fs::File,
     io,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    sync::Arc,
+    time::Instant,
 };
 
 use ckpt_format::{
-    memory::{Area, Backing, PAGE, Run, SharedObject, Space},
+    memory::SharedObject,
     process::{Layout, Shape},
     stream::Record,
 };
 
 pub use self::process::Tracked;
-use self::shared::TrackedObject;
+use self::{
+    list::{DYING, Seen, in_tree_order, list},
+    output::Output,
+    shared::TrackedObject,
+};
 use crate::{
+    container::Spaces,
     inject::InjectError,
-    procfs::{self, ProcError, Stat, Status},
+    kin::{self, Kin},
+    procfs::ProcError,
     surgeon::Surgeon,
 };
 
@@ -83,13 +93,16 @@ pub enum TrackError {
         /// Why.
         source: io::Error,
     },
+    /// The process has made a namespace since the VE was looked at.
+    #[error("process {pid} has made a namespace of its own just now")]
+    Unshared {
+        /// The process, as numbered in the VE.
+        pid: i32,
+    },
     /// Nobody takes the records any more.
     #[error("the receiver of the memory stream is gone")]
     Sink,
 }
-
-/// How long a process may take to die, in a VE that stands still.
-const DYING: Duration = Duration::from_secs(1);
 
 /// Where records go. `Err` means that nobody takes them any more.
 pub trait Sink {
@@ -118,21 +131,6 @@ pub struct Round {
     pub processes: usize,
 }
 
-/// One process seen in the cgroup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Seen {
-    host: i32,
-    start_time: u64,
-    inner: i32,
-    parent: i32,
-    zombie: Option<i32>,
-    exit_signal: i32,
-    group: i32,
-    session: i32,
-    /// Does not come to a stop of ours, or would show it: stopped by a signal.
-    blocked: bool,
-}
-
 /// Tracks the memory of one VE.
 #[derive(Debug)]
 pub struct Tracker {
@@ -145,8 +143,12 @@ pub struct Tracker {
     open: HashMap<u64, SharedObject>,
     /// Processes that hang outside the tree of the VE's init, as numbered on the host.
     strangers: Vec<i32>,
+    /// The relations between the processes that the target has.
+    kin: BTreeMap<i32, Kin>,
     lives: u64,
     frozen: bool,
+    /// The namespaces of the VE; `None` if all its processes share them.
+    spaces: Option<Arc<Spaces>>,
 }
 
 impl Tracker {
@@ -161,24 +163,60 @@ impl Tracker {
             shared: HashMap::new(),
             open: HashMap::new(),
             strangers: Vec::new(),
+            kin: BTreeMap::new(),
             lives: 0,
             frozen: false,
+            spaces: None,
         }
+    }
+
+    /// Tells which namespaces there are, so that each process is told with its own.
+    #[must_use]
+    pub fn with_spaces(self, spaces: Arc<Spaces>) -> Self {
+        Self { spaces: Some(spaces), ..self }
     }
 
     /// Sends what was written since the last round; the first time, everything.
     pub fn round(&mut self, sink: &mut impl Sink) -> Result<Round, TrackError> {
-        let layout = self.refresh()?;
-        let mut round = Round { processes: layout.processes.len(), ..Round::default() };
-        sink.record(Record::Layout(layout)).map_err(|SinkClosed| TrackError::Sink)?;
+        let members = self.refresh()?;
+        let shared = self.refresh_shared(&members)?;
+        let mut round = Round { processes: members.len(), ..Round::default() };
         let mut output = Output { sink, round: &mut round };
-        for object in self.shared.values_mut() {
-            object.send_changes(&mut output)?;
-        }
-        for tracked in self.processes.values_mut() {
-            tracked.send_written(self.frozen, &mut output)?;
+        let last = members.iter().map(|member| member.stage).max().unwrap_or(0);
+        for stage in 0..=last {
+            let there = members.iter().filter(|member| member.stage <= stage);
+            let processes = there.map(|member| member.shape.clone()).collect();
+            output.send(Record::Layout(Layout { processes, shared: shared.clone() }))?;
+            if stage == 0 {
+                for object in self.shared.values_mut() {
+                    object.send_changes(&mut output)?;
+                }
+            }
+            for member in members.iter().filter(|member| member.stage == stage) {
+                self.send_process(member, &shared, &mut output)?;
+            }
         }
         Ok(round)
+    }
+
+    fn send_process<S: Sink>(
+        &mut self,
+        member: &Member,
+        shared: &[SharedObject],
+        output: &mut Output<'_, S>,
+    ) -> Result<(), TrackError> {
+        let Some(mut tracked) = self.processes.remove(&member.host) else { return Ok(()) };
+        let parent = self.processes.get(&member.parent_host);
+        if member.shape.heir
+            && let Some(parent) = parent
+        {
+            tracked.inherit(parent);
+        }
+        let sent = tracked
+            .send_areas(shared, output)
+            .and_then(|()| tracked.send_written(self.frozen, parent, output));
+        self.processes.insert(member.host, tracked);
+        sent
     }
 
     /// Adds a memfd that some process holds open, mapped or not; `file` is open for reading.
@@ -215,7 +253,7 @@ impl Tracker {
     }
 
     /// Brings the list of processes up to date and arms the new ones.
-    fn refresh(&mut self) -> Result<Layout, TrackError> {
+    fn refresh(&mut self) -> Result<Vec<Member>, TrackError> {
         let seen = list(&self.cgroup, self.frozen)?;
         let order = in_tree_order(&seen);
         self.strangers = seen
@@ -230,62 +268,103 @@ impl Tracker {
                     && seen.zombie.is_none()
             })
         });
-        let mut layout = Layout::default();
-        let mut objects = HashMap::new();
-        let frozen = self.frozen;
+        let mut there = Vec::with_capacity(order.len());
         for seen in order {
-            let (life, areas) = match seen.zombie {
-                Some(_) => (seen.start_time, Vec::new()),
-                None => match self.refresh_process(&seen) {
-                    Ok(tracked) => {
-                        objects.extend(
-                            tracked
-                                .space()
-                                .shared
-                                .iter()
-                                .map(|(&object, &range)| (object, (tracked.host(), range))),
-                        );
-                        (tracked.life(), tracked.space().areas.clone())
-                    }
-                    Err(error) if !frozen && error.is_transient() => continue,
-                    Err(error) => return Err(error),
-                },
+            let refreshed = match seen.zombie {
+                Some(_) => Ok(()),
+                None => self.refresh_process(&seen),
             };
-            layout.processes.push(Shape {
-                pid: seen.inner,
-                life,
-                parent: seen.parent,
-                group: seen.group,
-                session: seen.session,
-                exit_signal: seen.exit_signal,
-                zombie: seen.zombie,
-                areas,
-            });
+            match refreshed {
+                Ok(()) => there.push(seen),
+                Err(error) if !self.frozen && error.is_transient() => {}
+                Err(error) => return Err(error),
+            }
         }
-        if layout.processes.first().is_none_or(|init| init.pid != 1) {
+        self.arrange(there)
+    }
+
+    /// Finds out who must be born again, who inherits, and in which order all are to be sent.
+    fn arrange(&mut self, there: Vec<Seen>) -> Result<Vec<Member>, TrackError> {
+        // One whose parent has ended meanwhile is seen again in the next round.
+        let mut members: Vec<Member> = Vec::with_capacity(there.len());
+        let mut places = HashMap::new();
+        for seen in there {
+            let parent = places.get(&seen.parent).map(|&place: &usize| &members[place]);
+            if seen.inner != 1 && parent.is_none() {
+                continue;
+            }
+            let parent_host = parent.map_or(0, |parent| parent.host);
+            let stage = parent.map_or(0, |parent| parent.stage);
+            places.insert(seen.inner, members.len());
+            members.push(Member { host: seen.host, parent_host, stage, shape: seen.shape() });
+        }
+        if members.first().is_none_or(|init| init.shape.pid != 1) {
             return Err(TrackError::Ended);
         }
-        self.refresh_shared(&objects, &mut layout)?;
-        Ok(layout)
+        let shapes: Vec<Shape> = members.iter().map(|member| member.shape.clone()).collect();
+        let alive = || shapes.iter().filter(|shape| shape.zombie.is_none());
+        let living: Vec<Shape> = alive().cloned().collect();
+        let parted = kin::part(&mut self.kin, &living);
+        self.kin = alive().map(|shape| (shape.pid, Kin::of(shape))).collect();
+        for place in 0..members.len() {
+            let (host, pid) = (members[place].host, members[place].shape.pid);
+            if let Some(tracked) = self.processes.get_mut(&host) {
+                if parted.contains(&pid) {
+                    tracked.begin_again(&mut self.lives);
+                }
+                members[place].shape.life = tracked.life();
+                members[place].shape.namespaces = tracked.namespaces();
+            }
+            let Some(&parent) = places.get(&members[place].shape.parent) else { continue };
+            let stage = members[parent].stage;
+            let heir = self.is_heir(&members[place], &members[parent].shape);
+            let member = &mut members[place];
+            member.shape.heir = heir;
+            // After its parent; an heir when the parent is complete.
+            member.stage = stage + usize::from(heir);
+        }
+        Ok(members)
     }
 
-    fn refresh_process(&mut self, seen: &Seen) -> Result<&Tracked, TrackError> {
-        let tracked = self
-            .processes
-            .entry(seen.host)
-            .or_insert_with(|| Tracked::new(seen.host, seen.inner, seen.start_time));
+    /// Whether a process is new to the target and has memory in common with its parent.
+    fn is_heir(&self, member: &Member, parent: &Shape) -> bool {
+        let shape = &member.shape;
+        let can_inherit = shape.session == parent.session || shape.session == shape.pid;
+        let tracked = self.processes.get(&member.host).filter(|tracked| tracked.is_new());
+        match (tracked, self.processes.get(&member.parent_host)) {
+            (Some(tracked), Some(parent)) => can_inherit && tracked.shares_with(parent),
+            _ => false,
+        }
+    }
+
+    fn refresh_process(&mut self, seen: &Seen) -> Result<(), TrackError> {
+        let tracked = match self.processes.entry(seen.host) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                entry.insert(Tracked::new(seen.host, seen.inner, seen.start_time))
+            }
+        };
         let surgeon = (!self.frozen && !seen.blocked).then_some(&self.surgeon);
-        tracked.refresh(&mut self.lives, surgeon)?;
-        Ok(tracked)
+        // What stands still was looked at a moment ago, and is looked at once more by others.
+        if let Some(spaces) = &self.spaces
+            && (!self.frozen || !tracked.is_placed())
+        {
+            tracked.place(spaces)?;
+        }
+        tracked.refresh(&mut self.lives, surgeon)
     }
 
-    fn refresh_shared(
-        &mut self,
-        objects: &HashMap<u64, (i32, (u64, u64))>,
-        layout: &mut Layout,
-    ) -> Result<(), TrackError> {
+    fn refresh_shared(&mut self, members: &[Member]) -> Result<Vec<SharedObject>, TrackError> {
+        let tracked = members.iter().filter_map(|member| self.processes.get(&member.host));
+        let objects: HashMap<u64, (i32, (u64, u64))> = tracked
+            .flat_map(|tracked| {
+                let shared = tracked.space().shared.iter();
+                shared.map(|(&object, &range)| (object, (tracked.host(), range)))
+            })
+            .collect();
         self.shared.retain(|id, _| objects.contains_key(id) || self.open.contains_key(id));
-        for (&object, &(host, range)) in objects {
+        let mut shared = Vec::with_capacity(objects.len());
+        for (&object, &(host, range)) in &objects {
             let tracked = match self.shared.entry(object) {
                 std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
                 std::collections::hash_map::Entry::Vacant(entry) => {
@@ -298,26 +377,26 @@ impl Tracker {
                     }
                 }
             };
-            layout.shared.push(tracked.describe()?);
+            shared.push(tracked.describe()?);
         }
         for object in self.open.keys().filter(|object| !objects.contains_key(object)) {
             if let Some(tracked) = self.shared.get_mut(object) {
-                layout.shared.push(tracked.describe()?);
+                shared.push(tracked.describe()?);
             }
         }
-        layout.shared.sort_by_key(|object| object.id);
-        // An object that is gone again already: its area comes, or not, with the next round.
-        let known = |area: &Area| match area.backing {
-            Backing::Shared { object } => {
-                layout.shared.binary_search_by_key(&object, |shared| shared.id).is_ok()
-            }
-            _ => true,
-        };
-        for shape in &mut layout.processes {
-            shape.areas.retain(known);
-        }
-        Ok(())
+        shared.sort_by_key(|object| object.id);
+        Ok(shared)
     }
+}
+
+/// A process of one round.
+#[derive(Debug)]
+struct Member {
+    host: i32,
+    parent_host: i32,
+    /// Heirs come after their parents: this is how many of its ancestors are new heirs.
+    stage: usize,
+    shape: Shape,
 }
 
 impl TrackError {
@@ -328,156 +407,5 @@ impl TrackError {
             Self::Memory { source, .. } => source.raw_os_error() == Some(libc::ESRCH),
             _ => false,
         }
-    }
-}
-
-/// Lists the processes in a cgroup as they are numbered inside the VE. Zombies are in no cgroup
-/// any more: they are looked for, as children of the others, when it counts.
-fn list(cgroup: &Path, zombies: bool) -> Result<Vec<Seen>, TrackError> {
-    let mut hosts = procfs::cgroup_processes(cgroup)
-        .map_err(|source| TrackError::List { cgroup: cgroup.to_owned(), source })?;
-    if zombies {
-        for index in 0..hosts.len() {
-            let children = procfs::children(hosts[index])?;
-            let new = children.into_iter().filter(|child| !hosts.contains(child));
-            hosts.extend(new.collect::<Vec<_>>());
-        }
-    }
-    let mut inner_by_host = HashMap::new();
-    let mut seen = Vec::with_capacity(hosts.len());
-    for host in hosts {
-        match see(host, zombies) {
-            Ok((process, parent_host)) => {
-                inner_by_host.insert(host, process.inner);
-                seen.push((process, parent_host));
-            }
-            Err(error) if error.is_gone() => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(seen
-        .into_iter()
-        .map(|(process, parent)| Seen {
-            parent: inner_by_host.get(&parent).copied().unwrap_or(0),
-            ..process
-        })
-        .collect())
-}
-
-/// A process as it is; one that is dying has no memory any more, and is waited for until it shows
-/// as dead if `settled` is asked for.
-fn stat_of(host: i32, settled: bool) -> Result<Stat, ProcError> {
-    let start = Instant::now();
-    loop {
-        let stat = Stat::read(host)?;
-        let dead = matches!(stat.state, 'Z' | 'X');
-        if !settled || dead || stat.field::<u64>(23, "vsize")? > 0 || start.elapsed() > DYING {
-            return Ok(stat);
-        }
-        std::thread::yield_now();
-    }
-}
-
-fn see(host: i32, settled: bool) -> Result<(Seen, i32), ProcError> {
-    let stat = stat_of(host, settled)?;
-    let status = Status::read(host)?;
-    let zombie = match stat.state {
-        'Z' | 'X' => Some(stat.field(52, "exit_code")?),
-        _ => None,
-    };
-    let seen = Seen {
-        host,
-        start_time: stat.field(22, "starttime")?,
-        inner: status.innermost("NSpid")?,
-        parent: 0,
-        zombie,
-        exit_signal: stat.field(38, "exit_signal")?,
-        group: status.innermost("NSpgid")?,
-        session: status.innermost("NSsid")?,
-        blocked: matches!(stat.state, 'D' | 'T'),
-    };
-    Ok((seen, stat.field(4, "ppid")?))
-}
-
-/// Parents before children, from the VE's init on; what hangs outside its tree is left out.
-fn in_tree_order(seen: &[Seen]) -> Vec<Seen> {
-    let mut children: HashMap<i32, Vec<Seen>> = HashMap::new();
-    let mut order: Vec<Seen> = Vec::with_capacity(seen.len());
-    for process in seen {
-        if process.inner == 1 {
-            order.push(*process);
-        } else if process.parent != 0 {
-            children.entry(process.parent).or_default().push(*process);
-        }
-    }
-    let mut next = 0;
-    while let Some(process) = order.get(next) {
-        order.extend(children.remove(&process.inner).unwrap_or_default());
-        next += 1;
-    }
-    order
-}
-
-/// Collects pages into records of a bounded size.
-struct Output<'a, S: Sink> {
-    sink: &'a mut S,
-    round: &'a mut Round,
-}
-
-impl<S: Sink> Output<'_, S> {
-    /// Sends the contents of pages. Pages of zeros are sorted out where nothing is the same as
-    /// zeros, which `blank` tells of an address: not where a file would show through.
-    fn pages(
-        &mut self,
-        space: Space,
-        runs: &[Run],
-        data: &[u8],
-        blank: impl Fn(u64) -> bool,
-    ) -> Result<(), TrackError> {
-        let mut full = Vec::new();
-        let mut zero = Vec::new();
-        let mut bytes = Vec::with_capacity(data.len());
-        let mut pages = data.chunks_exact(PAGE as usize);
-        for run in runs {
-            for index in 0..run.pages {
-                let page = pages.next().unwrap_or_default();
-                let start = run.start + index * PAGE;
-                if is_zero(page) && blank(start) {
-                    push_page(&mut zero, start);
-                } else {
-                    push_page(&mut full, start);
-                    bytes.extend_from_slice(page);
-                }
-            }
-        }
-        if !full.is_empty() {
-            self.round.pages += bytes.len() as u64 / PAGE;
-            self.send(Record::Pages { space, runs: full, data: bytes })?;
-        }
-        self.drop_runs(space, zero)
-    }
-
-    /// Says that these pages hold nothing any more.
-    fn drop_runs(&mut self, space: Space, runs: Vec<Run>) -> Result<(), TrackError> {
-        if runs.is_empty() {
-            return Ok(());
-        }
-        self.round.dropped += runs.iter().map(|run| run.pages).sum::<u64>();
-        self.send(Record::Drop { space, runs })
-    }
-
-    fn send(&mut self, record: Record) -> Result<(), TrackError> {
-        self.sink.record(record).map_err(|SinkClosed| TrackError::Sink)
-    }
-}
-
-fn is_zero(page: &[u8]) -> bool {
-    page.chunks_exact(64).all(|line| line == [0; 64])
-}
-
-fn push_page(runs: &mut Vec<Run>, start: u64) {
-    match runs.last_mut() {
-        Some(run) if run.end() == start => run.pages += 1,
-        _ => runs.push(Run { start, pages: 1 }),
     }
 }

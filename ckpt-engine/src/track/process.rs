@@ -7,13 +7,18 @@ use std::{
 };
 
 use ckpt_format::{
-    memory::{Area, Backing, PAGE, Run, Space},
-    stream::Record,
+    container::Namespaces,
+    memory::{Area, Backing, PAGE, Run, SharedObject, Space},
+    stream::{AREAS_MAX, Record},
 };
 
-use super::{Output, Sink, TrackError};
+use super::{
+    Output, Sink, TrackError,
+    sharing::{common, has_shared},
+};
 use crate::{
-    areas::{AddressSpace, kept},
+    areas::{AddressSpace, heritage, kept},
+    container::Spaces,
     inject::{InjectError, memory},
     procfs::{self, ProcError},
     ranges::Ranges,
@@ -29,6 +34,9 @@ use crate::{
 /// How much page data is read at once, in bytes.
 const BLOCK: u64 = 256 << 10;
 
+/// How many pages are looked at to see whether two processes have some in common.
+const SAMPLE: u64 = 256;
+
 /// A process under tracking.
 #[derive(Debug)]
 pub struct Tracked {
@@ -36,6 +44,7 @@ pub struct Tracked {
     inner: i32,
     start_time: u64,
     life: Option<Life>,
+    namespaces: Option<Namespaces>,
 }
 
 /// The time between two execve(2) calls: one address space.
@@ -56,6 +65,11 @@ struct Life {
     anew: Ranges,
     /// Whether the target was told of guards.
     guarded: bool,
+    /// The areas as the target was told of them.
+    announced: Option<Vec<Area>>,
+    /// Where the target's copy began with what the parent's had: a page that both still have in
+    /// common need not be sent.
+    inherited: Ranges,
 }
 
 /// What a scan of a frozen process finds beside what was written.
@@ -69,7 +83,24 @@ struct Standing {
 
 impl Tracked {
     pub(super) fn new(host: i32, inner: i32, start_time: u64) -> Self {
-        Self { host, inner, start_time, life: None }
+        Self { host, inner, start_time, life: None, namespaces: None }
+    }
+
+    /// True once its namespaces are known.
+    pub(super) fn is_placed(&self) -> bool {
+        self.namespaces.is_some()
+    }
+
+    /// Finds the namespaces that it is in now.
+    pub(super) fn place(&mut self, spaces: &Spaces) -> Result<(), TrackError> {
+        let found = spaces.number(self.host).map_err(|source| gone(self.host, "ns", source))?;
+        self.namespaces = Some(found.ok_or(TrackError::Unshared { pid: self.inner })?);
+        Ok(())
+    }
+
+    /// The namespaces that it was in when they were looked at last.
+    pub fn namespaces(&self) -> Namespaces {
+        self.namespaces.unwrap_or_default()
     }
 
     /// The process's number on the host.
@@ -134,13 +165,14 @@ impl Tracked {
         let Some(life) = &mut self.life else { return Ok(()) };
         let space = AddressSpace::read(self.host, maps, Some(&life.space))?;
         let good = kept(&life.space.areas, &space.areas);
-        life.sent = life.sent.without(&life.sent.without(&good));
-        life.owed = life.owed.without(&life.owed.without(&good));
+        life.sent = life.sent.common(&good);
+        life.owed = life.owed.common(&good);
+        life.inherited = life.inherited.common(&good);
         let all: Ranges = space.areas.iter().map(|area| (area.start, area.end)).collect();
         for (start, end) in all.without(&good).iter() {
             life.anew.insert(start, end);
         }
-        life.anew = life.anew.without(&life.anew.without(&all));
+        life.anew = life.anew.common(&all);
         life.space = space;
         // One that has been stopped by a signal meanwhile would show our own stop instead.
         if let Some(surgeon) = surgeon
@@ -160,11 +192,85 @@ impl Tracked {
         Ok(())
     }
 
+    /// True while the target has nothing of this life.
+    pub(super) fn is_new(&self) -> bool {
+        self.life.as_ref().is_some_and(|life| life.announced.is_none())
+    }
+
+    /// Whether any of its first pages is one of the parent's.
+    pub(super) fn shares_with(&self, parent: &Self) -> bool {
+        let (Some(life), Some(parent)) = (&self.life, &parent.life) else { return false };
+        let mut first = Ranges::default();
+        for area in life.space.areas.iter().filter(|area| can_be_inherited(area)) {
+            let found = |start, end: u64| first.insert(start, end.min(start + PAGE * SAMPLE));
+            let no_file = category::FILE | category::ZERO;
+            let any_of = category::PRESENT | category::SWAPPED;
+            let there = Query { mask: no_file, inverted: no_file, any_of, ..Query::default() };
+            // One that is ending shares nothing.
+            let _ = pagemap::scan(&life.pagemap, area.start, area.end, there, found);
+            if first.iter().map(|(start, end)| end - start).sum::<u64>() >= PAGE * SAMPLE {
+                break;
+            }
+        }
+        common(&life.pagemap, &parent.pagemap, &first).is_ok_and(|common| !common.is_empty())
+    }
+
+    /// The target makes it as a copy of its parent as it stands there now.
+    pub(super) fn inherit(&mut self, parent: &Self) {
+        let (Some(life), Some(parent)) = (&mut self.life, &parent.life) else { return };
+        let told = parent.announced.as_deref().unwrap_or_default();
+        let begins = kept(&heritage(told), &life.space.areas);
+        life.sent = parent.sent.common(&begins);
+        let plain = life.space.areas.iter().filter(|area| can_be_inherited(area));
+        let plain: Ranges = plain.map(|area| (area.start, area.end)).collect();
+        life.inherited = life.sent.common(&plain).without(&parent.owed);
+    }
+
+    /// The target ends it and makes it anew: all must be sent again.
+    pub(super) fn begin_again(&mut self, lives: &mut u64) {
+        let Some(life) = &mut self.life else { return };
+        *lives += 1;
+        life.number = *lives;
+        (life.sent, life.owed) = (Ranges::default(), Ranges::default());
+        life.anew = life.space.areas.iter().map(|area| (area.start, area.end)).collect();
+        (life.announced, life.inherited) = (None, Ranges::default());
+    }
+
+    /// Tells of the areas, if the target does not know them. An area that shows an object which
+    /// is not in `shared` (gone again already) comes with the next round, or not at all.
+    pub(super) fn send_areas<S: Sink>(
+        &mut self,
+        shared: &[SharedObject],
+        output: &mut Output<'_, S>,
+    ) -> Result<(), TrackError> {
+        let pid = self.inner;
+        let Some(life) = &mut self.life else { return Ok(()) };
+        let is_known = |area: &&Area| match area.backing {
+            Backing::Shared { object } => {
+                shared.binary_search_by_key(&object, |shared| shared.id).is_ok()
+            }
+            _ => true,
+        };
+        let known = || life.space.areas.iter().filter(is_known);
+        if life.announced.as_ref().is_some_and(|told| told.iter().eq(known())) {
+            return Ok(());
+        }
+        let areas: Vec<Area> = known().cloned().collect();
+        let mut parts = areas.chunks(AREAS_MAX).peekable();
+        while let Some(part) = parts.next() {
+            let complete = parts.peek().is_none();
+            output.send(Record::Areas { pid, areas: part.to_vec(), complete })?;
+        }
+        life.announced = Some(areas);
+        Ok(())
+    }
+
     /// Sends the pages written since the last time. In a frozen process also tells which pages
     /// have vanished.
     pub(super) fn send_written<S: Sink>(
         &mut self,
         frozen: bool,
+        parent: Option<&Self>,
         output: &mut Output<'_, S>,
     ) -> Result<(), TrackError> {
         let pid = self.inner;
@@ -189,6 +295,9 @@ impl Tracked {
             }
         }
         life.anew = Ranges::default();
+        if let Some(parent) = parent.and_then(|parent| parent.life.as_ref()) {
+            due = life.without_heritage(due, parent);
+        }
         if frozen {
             life.send_guards(pid, &standing.guards, output)?;
             let vanished = life.sent.without(&standing.present);
@@ -243,6 +352,8 @@ impl Life {
             owed: Ranges::default(),
             anew: Ranges::default(),
             guarded: false,
+            announced: None,
+            inherited: Ranges::default(),
         };
         Ok((life, text))
     }
@@ -263,7 +374,9 @@ impl Life {
                     .is_err_and(|error| error.raw_os_error() == Some(libc::EPERM))
             })
             .collect();
-        let around: Ranges = new.iter().map(|area| around(&self.space.areas, area.start)).collect();
+        let others: Vec<&Area> =
+            self.space.areas.iter().filter(|area| !has_private_pages(area)).collect();
+        let around: Ranges = new.iter().map(|area| around(&others, area.start)).collect();
         for area in &new {
             self.anew.insert(area.start, area.end);
         }
@@ -286,6 +399,16 @@ impl Life {
             tracing::warn!(%error, "the tracking of a process starts anew");
             // Whether its marks are right nobody knows. Without tracking all counts as written.
             self.tracking = None;
+        }
+    }
+
+    /// Takes out of `due` what the target's copy has from the parent's, and still like the parent.
+    fn without_heritage(&self, due: Ranges, parent: &Self) -> Ranges {
+        let candidates = due.common(&self.inherited);
+        match common(&self.pagemap, &parent.pagemap, &candidates) {
+            Ok(common) if !common.is_empty() => due.without(&common),
+            // Nothing to save, or the parent is ending.
+            _ => due,
         }
     }
 
@@ -376,8 +499,15 @@ impl Life {
         output: &mut Output<'_, S>,
     ) -> Result<(), TrackError> {
         let mut data = vec![0u8; (end - start) as usize];
-        let read = vm::read_process(host, &mut data, &[(start, (end - start) as usize)]);
+        // That call would give the process copies of its own of pages that it shares.
+        let read = match has_shared(&self.pagemap, start, end) {
+            Ok(false) => vm::read_process(host, &mut data, &[(start, (end - start) as usize)]),
+            _ => Ok(0),
+        };
         let mut good = read.unwrap_or(0) as u64 / PAGE * PAGE;
+        if good == 0 && self.memory.read_exact_at(&mut data, start).is_ok() {
+            good = end - start;
+        }
         // Areas that the program itself may not read give no data above.
         while good < end - start {
             let page = &mut data[good as usize..][..PAGE as usize];
@@ -412,22 +542,29 @@ fn blocks(ranges: &Ranges) -> Vec<(u64, u64)> {
 }
 
 /// Everything around an address up to the next area, on each side, that is not tracked.
+/// `others` are those areas in ascending order.
 ///
 /// Areas are registered with all around them. What is registered exactly as it was read can be
 /// part of a larger area by now, which that would split in two; and to a program that moves or
 /// resizes it (mremap(2)), what is not one area is an error.
-fn around(areas: &[Area], address: u64) -> (u64, u64) {
+fn around(others: &[&Area], address: u64) -> (u64, u64) {
     // Where the kernel lets nobody map anything (`vm.mmap_min_addr`).
     const LOWEST: u64 = 0x1_0000;
     const TASK_SIZE: u64 = 0x7fff_ffff_f000;
-    let others = || areas.iter().filter(|area| !has_private_pages(area));
-    let low = others().filter(|area| area.end <= address).map(|area| area.end).max();
-    let high = others().filter(|area| area.start > address).map(|area| area.start).min();
-    (low.unwrap_or(LOWEST), high.unwrap_or(TASK_SIZE).min(TASK_SIZE))
+    let next = others.partition_point(|area| area.end <= address);
+    let low = next.checked_sub(1).map_or(LOWEST, |before| others[before].end);
+    let high = others.get(next).map_or(TASK_SIZE, |area| area.start);
+    (low, high.min(TASK_SIZE))
 }
 
 fn is_stopped(host: i32) -> bool {
     procfs::Stat::read(host).is_ok_and(|stat| stat.state == 'T')
+}
+
+/// Areas whose pages are a parent's until they are written. Merged memory (`MADV_MERGEABLE`) can
+/// be the same for other reasons.
+fn can_be_inherited(area: &Area) -> bool {
+    has_private_pages(area) && !area.advice.mergeable
 }
 
 /// Areas whose pages belong to the process alone.

@@ -34,7 +34,16 @@ impl Bench {
             fs::create_dir_all(directory.path().join(name)).expect("a layer");
         }
         let lower = directory.path().join("lower");
-        for program in ["/bin/sh", "/bin/cat", "/bin/sleep", "/usr/bin/id", "/bin/mount"] {
+        for program in [
+            "/bin/sh",
+            "/bin/cat",
+            "/bin/sleep",
+            "/usr/bin/id",
+            "/bin/mount",
+            "/bin/mkdir",
+            "/bin/rm",
+            "/usr/bin/unshare",
+        ] {
             install(Path::new(program), &lower);
         }
         for name in ["proc", "sys", "dev", "run", "tmp"] {

@@ -2,4 +2,5 @@
 
 mod bench;
 mod container;
+mod mounts;
 mod rebuild;

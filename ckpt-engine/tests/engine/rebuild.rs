@@ -14,12 +14,18 @@ use ckpt_format::{
 const BASE: u64 = 0x7000_0000_0000;
 const PAGES: u64 = 64;
 
-fn init(areas: Vec<Area>) -> Shape {
-    Shape { pid: 1, life: 1, parent: 0, group: 1, session: 1, exit_signal: 0, zombie: None, areas }
+fn init() -> Shape {
+    Shape { pid: 1, life: 1, group: 1, session: 1, ..Shape::default() }
 }
 
-fn layout(areas: Vec<Area>) -> Record {
-    Record::Layout(Layout { processes: vec![init(areas)], shared: Vec::new() })
+fn layout(processes: Vec<Shape>) -> Record {
+    Record::Layout(Layout { processes, shared: Vec::new() })
+}
+
+/// Gives the only process of a skeleton these areas.
+fn lay_out(skeleton: &mut Skeleton, areas: Vec<Area>) {
+    skeleton.apply(layout(vec![init()])).expect("a layout");
+    skeleton.apply(Record::Areas { pid: 1, areas, complete: true }).expect("areas");
 }
 
 fn area(from: u64, to: u64) -> Area {
@@ -65,13 +71,13 @@ fn assert_whole(init: i32, areas: &[Area], what: &str) {
 fn an_area_that_grows_between_others_is_one_area() {
     let bench = Bench::new();
     let (container, mut skeleton) = skeleton(&bench);
-    skeleton.apply(layout(vec![area(0, 4), area(8, 12), area(16, 20)])).unwrap();
+    lay_out(&mut skeleton, vec![area(0, 4), area(8, 12), area(16, 20)]);
     for at in [0, 8, 16] {
         skeleton.apply(page(at, 1)).unwrap();
     }
     // The kernel of the source did not join these, because each had its own pages.
     let areas = vec![area(0, 6), area(6, 14), area(14, 20)];
-    skeleton.apply(layout(areas.clone())).unwrap();
+    lay_out(&mut skeleton, areas.clone());
     assert_whole(container.init, &areas, "grown");
     drop((skeleton, container));
 }
@@ -91,10 +97,8 @@ fn what_is_open_below_a_dead_process_can_be_opened_again() {
     // What a thread traces ends with it, and only then can the container go.
     let work = || {
         let mut skeleton = Skeleton::adopt(init_host, channel, ID_BASE).unwrap();
-        let dead =
-            Shape { pid: 7, parent: 1, exit_signal: 17, zombie: Some(42 << 8), ..init(vec![]) };
-        let processes = vec![init(vec![area(0, 4)]), dead];
-        skeleton.apply(Record::Layout(Layout { processes, shared: Vec::new() })).unwrap();
+        let dead = Shape { pid: 7, parent: 1, exit_signal: 17, zombie: Some(42 << 8), ..init() };
+        skeleton.apply(layout(vec![init(), dead])).unwrap();
         let path = PathFile {
             path: b"/proc/7/stat".to_vec(),
             offset: 0,
@@ -102,7 +106,7 @@ fn what_is_open_below_a_dead_process_can_be_opened_again() {
             device: 0,
         };
         let kind = Kind::Path(path);
-        let file = File { flags: 0, owner: None, signal: 0, locks: Vec::new(), kind };
+        let file = File { flags: 0, owner: None, signal: 0, locks: Vec::new(), mounts: 0, kind };
         let files = Files { files: vec![file], ..Files::default() };
         skeleton.populate(&Processes::default()).unwrap();
         let opened = skeleton.open_files(&files).unwrap();
@@ -152,7 +156,7 @@ fn whatever_changes_every_area_stays_whole_and_keeps_its_pages() {
             let address = BASE + at * PAGE;
             stays.iter().any(|(start, end)| start <= address && address < end)
         });
-        skeleton.apply(layout(areas.clone())).unwrap();
+        lay_out(&mut skeleton, areas.clone());
         assert_whole(container.init, &areas, &format!("turn {turn}"));
         for _ in 0..10 {
             let at = dice.below(PAGES);

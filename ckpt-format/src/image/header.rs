@@ -24,7 +24,7 @@ const TABLE_HASH: usize = 112;
 const MANIFEST_AT: usize = 144;
 const MANIFEST_LEN: usize = 152;
 const MANIFEST_HASH: usize = 160;
-const RESERVED: usize = 192;
+const CHUNKS_HASH: usize = 192;
 const HASH: usize = 224;
 
 /// The header.
@@ -36,6 +36,8 @@ pub struct Header {
     pub file_len: u64,
     /// What wrote it, up to 64 bytes.
     pub writer: String,
+    /// The BLAKE3 hash of all chunks as they are in the file.
+    pub chunks_hash: [u8; 32],
     /// Where the table of chunks is.
     pub table_at: u64,
     /// How many chunks there are.
@@ -68,6 +70,7 @@ impl Header {
         put(MANIFEST_AT, &self.manifest_at.to_le_bytes());
         put(MANIFEST_LEN, &self.manifest_len.to_le_bytes());
         put(MANIFEST_HASH, &self.manifest_hash);
+        put(CHUNKS_HASH, &self.chunks_hash);
         let hash = blake3::hash(&bytes[..HASH]);
         bytes[HASH..].copy_from_slice(hash.as_bytes());
         bytes
@@ -96,6 +99,7 @@ impl Header {
             created_s: number(CREATED),
             file_len: number(FILE_LEN),
             writer,
+            chunks_hash: array(bytes, CHUNKS_HASH),
             table_at: number(TABLE_AT),
             chunks: number(TABLE_COUNT),
             table_hash: array(bytes, TABLE_HASH),
@@ -108,7 +112,6 @@ impl Header {
         }
         let fits = version > 0
             && u32::from_le_bytes(array(bytes, LENGTH_AT)) as usize == HEADER_LEN
-            && bytes[RESERVED..HASH].iter().all(|&byte| byte == 0)
             && this.is_consistent();
         if fits { Ok(this) } else { Err(ImageError::damaged("its header contradicts itself")) }
     }
@@ -138,6 +141,7 @@ mod tests {
             created_s: 1_795_000_000,
             file_len: 256 + 1000 + 2 * ENTRY_LEN as u64 + 50,
             writer: "ferry 0.1.0".into(),
+            chunks_hash: [3; 32],
             table_at: 1256,
             chunks: 2,
             table_hash: [1; 32],

@@ -5,17 +5,17 @@ use serde::{Deserialize, Serialize};
 use super::ImageError;
 use crate::{
     memory::{PAGE, Run, Space},
-    process::Layout,
     state::State,
-    stream::PAGE_DATA_MAX,
+    stream::{self, PAGE_DATA_MAX},
     tree::{FILE_DATA_MAX, FileRecord, Step, Timestamp},
 };
 
 /// One step. They must be taken in order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Record {
-    /// The processes and their areas as they are from here on.
-    Layout(Layout),
+    /// The processes and their areas as they are from here on, and whatever else there is to say
+    /// of memory but its contents.
+    Memory(stream::Record),
     /// Contents of pages, in the order of `runs`.
     Pages {
         /// Whose pages.
@@ -24,20 +24,6 @@ pub enum Record {
         runs: Vec<Run>,
         /// Their contents, as long as all runs together.
         data: Vec<Piece>,
-    },
-    /// These pages hold zeros, or what their file holds.
-    Drop {
-        /// Whose pages.
-        space: Space,
-        /// Which pages.
-        runs: Vec<Run>,
-    },
-    /// The guard regions of a process, all of them.
-    Guards {
-        /// The process.
-        pid: i32,
-        /// Which pages.
-        runs: Vec<Run>,
     },
     /// A change of a file tree, other than contents.
     File(FileRecord),
@@ -107,20 +93,18 @@ impl Record {
                 Some(pages) => (data, Some(pages), PAGE_DATA_MAX),
                 None => return refuse("impossible pages"),
             },
-            Self::Drop { runs, .. } | Self::Guards { runs, .. } => {
-                return match pages_of(runs) {
-                    Some(_) => Ok(()),
-                    None => refuse("impossible pages"),
-                };
+            Self::Memory(stream::Record::Drop { runs, .. }) if pages_of(runs).is_none() => {
+                return refuse("impossible pages");
+            }
+            Self::Memory(stream::Record::Pages { .. })
+            | Self::File(FileRecord { step: Step::Data { .. }, .. }) => {
+                return refuse("contents in place of a reference");
             }
             Self::FileData { data, offset, .. } => {
                 if offset.checked_add(FILE_DATA_MAX as u64).is_none() {
                     return refuse("an impossible place in a file");
                 }
                 (data, None, FILE_DATA_MAX)
-            }
-            Self::File(FileRecord { step: Step::Data { .. }, .. }) => {
-                return refuse("contents of a file in place of a reference");
             }
             _ => return Ok(()),
         };

@@ -36,6 +36,8 @@ pub enum ClusterRequest {
     },
     /// The cluster at a glance. Answered by [`ClusterStatus`](crate::cluster::ClusterStatus).
     Status,
+    /// The same with what each host offers.
+    Check,
     /// Remove a node.
     Remove {
         /// Its name or number.
@@ -51,6 +53,7 @@ impl std::fmt::Debug for ClusterRequest {
             Self::Token { .. } => "Token",
             Self::Join { .. } => "Join",
             Self::Status => "Status",
+            Self::Check => "Check",
             Self::Remove { .. } => "Remove",
         })
     }
@@ -90,7 +93,8 @@ pub(super) async fn handle(
             let joined = cluster.join(JoinOptions { token, name, address }).await?;
             view(joined.member, joined.settled)
         }
-        ClusterRequest::Status => to_value(cluster.status().await),
+        ClusterRequest::Status => to_value(cluster.status(false).await),
+        ClusterRequest::Check => to_value(cluster.status(true).await),
         ClusterRequest::Remove { node } => to_value(cluster.remove(&node).await?.0),
     }
 }

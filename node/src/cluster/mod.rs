@@ -10,6 +10,7 @@
 //! end ([`Cluster::peer`]; [`Cluster::serve_migrations`] for the end that is called).
 
 mod admission;
+mod doctor;
 mod failure;
 mod files;
 mod joining;
@@ -19,6 +20,7 @@ mod status;
 
 pub use admission::JoinAnswer;
 pub use coordinator::{Desired, VeFacts, VeId};
+pub use doctor::{HostReport, Missing, obstacle};
 pub use files::{FilesError, Member};
 pub use service::{Cluster, ClusterError, InitOptions, JoinOptions};
 pub use status::{ClusterStatus, NodeState, NodeView, VeView};

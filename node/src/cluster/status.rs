@@ -10,6 +10,7 @@ use futures_util::future::{BoxFuture, join_all};
 use serde::{Deserialize, Serialize};
 use transport::{CallError, CallHandler, ConnectError, NodeId, PeerInfo, Refusal, Service};
 
+use super::doctor::HostReport;
 use super::service::{Active, Cluster};
 use crate::api::chain;
 
@@ -21,6 +22,14 @@ const PATIENCE: Duration = Duration::from_secs(3);
 struct About {
     version: String,
     applied: Option<u64>,
+    host: Option<HostReport>,
+}
+
+/// What a node is asked.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+struct Question {
+    /// Also what its host offers, which takes it some milliseconds.
+    host: bool,
 }
 
 /// Whether a node answers.
@@ -62,6 +71,9 @@ pub struct NodeView {
     pub answer_ms: Option<f64>,
     /// How many VEs it owns.
     pub ves: usize,
+    /// What its host offers, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub host: Option<HostReport>,
 }
 
 /// One VE.
@@ -106,26 +118,34 @@ pub struct ClusterStatus {
 pub(super) struct Informant(pub(super) Weak<Cluster>);
 
 impl CallHandler for Informant {
-    fn call(&self, _peer: PeerInfo, _request: Vec<u8>) -> BoxFuture<'static, Vec<u8>> {
+    fn call(&self, _peer: PeerInfo, request: Vec<u8>) -> BoxFuture<'static, Vec<u8>> {
+        // An empty request only asks whether somebody is there.
+        let question: Question = ckpt_format::codec::decode(&request).unwrap_or_default();
         let applied =
             self.0.upgrade().and_then(|cluster| cluster.coordinator().leadership().applied);
-        async move { ckpt_format::codec::encode(&about(applied)) }.boxed()
+        async move { ckpt_format::codec::encode(&about(applied, question).await) }.boxed()
     }
 }
 
-fn about(applied: Option<u64>) -> About {
-    About { version: env!("CARGO_PKG_VERSION").to_owned(), applied }
+async fn about(applied: Option<u64>, question: Question) -> About {
+    let host = match question.host {
+        true => tokio::task::spawn_blocking(HostReport::examine).await.ok(),
+        false => None,
+    };
+    About { version: env!("CARGO_PKG_VERSION").to_owned(), applied, host }
 }
 
 impl Cluster {
     /// The cluster at a glance, as this node sees it. Works without a majority too.
-    pub async fn status(&self) -> ClusterStatus {
+    /// With `hosts` each node also says what its host offers.
+    pub async fn status(&self, hosts: bool) -> ClusterStatus {
+        let question = Question { host: hosts };
         let active = self.active();
         let confirmed = tokio::time::timeout(PATIENCE, active.coordinator.read());
         let confirmed = matches!(confirmed.await, Ok(Ok(_)));
         let state = active.coordinator.state();
         let leader = active.coordinator.leadership().leader.filter(|_| confirmed);
-        let nodes = state.nodes.keys().map(|node| view_node(&active, &state, *node));
+        let nodes = state.nodes.keys().map(|node| view_node(&active, &state, *node, question));
         let nodes = join_all(nodes).await;
         let named = |node: NodeId| state.node_name(node).unwrap_or("?").to_owned();
         let ves = state.ves.iter().map(|(ve, record)| VeView {
@@ -154,15 +174,20 @@ impl Cluster {
 }
 
 /// A node as it is seen, and whether it says that this one was removed.
-async fn view_node(active: &Active, state: &State, node: NodeId) -> (NodeView, bool) {
+async fn view_node(
+    active: &Active,
+    state: &State,
+    node: NodeId,
+    question: Question,
+) -> (NodeView, bool) {
     let facts = &state.nodes[&node];
     let leadership = active.coordinator.leadership();
     let begun = Instant::now();
     let (mut problem, mut removed) = (None, false);
     let (node_state, about) = if node == active.member.node {
-        (NodeState::Here, Some(about(leadership.applied)))
+        (NodeState::Here, Some(about(leadership.applied, question).await))
     } else {
-        match ask(active, node).await {
+        match ask(active, node, question).await {
             Ok(about) => (NodeState::Reachable, Some(about)),
             Err(silence) => {
                 problem = Some(silence.problem);
@@ -182,8 +207,9 @@ async fn view_node(active: &Active, state: &State, node: NodeId) -> (NodeView, b
         leader: leadership.leader == Some(node),
         voter: leadership.voters.contains(&node),
         protocol: facts.versions.newest,
-        version: about.map(|about| about.version),
         ves: state.owned_by(node).count(),
+        version: about.as_ref().map(|about| about.version.clone()),
+        host: about.and_then(|about| about.host),
     };
     (view, removed)
 }
@@ -195,12 +221,12 @@ struct Silence {
     removed: bool,
 }
 
-async fn ask(active: &Active, node: NodeId) -> Result<About, Silence> {
+async fn ask(active: &Active, node: NodeId, question: Question) -> Result<About, Silence> {
     let Some(peer) = active.coordinator.peer(node) else {
         let problem = "its address is not known".to_owned();
         return Err(Silence { state: NodeState::Unreachable, problem, removed: false });
     };
-    peer.call::<_, About>(Service::Status, &(), PATIENCE).await.map_err(|error| {
+    peer.call::<_, About>(Service::Status, &question, PATIENCE).await.map_err(|error| {
         let state = match &error {
             CallError::Connect {
                 source:

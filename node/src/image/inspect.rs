@@ -12,6 +12,7 @@ use ckpt_format::{
     memory::{PAGE, Run, Space},
     process::Layout,
     state::State,
+    stream,
 };
 use serde::{Deserialize, Serialize};
 
@@ -104,7 +105,7 @@ impl Inspection {
             with_files: manifest.own_files == OwnFiles::Included,
             listed_files: seen.listed,
             summary: manifest.summary.clone(),
-            processes: processes(&seen.layout, &state, &seen.pages),
+            processes: processes(&seen.layout, &state, &seen.areas, &seen.pages),
             open_files: state.kinds,
         })
     }
@@ -114,6 +115,8 @@ impl Inspection {
 #[derive(Default)]
 struct Seen {
     layout: Layout,
+    /// How many areas each process has, and whether all of them have come.
+    areas: BTreeMap<i32, (u64, bool)>,
     /// Distinct pages would take memory to count; the last word on a page is close.
     pages: BTreeMap<i32, u64>,
     listed: u64,
@@ -132,7 +135,12 @@ impl Seen {
     fn take(&mut self, record: &Record) {
         let bytes = |runs: &[Run]| runs.iter().map(|run| run.pages).sum::<u64>() * PAGE;
         match record {
-            Record::Layout(layout) => self.layout = layout.clone(),
+            Record::Memory(stream::Record::Layout(layout)) => self.layout = layout.clone(),
+            Record::Memory(stream::Record::Areas { pid, areas, complete }) => {
+                let (count, whole) = self.areas.entry(*pid).or_default();
+                *count = if *whole { 0 } else { *count } + areas.len() as u64;
+                *whole = *complete;
+            }
             Record::Pages { space: Space::Process(pid), runs, .. } => {
                 *self.pages.entry(*pid).or_default() += bytes(runs);
             }
@@ -185,7 +193,12 @@ impl fmt::Write for Word {
     }
 }
 
-fn processes(layout: &Layout, told: &Told, pages: &BTreeMap<i32, u64>) -> Vec<InspectedProcess> {
+fn processes(
+    layout: &Layout,
+    told: &Told,
+    areas: &BTreeMap<i32, (u64, bool)>,
+    pages: &BTreeMap<i32, u64>,
+) -> Vec<InspectedProcess> {
     let process = |shape: &ckpt_format::process::Shape| {
         let known = told.processes.get(&shape.pid);
         let (command, uid, threads) = known.cloned().unwrap_or_default();
@@ -196,7 +209,7 @@ fn processes(layout: &Layout, told: &Told, pages: &BTreeMap<i32, u64>) -> Vec<In
             uid,
             threads,
             descriptors: told.descriptors.get(&shape.pid).copied().unwrap_or(0),
-            areas: shape.areas.len() as u64,
+            areas: areas.get(&shape.pid).map_or(0, |(count, _)| *count),
             memory_bytes: pages.get(&shape.pid).copied().unwrap_or(0),
         }
     };

@@ -51,6 +51,8 @@ pub struct ImageWriter {
     at: u64,
     compressor: Option<Compressor<'static>>,
     table: Vec<Chunk>,
+    /// Of the chunks as they are in the file.
+    hasher: blake3::Hasher,
     /// The data chunk that is being filled. Its number is the next one of the table.
     data: Vec<u8>,
     /// The record stream as far as it is not written.
@@ -83,6 +85,7 @@ impl ImageWriter {
             at: HEADER_LEN as u64,
             compressor,
             table: Vec::new(),
+            hasher: blake3::Hasher::new(),
             data: Vec::with_capacity(CHUNK),
             records: Vec::with_capacity(CHUNK),
             known: Known::default(),
@@ -104,14 +107,8 @@ impl ImageWriter {
     /// A change of the processes and their memory.
     pub fn memory(&mut self, record: &stream::Record) -> Result<(), ImageFileError> {
         match record {
-            stream::Record::Layout(layout) => self.record(&Record::Layout(layout.clone())),
-            stream::Record::Drop { space, runs } => {
-                self.record(&Record::Drop { space: *space, runs: runs.clone() })
-            }
-            stream::Record::Guards { pid, runs } => {
-                self.record(&Record::Guards { pid: *pid, runs: runs.clone() })
-            }
             stream::Record::Pages { space, runs, data } => self.pages(*space, runs.clone(), data),
+            other => self.record(&Record::Memory(other.clone())),
         }
     }
 
@@ -228,6 +225,7 @@ impl ImageWriter {
             self.broken = true;
             return Err(failed("write", &self.draft.path)(source));
         }
+        self.hasher.update(stored);
         let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let hash = *blake3::hash(plain).as_bytes();
         let (stored, plain) = (length(stored), length(plain));
@@ -251,6 +249,7 @@ impl ImageWriter {
             created_s: created.as_secs(),
             file_len: manifest_at + manifest.len() as u64,
             writer: concat!("ferry ", env!("CARGO_PKG_VERSION")).to_owned(),
+            chunks_hash: *self.hasher.finalize().as_bytes(),
             table_at,
             chunks: self.table.len() as u64,
             table_hash: *blake3::hash(&table).as_bytes(),

@@ -5,14 +5,16 @@
 //! [`Still::seal`] ends that, and [`SealedVe::resume`] is the way back once the log has said so.
 
 use std::{
+    collections::HashMap,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use ckpt_engine::{
     capture::{self, CaptureError, IdMap},
-    container::{ID_COUNT, host_clocks},
+    container::{ID_COUNT, Spaces, cgroups, host_clocks},
     files::{self, Holder, Undo},
     freeze::{FreezeError, Frozen, Sealed},
     procfs,
@@ -21,7 +23,7 @@ use ckpt_engine::{
 };
 use ckpt_format::{
     blocker::Blocker,
-    container::Clocks,
+    container::{Cgroup, Clocks, Namespaces},
     memory::Backing,
     network::{Frame, Network},
 };
@@ -61,6 +63,9 @@ pub(super) enum CopyError {
     /// It did not stop.
     #[error(transparent)]
     Freeze(#[from] FreezeError),
+    /// The cgroups that it manages itself.
+    #[error(transparent)]
+    Cgroups(#[from] cgroups::CgroupError),
     /// Its CPU time.
     #[error(transparent)]
     Cpu(#[from] CgroupError),
@@ -78,6 +83,12 @@ pub(super) enum CopyError {
     /// The host itself has processes in it.
     #[error("the host has processes in the VE: {}", list(.0))]
     Strangers(Vec<Blocker>),
+    /// A process has gone into another namespace that the target knows.
+    #[error("a process in the VE has changed its namespace just now")]
+    Moved,
+    /// A program has mounted or unmounted something, or made a namespace.
+    #[error("a program in the VE has changed its mounts or namespaces while they were copied")]
+    Rearranged,
     /// The link to the target broke.
     #[error("the target does not take the data any more")]
     Link,
@@ -94,6 +105,7 @@ impl CopyError {
         matches!(
             self,
             Self::Strangers(_)
+                | Self::Moved
                 | Self::Freeze(FreezeError::Timeout { .. })
                 | Self::Memory(TrackError::Borrowed { .. })
                 // What was not there when the VE was looked at may be gone in a moment.
@@ -110,10 +122,13 @@ pub(super) struct Live {
     pub(super) init: i32,
     pub(super) id_base: u32,
     pub(super) freezer: PathBuf,
+    /// The top of the cgroups that the VE manages itself.
+    pub(super) visible: PathBuf,
     /// How far the clocks inside are ahead of ours.
     pub(super) clock_offsets: Clocks,
     pub(super) tracker: Tracker,
     pub(super) files: FileTracker,
+    pub(super) spaces: Arc<Spaces>,
     pub(super) netns: Netns,
     pub(super) expected: Vec<Expected>,
     /// The network as it was at the offer.
@@ -126,11 +141,28 @@ pub(super) struct Live {
 impl Live {
     /// One round of pre-copy, files first: the target maps them.
     pub(super) fn round(&mut self, number: u32, pipe: &Pipe) -> Result<Round, CopyError> {
+        self.mounts()?;
         self.send_files(false, pipe)?;
         let round = self.tracker.round(&mut pipe.clone())?;
         pipe.item(&Item::Barrier(number)).map_err(|_| CopyError::Link)?;
         self.brake.look()?;
         Ok(round)
+    }
+
+    /// The mounts of the VE, which must be those that the target has made.
+    fn mounts(&self) -> Result<HashMap<u64, u32>, CopyError> {
+        let mounts = self.spaces.mounts();
+        let mounts = mounts.map_err(|source| CopyError::Process { pid: self.init, source })?;
+        mounts.ok_or(CopyError::Rearranged)
+    }
+
+    /// True if every process is in the namespaces that the target was told of.
+    fn are_in_place(&self, places: &Places) -> bool {
+        // One that has just ended is nowhere.
+        let known = |process: &Tracked| places.get(&process.host()).copied();
+        self.tracker
+            .processes()
+            .all(|process| known(process).is_none_or(|now| now == Some(process.namespaces())))
     }
 
     fn send_files(&mut self, last: bool, pipe: &Pipe) -> Result<(), CopyError> {
@@ -154,8 +186,9 @@ impl Live {
         }
         watch.lap("files");
         let captured = Holders::of(&self.freezer).and_then(|holders| {
-            let captured = files::capture(&holders.source(self.init, self.id_base))
-                .map_err(CaptureError::Blocked)?;
+            let mounts = Some(self.mounts()?);
+            let source = files::Source { mounts, ..holders.source(self.init, self.id_base) };
+            let captured = files::capture(&source).map_err(CaptureError::Blocked)?;
             Ok((holders, captured))
         });
         let (holders, captured) = match captured {
@@ -179,8 +212,9 @@ impl Live {
             watch.lap("processes");
             let (files, tables) = (captured.files, captured.tables);
             let clock_offsets = self.clock_offsets;
-            let network = Network::default();
-            Ok(State { processes, files, tables, network, clocks, clock_offsets })
+            // What is around the processes is read beside this.
+            let (network, cgroups) = (Network::default(), Vec::new());
+            Ok(State { processes, files, tables, cgroups, network, clocks, clock_offsets })
         });
         (Some(captured.undo), state)
     }
@@ -226,7 +260,10 @@ impl Live {
                 if !area.shared || !area.may_write {
                     continue;
                 }
-                let inside = procfs::path(self.init, &format!("root{path}"));
+                // In a namespace of its own, the path is one of that.
+                let own = process.namespaces().mounts != 0;
+                let seen_by = if own { process.host() } else { self.init };
+                let inside = procfs::path(seen_by, &format!("root{path}"));
                 if let Ok(metadata) = std::fs::symlink_metadata(inside) {
                     all.insert((metadata.st_dev(), metadata.st_ino()));
                 }
@@ -304,12 +341,20 @@ impl Still {
         let netns = netns.map_err(|source| CopyError::Process { pid: live.init, source })?;
         let (expected, settings) = (live.expected.clone(), live.network.settings.clone());
         std::thread::scope(|scope| {
-            let network = scope.spawn(|| state::capture(&netns, &expected, Some(&settings)));
+            let around = Around::of(live);
+            let around = scope.spawn(move || {
+                let network = state::capture(&netns, &expected, Some(&settings));
+                Ok::<_, CopyError>((network?, around.look()?))
+            });
             let (undo, state) = live.rest(frozen, self.clocks, pipe);
             self.undo = undo;
-            let network =
-                network.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let around = around.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let mut state = state?;
+            let (network, (cgroups, places)) = around?;
+            if !live.are_in_place(&places) {
+                return Err(CopyError::Moved);
+            }
+            state.cgroups = cgroups;
             if !network.blockers.is_empty() {
                 return Err(CaptureError::Blocked(network.blockers).into());
             }
@@ -380,6 +425,37 @@ impl Still {
 impl Drop for Still {
     fn drop(&mut self) {
         self.wake();
+    }
+}
+
+/// What is around the processes of a VE.
+struct Around {
+    freezer: PathBuf,
+    visible: PathBuf,
+    id_base: u32,
+    spaces: Arc<Spaces>,
+}
+
+/// The namespaces of processes, as numbered on the host; `None` for one that nobody knows.
+type Places = HashMap<i32, Option<Namespaces>>;
+
+impl Around {
+    fn of(live: &Live) -> Self {
+        Self {
+            freezer: live.freezer.clone(),
+            visible: live.visible.clone(),
+            id_base: live.id_base,
+            spaces: live.spaces.clone(),
+        }
+    }
+
+    /// The cgroups of a VE that stands still, and the namespaces of its processes.
+    fn look(&self) -> Result<(Vec<Cgroup>, Places), CopyError> {
+        let list = |source| CopyError::Process { pid: 0, source };
+        let pids = procfs::cgroup_processes(&self.freezer).map_err(list)?;
+        let place = |host| Some((host, self.spaces.number(host).ok()?));
+        let places = pids.into_iter().filter_map(place).collect();
+        Ok((cgroups::capture(&self.visible, self.id_base)?, places))
     }
 }
 
@@ -461,7 +537,7 @@ impl Holders {
                 pidfd: pidfd.as_fd(),
             })
             .collect();
-        files::Source { processes, init, id_base }
+        files::Source { processes, init, id_base, mounts: None }
     }
 
     /// Opens the memfds that descriptors refer to.
@@ -501,6 +577,8 @@ pub(super) fn blockers(
     let list = |source| CopyError::Process { pid: init, source };
     let mut all = capture::check(freezer).map_err(list)?;
     let holders = Holders::of(freezer)?;
-    all.extend(files::check(&holders.source(init, id_base)));
+    let pids: Vec<i32> = holders.0.iter().map(|(host, ..)| *host).collect();
+    let mounts = Spaces::of(init, &pids).and_then(|spaces| spaces.mounts()).map_err(list)?;
+    all.extend(files::check(&files::Source { mounts, ..holders.source(init, id_base) }));
     Ok(all)
 }

@@ -6,13 +6,12 @@
 
 use std::{
     os::fd::OwnedFd,
-    path::PathBuf,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use ckpt_engine::{
-    container::host_clocks,
+    container::{Handles, cgroups, host_clocks},
     freeze::{FreezeError, Frozen},
     rebuild::{Ready, RebuildError, Skeleton},
     sys::netns::Netns,
@@ -30,6 +29,7 @@ use super::{
     stopwatch::Stopwatch,
 };
 use crate::{
+    cgroup::Cgroups,
     network::{
         Announcer, Hold, NetworkError,
         state::{self, Routes},
@@ -54,6 +54,9 @@ pub(super) enum BuildError {
     /// Its network.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// The cgroups that it manages itself.
+    #[error(transparent)]
+    Cgroups(#[from] cgroups::CgroupError),
     /// Its freezer.
     #[error(transparent)]
     Freeze(#[from] FreezeError),
@@ -83,8 +86,9 @@ pub(super) struct Site {
     /// Our end of its channel.
     pub(super) channel: OwnedFd,
     pub(super) id_base: u32,
-    /// The cgroup that freezes all of the VE.
-    pub(super) freezer: PathBuf,
+    /// The namespaces that there are for programs inside.
+    pub(super) nested: Handles,
+    pub(super) cgroups: Cgroups,
     /// Taken by the thread.
     pub(super) applier: Option<FileApplier>,
     /// How far the clocks inside are ahead of ours.
@@ -161,6 +165,7 @@ fn build(
     let channel = site.channel.try_clone();
     let channel = channel.map_err(system("copy a descriptor"))?;
     let mut skeleton = Skeleton::adopt(site.init, channel, site.id_base)?;
+    skeleton.set_nested(std::mem::take(&mut site.nested))?;
     let Some(mut applier) = site.applier.take() else { return Ok(()) };
     let mut state = Vec::new();
     let finished = loop {
@@ -232,6 +237,8 @@ fn finish(site: &mut Site, skeleton: Skeleton, state: &State) -> Result<Built, B
     // Both say how far the same clock, the VE's, is ahead of that of a host.
     skeleton.set_source_clock(site.clock_offsets.since(state.clock_offsets).monotonic_ns);
     skeleton.populate(&state.processes)?;
+    let top = site.cgroups.visible();
+    cgroups::rebuild(&top, &state.cgroups, site.id_base, &skeleton.hosts().collect())?;
     let mut files = skeleton.open_files(&state.files)?;
     watch.lap("files");
     state::set_filter(&site.netns, &state.network)?;
@@ -243,7 +250,8 @@ fn finish(site: &mut Site, skeleton: Skeleton, state: &State) -> Result<Built, B
     files.finish(&state.files, &state.tables, &mut skeleton).map_err(RebuildError::Files)?;
     let ready = skeleton.finalize(&state.processes)?;
     watch.lap("registers");
-    let frozen = Frozen::freeze(&site.freezer)?;
+    let frozen = Frozen::freeze(site.cgroups.freezer())?;
+    cgroups::freeze(&top, &state.cgroups)?;
     wait_for_clocks(site.clock_offsets, state.clocks)?;
     Ok(Built { ready, files, frozen })
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ckpt_engine::container::ContainerError;
+use ckpt_engine::{container::ContainerError, track::TrackError};
 use ckpt_format::blocker::{self, Blocker};
 use coordinator::{ProposeError, ReadError};
 use transport::{CallError, LinkError};
@@ -136,6 +136,17 @@ fn list(blockers: &[Blocker]) -> String {
     match lines.len() {
         1 => lines.concat(),
         _ => lines.iter().map(|line| format!("\n  {line}")).collect(),
+    }
+}
+
+impl MigrateError {
+    /// True if the VE was not any more what the target had been told to make: a service has
+    /// started or ended that has mounts or namespaces of its own. Begun again it may well move.
+    pub(super) fn is_about_arrangement(&self) -> bool {
+        matches!(
+            self,
+            Self::Copy(CopyError::Rearranged | CopyError::Memory(TrackError::Unshared { .. }))
+        )
     }
 }
 

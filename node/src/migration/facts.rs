@@ -68,12 +68,12 @@ fn is_for_programs(feature: &str) -> bool {
 }
 
 /// The hash of the code that the kernel gives to every process: it is mapped, never copied.
-pub(super) fn vdso_hash() -> [u8; 32] {
+pub(crate) fn vdso_hash() -> [u8; 32] {
     *blake3::hash(&inject::vdso_image().unwrap_or_default()).as_bytes()
 }
 
 /// How many bytes this CPU and kernel save of a thread's extended state (CPUID leaf 13).
-pub(super) fn extended_state_len() -> u64 {
+pub(crate) fn extended_state_len() -> u64 {
     u64::from(std::arch::x86_64::__cpuid_count(13, 0).ebx)
 }
 

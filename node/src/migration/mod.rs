@@ -13,7 +13,7 @@ mod brake;
 mod builder;
 mod checkpoint;
 mod error;
-mod facts;
+pub(crate) mod facts;
 mod journal;
 mod leftovers;
 mod messages;
@@ -47,13 +47,16 @@ use self::{
     source::{Context, Wish},
 };
 use crate::{
-    api::{Failure, Sink},
+    api::{Failure, Sink, chain},
     cluster::Cluster,
     ve::Runtime,
 };
 
 /// The blackout that a user accepts who says nothing.
 pub const MAX_DOWNTIME_DEFAULT_MS: u64 = 100;
+
+/// How often a move of a VE that changes its mounts meanwhile is begun.
+const ATTEMPTS_MAX: u32 = 5;
 
 /// What vzmigrate asks for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -111,8 +114,11 @@ impl Migrations {
             crate::ve::VeError::Locked { .. } => Failure::new("ve-locked", 20, error.to_string()),
             other => other.into(),
         };
-        let operation = self.0.runtime.find(&request.ve).map_err(find)?;
-        let operation = operation.operate_for_user("migrate").await.map_err(find)?;
+        let begin = async || {
+            let operation = self.0.runtime.find(&request.ve).map_err(find)?;
+            operation.operate_for_user("migrate").await.map_err(find)
+        };
+        let mut operation = begin().await?;
         if request.check_only {
             source::check(&self.0, operation, &request.node).await.map_err(Failure::from)?;
             return Ok(None);
@@ -122,13 +128,23 @@ impl Migrations {
             max_downtime: Duration::from_millis(request.max_downtime_ms),
             keep: request.keep,
         };
-        let (context, sink) = (self.0.clone(), sink.clone());
-        // In a task of its own: a client that goes away cancels by `sink.closed()`, in an
-        // orderly way, and never by dropping the work half way.
-        let moved =
-            tokio::spawn(async move { source::migrate(&context, operation, &wish, &sink).await })
-                .await
-                .map_err(MigrateError::Daemon)?;
+        let mut attempt = 0;
+        let moved = loop {
+            attempt += 1;
+            let (context, wish, sink) = (self.0.clone(), wish.clone(), sink.clone());
+            let log = sink.clone();
+            // In a task of its own: a client that goes away cancels by `sink.closed()`, in an
+            // orderly way, and never by dropping the work half way.
+            let moving = async move { source::migrate(&context, operation, &wish, &sink).await };
+            let moved = tokio::spawn(moving).await.map_err(MigrateError::Daemon)?;
+            match moved {
+                Err(error) if error.is_about_arrangement() && attempt < ATTEMPTS_MAX => {
+                    log.log(format!("beginning again: {}", chain(&error)));
+                    operation = begin().await?;
+                }
+                moved => break moved,
+            }
+        };
         spawn_blocking(heap::give_back);
         moved.map(Some).map_err(Failure::from)
     }

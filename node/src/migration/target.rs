@@ -355,13 +355,19 @@ pub(super) fn site(
         }
         None => None,
     };
+    let nested = std::mem::take(&mut prepared.container.nested);
+    for (namespace, network) in nested.networks.iter().zip(&plan.nested.networks) {
+        let namespace = namespace.try_clone().map_err(system("open a network of a program"))?;
+        state::rebuild(&Netns::from_fd(namespace), network, Routes::Exact)?;
+    }
     let trees = target_trees(&plan, std::mem::take(&mut prepared.container.trees));
     let channel = prepared.container.channel.try_clone();
     Ok(Site {
         init,
         channel: channel.map_err(system("copy a descriptor"))?,
         id_base: prepared.id_base,
-        freezer: prepared.cgroups().freezer().to_owned(),
+        nested,
+        cgroups: prepared.cgroups().clone(),
         applier: Some(FileApplier::new(trees, prepared.id_base)?),
         clock_offsets: clock_offsets(init).map_err(system("read the clocks of a VE"))?,
         network,

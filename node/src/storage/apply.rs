@@ -35,6 +35,8 @@ pub struct TargetTree {
     /// The places in it that something of the VE is mounted on. They are never removed: the
     /// kernel would take the mount away with its place.
     pub mount_points: Vec<Vec<u8>>,
+    /// Nothing in it can be changed once it is complete.
+    pub read_only: bool,
 }
 
 /// Makes the files of a VE as records tell.

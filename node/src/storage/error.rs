@@ -47,8 +47,8 @@ pub enum TreeError {
         /// The file.
         path: String,
     },
-    /// A tmpfs of the VE cannot be reached as a whole.
-    #[error("the tmpfs at {point} is hidden, or mounted only in part")]
+    /// Files in memory cannot be reached: the mounts around them have just changed.
+    #[error("the files in memory at {point} cannot be reached")]
     Hidden {
         /// Where it is mounted, or would be.
         point: String,

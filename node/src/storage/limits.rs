@@ -33,6 +33,13 @@ pub(super) fn raise(top: impl AsFd) -> io::Result<Option<Limits>> {
     Ok(Some(limits))
 }
 
+/// Lets nobody change anything in a file system any more.
+pub(super) fn set_read_only(top: impl AsFd) -> io::Result<()> {
+    let context = FilesystemContext::pick(top.as_fd())?;
+    context.set("ro", None)?;
+    context.reconfigure()
+}
+
 /// Gives a tmpfs its limits back.
 pub(super) fn set(top: impl AsFd, limits: Limits) -> io::Result<()> {
     let context = FilesystemContext::pick(top.as_fd())?;

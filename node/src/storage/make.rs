@@ -34,6 +34,8 @@ pub(super) struct Maker {
     ids: Ids,
     /// The limits that the file system gets back at the end.
     limits: Option<Limits>,
+    /// Nothing can be changed at the end.
+    read_only: bool,
     /// Where parked files are, while there are any.
     parking: Option<Parking>,
     /// The directory that was used last, with its path.
@@ -54,6 +56,7 @@ impl Maker {
         Ok(Self {
             top: tree.top,
             limits,
+            read_only: tree.read_only,
             mount_points: MountPoints::new(tree.mount_points),
             ids,
             parking: None,
@@ -65,9 +68,12 @@ impl Maker {
     /// Gives the file system its own limits back.
     pub(super) fn finish(&mut self) -> Result<(), TreeError> {
         self.forget();
-        match self.limits.take() {
-            Some(limits) => limits::set(&self.top, limits).map_err(at("limit the space in", b"")),
-            None => Ok(()),
+        if let Some(limits) = self.limits.take() {
+            limits::set(&self.top, limits).map_err(at("limit the space in", b""))?;
+        }
+        match self.read_only {
+            true => limits::set_read_only(&self.top).map_err(at("protect what is in", b"")),
+            false => Ok(()),
         }
     }
 

@@ -10,14 +10,18 @@ use std::{
 
 use ckpt_engine::{
     container::Tree,
-    sys::{clone::open_process, mount::clone_tree, namespace::in_mounts_of},
+    sys::{
+        mount::clone_tree,
+        namespace::{in_copy_of, in_mounts_of},
+    },
 };
-use ckpt_format::container::{Container, FilesystemKind, Mount};
+use ckpt_format::container::{Container, Mount, Part, covers, inside, parts};
 use nix::{
     fcntl::OFlag,
+    mount::{MntFlags, umount2},
     sys::{
         stat::{Mode, fstat},
-        statfs::{TMPFS_MAGIC, fstatfs},
+        statfs::{FsType, TMPFS_MAGIC, fstatfs},
     },
 };
 
@@ -28,13 +32,15 @@ use super::{
     walk::Walk,
 };
 
+const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
+
 /// The number of the tree with the VE's own files.
 const OWN: u32 = 0;
 
-/// The trees of a running VE: its own files below `upper`, and each tmpfs of the plan, reached
-/// through the mounts of the VE's pid 1 `init`.
+/// The trees of a running VE: its own files below `upper`, and all files in memory that the plan
+/// shows, reached through the mount namespaces that the plan was read in.
 pub fn source_trees(
-    init: i32,
+    mounts: &[OwnedFd],
     plan: &Container,
     upper: &Path,
     id_base: u32,
@@ -45,99 +51,134 @@ pub fn source_trees(
         Mode::empty(),
     );
     let upper = opened.map_err(at("open", upper.as_os_str().as_encoded_bytes()))?;
-    let points = tmpfs_points(plan)?;
-    let process = open_process(init).map_err(at("reach the mounts around", b""))?;
-    let clone = || {
-        let root = File::open("/")?;
-        let view = clone_tree(root.as_fd(), Path::new(""))?;
-        let clone = |(_, point): &(u32, &str)| {
-            clone_tree(root.as_fd(), Path::new(point.trim_start_matches('/')))
+    let hidden = |point: &str| TreeError::Hidden { point: point.to_owned() };
+    let wanted = parts(plan).map_err(hidden)?;
+    let mut tops: Vec<Option<OwnedFd>> = wanted.iter().map(|_| None).collect();
+    let mut view = None;
+    for (number, namespace) in mounts.iter().enumerate() {
+        let here: Vec<usize> =
+            (0..wanted.len()).filter(|&it| wanted[it].mount.0 == number).collect();
+        let found = || {
+            let root = File::open("/")?;
+            let view = clone_tree(root.as_fd(), Path::new(""))?;
+            let clone = |&index: &usize| clone_part(&root, plan, &wanted[index]);
+            Ok((view, here.iter().map(clone).collect::<io::Result<Vec<Option<OwnedFd>>>>()?))
         };
-        Ok((view, points.iter().map(clone).collect::<io::Result<Vec<OwnedFd>>>()?))
-    };
-    let (view, tops) = in_mounts_of(process, clone).map_err(at("reach the mounts around", b""))?;
+        let found = in_mounts_of(namespace, found).map_err(at("reach the mounts around", b""))?;
+        view.get_or_insert(found.0);
+        for (index, top) in here.into_iter().zip(found.1) {
+            tops[index] = top;
+        }
+    }
+    uncover(mounts, plan, &wanted, &mut tops)?;
+    let view = view.ok_or_else(|| hidden("/"))?;
     let mut trees = vec![SourceTree { number: OWN, kind: SourceKind::Own { upper, view } }];
-    let mut devices = HashSet::new();
-    for ((number, point), top) in points.into_iter().zip(tops) {
+    let mut seen = HashSet::new();
+    for (index, (part, top)) in wanted.iter().zip(tops).enumerate() {
+        let point = point_of(plan, part);
+        let top = top.ok_or_else(|| hidden(point))?;
         let status = fstat(&top).map_err(at("look at", point.as_bytes()))?;
         let kind = fstatfs(&top).map_err(at("look at", point.as_bytes()))?.filesystem_type();
         // Another mount on the same place would be found instead of the one that is meant.
-        if kind != TMPFS_MAGIC || !devices.insert(status.st_dev) {
-            return Err(TreeError::Hidden { point: point.to_owned() });
+        let memory = [TMPFS_MAGIC, RAMFS_MAGIC].contains(&kind);
+        if !memory || !seen.insert((status.st_dev, status.st_ino)) {
+            return Err(hidden(point));
         }
+        let number = number(index);
         trees.push(SourceTree { number, kind: SourceKind::Memory { top, id_base } });
     }
     Ok(trees)
 }
 
-/// For each tmpfs a place where all of it is mounted.
-fn tmpfs_points(plan: &Container) -> Result<Vec<(u32, &str)>, TreeError> {
-    let mut points = Vec::new();
-    for (index, filesystem) in plan.filesystems.iter().enumerate() {
-        if filesystem.kind != FilesystemKind::Tmpfs {
-            continue;
-        }
-        let Ok(number) = u32::try_from(index) else { continue };
-        let of_it = |mount: &&Mount| mount.filesystem == number;
-        let covered = |at: usize| {
-            let point = &plan.mounts[at].point;
-            plan.mounts[at + 1..].iter().any(|later| later.point == *point)
-        };
-        let whole = plan
-            .mounts
-            .iter()
-            .enumerate()
-            .find(|(at, mount)| of_it(mount) && mount.root == "/" && !covered(*at));
-        match whole {
-            Some((_, mount)) => points.push((number, mount.point.as_str())),
-            None => {
-                let point = plan.mounts.iter().find(of_it).map(|mount| mount.point.clone());
-                return Err(TreeError::Hidden { point: point.unwrap_or_default() });
-            }
-        }
+/// The number of the tree with a part of the files in memory.
+fn number(part: usize) -> u32 {
+    u32::try_from(part + 1).unwrap_or(u32::MAX)
+}
+
+fn mount_of<'a>(plan: &'a Container, part: &Part<'_>) -> (&'a [Mount], &'a Mount) {
+    let table = plan.mount_tables().nth(part.mount.0).unwrap_or_default();
+    (table, &table[part.mount.1])
+}
+
+fn point_of<'a>(plan: &'a Container, part: &Part<'_>) -> &'a str {
+    &mount_of(plan, part).1.point
+}
+
+/// A detached mount of a part, for a thread whose tree shows it; `None` if something hides it.
+fn clone_part(root: &File, plan: &Container, part: &Part<'_>) -> io::Result<Option<OwnedFd>> {
+    let (table, mount) = mount_of(plan, part);
+    if !covers(table, part.mount.1).is_empty() {
+        return Ok(None);
     }
-    Ok(points)
+    let path = Path::new(mount.point.trim_start_matches('/'));
+    clone_tree(root.as_fd(), path).map(Some)
+}
+
+/// Finds the parts that other mounts hide: in a copy of the namespace, which nobody else sees and
+/// which goes with the thread, what hides them is taken away.
+fn uncover(
+    mounts: &[OwnedFd],
+    plan: &Container,
+    wanted: &[Part<'_>],
+    tops: &mut [Option<OwnedFd>],
+) -> Result<(), TreeError> {
+    for (part, top) in wanted.iter().zip(tops).filter(|(_, top)| top.is_none()) {
+        let (table, mount) = mount_of(plan, part);
+        let Some(namespace) = mounts.get(part.mount.0) else { continue };
+        let found = in_copy_of(namespace, || {
+            for cover in covers(table, part.mount.1) {
+                let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+                umount2(cover.point.as_str(), flags)?;
+            }
+            clone_tree(File::open("/")?.as_fd(), Path::new(mount.point.trim_start_matches('/')))
+        });
+        *top = Some(found.map_err(at("reach what is hidden on", mount.point.as_bytes()))?);
+    }
+    Ok(())
 }
 
 /// The trees of a container that waits here for a VE, from those that it came with.
 pub fn target_trees(plan: &Container, trees: Vec<Tree>) -> Vec<TargetTree> {
-    let root = plan.root_filesystem().unwrap_or(0);
     let points = mount_points(plan);
-    let target = |Tree { filesystem, mount: top }: Tree| {
-        let mount_points =
-            points.iter().filter(|(of, _)| *of == filesystem).map(|(_, place)| place.clone());
-        let number = if filesystem == root { Some(OWN) } else { u32::try_from(filesystem).ok() };
-        Some(TargetTree { number: number?, top, mount_points: mount_points.collect() })
+    let wanted = parts(plan).unwrap_or_default();
+    let target = |Tree { filesystem, part, mount: top }: Tree| {
+        let root = part.and_then(|part| wanted.get(part)).map_or("/", |part| part.root);
+        let below = |(of, place): &(usize, Vec<u8>)| {
+            let place = std::str::from_utf8(place).ok().filter(|_| *of == filesystem)?;
+            let rest = inside(root, place)?;
+            (!rest.is_empty()).then(|| rest.as_bytes().to_vec())
+        };
+        let mount_points = points.iter().filter_map(below).collect();
+        let read_only = part.is_some()
+            && plan.filesystems[filesystem].options.iter().any(|option| option.name == "ro");
+        TargetTree { number: part.map_or(OWN, number), top, mount_points, read_only }
     };
-    trees.into_iter().filter_map(target).collect()
+    trees.into_iter().map(target).collect()
 }
 
 /// The places in each file system that something is mounted on, or that are mounted somewhere.
 fn mount_points(plan: &Container) -> Vec<(usize, Vec<u8>)> {
     let mut places = Vec::new();
     let mut add = |filesystem: u32, place: &str| {
-        let place = place.trim_matches('/');
+        let place = place.trim_end_matches('/');
         if let (Ok(filesystem), false) = (usize::try_from(filesystem), place.is_empty()) {
             places.push((filesystem, place.as_bytes().to_vec()));
         }
     };
-    for (index, mount) in plan.mounts.iter().enumerate() {
-        add(mount.filesystem, &mount.root);
-        let below = |other: &&Mount| inside(&other.point, &mount.point).is_some();
-        let parent = plan.mounts[..index].iter().filter(below).max_by_key(|it| it.point.len());
-        if let Some(parent) = parent
-            && let Some(rest) = inside(&parent.point, &mount.point)
-        {
-            add(parent.filesystem, &format!("{}/{rest}", parent.root.trim_end_matches('/')));
+    for table in plan.mount_tables() {
+        for mount in table {
+            add(mount.filesystem, &mount.root);
+            let parent = usize::try_from(mount.parent).ok().and_then(|parent| table.get(parent));
+            if let Some(parent) = parent
+                && let Some(rest) = inside(&parent.point, &mount.point)
+            {
+                add(parent.filesystem, &format!("{}/{rest}", parent.root.trim_end_matches('/')));
+            }
         }
     }
+    places.sort_unstable();
+    places.dedup();
     places
-}
-
-/// The path of `point` from `directory`, if it is in it.
-fn inside<'a>(directory: &str, point: &'a str) -> Option<&'a str> {
-    let rest = point.strip_prefix(directory.trim_end_matches('/'))?;
-    rest.strip_prefix('/').or(Some(rest).filter(|rest| rest.is_empty()))
 }
 
 /// How much the VE's files need on the target, in bytes: an estimate for the offer.
@@ -175,20 +216,11 @@ mod tests {
         };
         let places = mount_points(&plan);
         let has = |filesystem: usize, place: &str| {
-            places.contains(&(filesystem, place.as_bytes().to_vec()))
+            places.contains(&(filesystem, format!("/{place}").into_bytes()))
         };
         assert!(has(0, "proc") && has(0, "dev") && has(0, "run"));
         assert!(has(named("/dev"), "null") && has(named("/dev"), "shm"));
         assert!(has(named("/run"), "lock"));
         assert!(!has(0, "dev/null") && !has(0, ""));
-    }
-
-    #[test]
-    fn a_tmpfs_under_another_mount_is_refused() {
-        let mut plan = Container::fresh("ve");
-        assert_eq!(tmpfs_points(&plan).unwrap().len(), 4);
-        let run = plan.mounts.iter().find(|mount| mount.point == "/run").cloned().unwrap();
-        plan.mounts.push(Mount { filesystem: 0, ..run });
-        assert!(matches!(tmpfs_points(&plan), Err(TreeError::Hidden { point }) if point == "/run"));
     }
 }

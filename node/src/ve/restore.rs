@@ -148,11 +148,17 @@ impl Runtime {
     /// of it is here.
     pub async fn own(self: &Arc<Self>, id: VeId, config: &str) -> Result<(), VeError> {
         let settings = Settings::of_text(config);
-        self.check_unclaimed(settings.addresses.clone()).await?;
-        let Some(registry) = self.registry() else { return Ok(()) };
-        let addresses = settings.addresses.iter().map(|it| it.address()).collect();
-        let (name, config) = (settings.name, config.to_owned());
-        Ok(registry.register(Entry { id, name, addresses, config }).await?)
+        if let Some(registry) = self.registry() {
+            let addresses = settings.addresses.iter().map(|it| it.address()).collect();
+            let (name, config) = (settings.name, config.to_owned());
+            registry.register(Entry { id, name, addresses, config }).await?;
+        }
+        // Asked second: a VE of the cluster would be found as a host on the LAN.
+        let unclaimed = self.check_unclaimed(settings.addresses).await;
+        if unclaimed.is_err() {
+            self.disown(id).await;
+        }
+        unclaimed
     }
 
     /// The opposite of [`Runtime::own`].

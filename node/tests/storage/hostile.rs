@@ -101,7 +101,7 @@ fn a_full_tree_is_told_apart() {
     // `/run/lock` of a fresh VE has 5 MiB, and while it is filled twice that and 64 MiB more.
     let plan = ckpt_format::container::Container::fresh("ve");
     let lock = plan.mounts.iter().find(|mount| mount.point == "/run/lock").unwrap();
-    let tree = lock.filesystem;
+    let tree = u32::try_from(pair.source.tree_of(lock.filesystem)).unwrap();
     let mut steps = vec![Step::Make { path: path("x"), node: Node::File }];
     for offset in 0..80u64 {
         let data = vec![1; 1 << 20];

@@ -44,7 +44,7 @@ fn shown(address: usize) -> [u64; 2] {
 /// A pair with a mapped file in the VE's own files, whose tracker trusts the times at once.
 fn mapped_pair() -> (Pair, Mapper, [u64; 4]) {
     let mut pair = Pair::new(|_| ());
-    let plan = ckpt_engine::container::capture(pair.source.container.init).unwrap().unwrap();
+    let plan = pair.source.plan();
     let tracker = node::storage::FileTracker::new(pair.source.trees(&plan));
     pair.tracker = tracker.with_write_time_max(-3600);
     pair.source.inside(0, |top| std::fs::write(top.join("file"), vec![b'.'; 300_000]));

@@ -1,14 +1,15 @@
 //! Two containers over one template: the source of the files and their target.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::Command,
 };
 
 use ckpt_engine::{
-    container::{Container, Layers, Spec, capture},
+    container::{Container, Layers, Spec, Tree, capture},
     sys::namespace::as_user,
 };
 use ckpt_format::{codec, container::Container as Plan, tree::FileRecord};
@@ -46,16 +47,17 @@ impl Pair {
         }
         fill(&lower);
         let source = Side::new(directory.path(), "source", 1_000_000, Plan::fresh("ve"));
-        let plan = capture(source.container.init).unwrap().unwrap();
+        let plan = source.plan();
         let mut target = Side::new(directory.path(), "target", 2_000_000, plan.clone());
         let trees = source.trees(&plan);
         let tracker = FileTracker::new(trees);
-        let numbers = target.container.trees.iter().map(|tree| tree.filesystem).collect();
+        let numbers = target.container.trees.iter().map(number).collect();
         let trees = std::mem::take(&mut target.container.trees);
         let copies = trees
             .iter()
-            .map(|tree| ckpt_engine::container::Tree {
+            .map(|tree| Tree {
                 filesystem: tree.filesystem,
+                part: tree.part,
                 mount: tree.mount.try_clone().unwrap(),
             })
             .collect();
@@ -108,6 +110,11 @@ fn brief(record: &FileRecord) -> String {
     text
 }
 
+/// The number of a tree in the records.
+fn number(tree: &Tree) -> usize {
+    tree.part.map_or(0, |part| part + 1)
+}
+
 impl Side {
     fn new(directory: &Path, name: &str, id_base: u32, plan: Plan) -> Self {
         let store = directory.join(name);
@@ -131,27 +138,41 @@ impl Side {
         Self { container, id_base, upper: store.join("upper") }
     }
 
-    pub(crate) fn trees(&self, plan: &Plan) -> Vec<SourceTree> {
-        source_trees(self.container.init, plan, &self.upper, self.id_base).unwrap()
+    /// What its container looks like.
+    pub(crate) fn plan(&self) -> Plan {
+        let init = self.container.init;
+        capture(init, &[init]).unwrap().unwrap().plan
     }
 
-    /// A tree by its place among the file systems; 0 is the VE's own files.
-    pub(crate) fn mount(&self, filesystem: usize) -> &OwnedFd {
-        let tree = self.container.trees.iter().find(|tree| tree.filesystem == filesystem);
+    pub(crate) fn trees(&self, plan: &Plan) -> Vec<SourceTree> {
+        let mounts = File::open(format!("/proc/{}/ns/mnt", self.container.init)).unwrap();
+        source_trees(&[mounts.into()], plan, &self.upper, self.id_base).unwrap()
+    }
+
+    /// The number of the tree of this file system of the plan.
+    pub(crate) fn tree_of(&self, filesystem: u32) -> usize {
+        let mut trees = self.container.trees.iter();
+        let tree = trees.find(|tree| u32::try_from(tree.filesystem) == Ok(filesystem));
+        number(tree.unwrap())
+    }
+
+    /// A tree by its number; 0 is the VE's own files.
+    pub(crate) fn mount(&self, wanted: usize) -> &OwnedFd {
+        let tree = self.container.trees.iter().find(|tree| number(tree) == wanted);
         &tree.unwrap().mount
     }
 
-    pub(crate) fn path(&self, filesystem: usize) -> PathBuf {
-        format!("/proc/self/fd/{}", self.mount(filesystem).as_fd().as_raw_fd()).into()
+    pub(crate) fn path(&self, tree: usize) -> PathBuf {
+        format!("/proc/self/fd/{}", self.mount(tree).as_fd().as_raw_fd()).into()
     }
 
     /// Runs `work` as root of the VE, with the path of a tree.
     pub(crate) fn inside<T: Send>(
         &self,
-        filesystem: usize,
+        tree: usize,
         work: impl FnOnce(&Path) -> io::Result<T> + Send,
     ) -> T {
-        let path = self.path(filesystem);
+        let path = self.path(tree);
         as_user(self.id_base, || work(&path)).unwrap()
     }
 }

@@ -195,7 +195,7 @@ fn a_full_tmpfs_arrives_with_its_limits() {
     let mut pair = Pair::new(|_| ());
     let plan = ckpt_format::container::Container::fresh("ve");
     let lock = plan.mounts.iter().find(|mount| mount.point == "/run/lock").unwrap();
-    let lock = usize::try_from(lock.filesystem).unwrap();
+    let lock = pair.source.tree_of(lock.filesystem);
     let fill = |pair: &Pair, name: &str, byte: u8| {
         pair.source.inside(lock, |top| {
             let file = fs::File::create(top.join(name))?;
@@ -236,7 +236,7 @@ fn ten_thousand_files_cost_little_when_nothing_changes() {
         }
         Ok(())
     });
-    let plan = ckpt_engine::container::capture(pair.source.container.init).unwrap().unwrap();
+    let plan = pair.source.plan();
     let trees = pair.source.trees(&plan);
     let size = node::storage::size(&trees).unwrap();
     assert!((100 * 4096..10 * MIB).contains(&size), "{size}");

@@ -3,6 +3,8 @@
 mod advice;
 mod counters;
 mod maps;
+mod prefork;
+mod sizes;
 
 use super::{Area, local};
 
@@ -26,6 +28,11 @@ pub(super) const AREA: Area = Area {
         local("sealed", "memory that nobody can unmap or protect", advice::sealed),
         local("droppable", "memory that the kernel may drop", advice::droppable),
         local("guards", "guards between pages", advice::guards),
+        local("prefork", "a family whose common memory is there once", prefork::run),
+        local("sparse", "pages far apart in sixty-four gibibytes", sizes::sparse),
+        local("areas", "three thousand areas that cannot be joined", sizes::areas),
+        local("huge", "huge pages that stay huge", sizes::huge),
+        local("growing-down", "a map that grows downwards", sizes::growing_down),
         local("churn", "maps made, resized and removed all the time; deep stacks", maps::churn),
     ],
 };

@@ -46,6 +46,7 @@ const VAIN_STOPS_MAX: u32 = 8;
 const VAIN_PAUSE: Duration = Duration::from_millis(50);
 /// How long a VE may stand still beside what its data takes on a slow disk.
 const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE_GOES_ON: Duration = Duration::from_secs(10);
 const SLOW_DISK_BYTES_PER_SECOND: u64 = 20 << 20;
 /// Between two words about how far it is.
 const PROGRESS: Duration = Duration::from_millis(200);
@@ -54,7 +55,6 @@ const PROGRESS: Duration = Duration::from_millis(200);
 #[derive(Clone, Debug)]
 pub(super) struct Wish {
     pub(super) path: PathBuf,
-    pub(super) suspends: bool,
     pub(super) leave_running: bool,
     pub(super) with_files: bool,
     pub(super) level: u8,
@@ -82,7 +82,7 @@ pub(super) async fn dump(
     let job = Job {
         outlet: outlet.clone(),
         rounds: if wish.leave_running { LIVE_ROUNDS } else { 0 },
-        patience: patience(&offer),
+        patience: patience(&offer, wish.leave_running),
         manifest: manifest(offer, with_files),
         upper: (!with_files).then(|| context.runtime.handle(&ve).map(|it| it.upper)).transpose()?,
         leave_running: wish.leave_running,
@@ -92,17 +92,16 @@ pub(super) async fn dump(
         Ok(Dumped { written, standstill, still }) => match still {
             None => Ok((written, standstill)),
             Some(still) => {
-                // Before anything else can fail: the journal says whether the VE goes on.
-                end(context, operation, &journal, still).await.map(|()| (written, standstill))
+                let ended = end(context, operation, &journal, still, wish).await;
+                ended.map(|()| (written, standstill))
             }
         },
         Err(error) => Err(error),
     };
-    if done.is_err() && wish.suspends && ve.running().is_some() {
-        // It runs, so it is not suspended.
-        super::discard_suspended(&ve);
+    // A VE that was to end and did not is ended by the next start of the daemon.
+    if done.is_ok() || journal.read()? == Some(Step::Dumping) {
+        journal.remove().map_err(CheckpointError::Journal)?;
     }
-    journal.remove().map_err(CheckpointError::Journal)?;
     let (written, standstill) = done?;
     Ok(CheckpointReport {
         ve: ve.id.number(),
@@ -224,8 +223,15 @@ async fn end(
     operation: &Operation,
     journal: &Journal,
     mut still: Still,
+    wish: &Wish,
 ) -> Result<(), CheckpointError> {
-    tokio::task::block_in_place(|| still.may_seal())?;
+    if let Err(error) = tokio::task::block_in_place(|| still.may_seal()) {
+        // It goes on, so the file is not what has become of it.
+        if let Err(source) = std::fs::remove_file(&wish.path) {
+            tracing::warn!(path = %wish.path.display(), %source, "cannot remove a checkpoint");
+        }
+        return Err(error.into());
+    }
     journal.write(Step::Stopping).map_err(CheckpointError::Journal)?;
     let sealed = still.seal()?;
     context.runtime.stop(&operation.ve, StopMode::Fast).await?;
@@ -233,9 +239,10 @@ async fn end(
     Ok(())
 }
 
-fn patience(offer: &Offer) -> Duration {
+fn patience(offer: &Offer, goes_on: bool) -> Duration {
     let bytes = offer.memory_bytes.saturating_add(offer.disk_bytes);
-    PATIENCE + Duration::from_secs(bytes / SLOW_DISK_BYTES_PER_SECOND)
+    let least = if goes_on { PATIENCE_GOES_ON } else { PATIENCE };
+    least + Duration::from_secs(bytes / SLOW_DISK_BYTES_PER_SECOND)
 }
 
 fn manifest(offer: Offer, with_files: bool) -> Box<dyn FnOnce(Clocks, Summary) -> Manifest + Send> {

@@ -111,7 +111,6 @@ impl Migrations {
         let operation = ve.operate_for_user(if suspends { "suspend" } else { "chkpnt" }).await?;
         let wish = dump::Wish {
             path: request.file.clone().unwrap_or_else(|| ve.suspended_file()),
-            suspends,
             leave_running: request.leave_running && !suspends,
             with_files: request.with_files && !suspends,
             level: request.compress,

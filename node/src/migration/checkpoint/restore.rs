@@ -214,8 +214,15 @@ impl Fitting {
             Err(error) => {
                 if files == Files::Arrived {
                     context.runtime.disown(id).await;
-                } else if let Err(second) = context.runtime.wants(id, false).await {
+                    return Err(error);
+                }
+                if let Err(second) = context.runtime.wants(id, false).await {
                     tracing::warn!(%id, "cannot take its start back: {}", chain(&second));
+                }
+                let runs =
+                    context.runtime.find(&id.to_string()).is_ok_and(|ve| ve.running().is_some());
+                if !runs {
+                    journal.remove().map_err(CheckpointError::Journal)?;
                 }
                 Err(error)
             }
@@ -385,9 +392,7 @@ fn feed(
             return Err(Unfed::User);
         }
         take(match record {
-            Record::Layout(layout) => Item::Memory(stream::Record::Layout(layout)),
-            Record::Drop { space, runs } => Item::Memory(stream::Record::Drop { space, runs }),
-            Record::Guards { pid, runs } => Item::Memory(stream::Record::Guards { pid, runs }),
+            Record::Memory(record) => Item::Memory(record),
             Record::Pages { space, runs, data } => {
                 let data = contents.get(&data)?;
                 done += data.len() as u64;

@@ -2,16 +2,17 @@
 
 use std::{
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use ckpt_engine::{
-    container::{self, clock_offsets},
+    container::{self, Found, Spaces, clock_offsets},
     procfs,
     sys::netns::Netns,
     track::Tracker,
 };
-use ckpt_format::{blocker::Blocker, container::Container as Plan, network::Network};
+use ckpt_format::{blocker::Blocker, network::Network};
 use coordinator::{Command, Coordinator, Epoch, MigrationId, ProposeError, Refused, VeId};
 use tokio::task::spawn_blocking;
 use transport::NodeId;
@@ -205,20 +206,42 @@ pub(in crate::migration) fn blockers(handle: &Handle) -> Result<Vec<Blocker>, Mi
 }
 
 /// The container and the network of a VE, seen from outside.
-fn survey(handle: &Handle) -> Result<(Plan, Network), MigrateError> {
+fn survey(handle: &Handle) -> Result<(Found, Network), MigrateError> {
     let init = handle.init;
-    let mut blockers = lasting_blockers(init, handle.id_base, handle.cgroups.freezer())?;
+    let freezer = handle.cgroups.freezer();
+    let mut blockers = lasting_blockers(init, handle.id_base, freezer)?;
     let netns = Netns::of_process(init).map_err(MigrateError::Inside)?;
     let network = state::capture(&netns, &expected(handle), None)?;
     blockers.extend(network.blockers);
-    match container::capture(init)? {
-        Ok(plan) if blockers.is_empty() => Ok((plan, network.network)),
-        Ok(_) => Err(MigrateError::Blocked(blockers)),
+    let pids = procfs::cgroup_processes(freezer).map_err(MigrateError::Inside)?;
+    match container::capture(init, &pids)? {
+        Ok(mut found) => {
+            found.plan.nested.networks = nested_networks(&found.spaces, &mut blockers)?;
+            match blockers.is_empty() {
+                true => Ok((found, network.network)),
+                false => Err(MigrateError::Blocked(blockers)),
+            }
+        }
         Err(found) => {
             blockers.extend(found);
             Err(MigrateError::Blocked(blockers))
         }
     }
+}
+
+/// What is in the network namespaces that programs have made.
+fn nested_networks(
+    spaces: &Spaces,
+    blockers: &mut Vec<Blocker>,
+) -> Result<Vec<Network>, MigrateError> {
+    let mut networks = Vec::new();
+    for namespace in spaces.networks() {
+        let namespace = namespace.try_clone().map_err(MigrateError::Inside)?;
+        let found = state::capture(&Netns::from_fd(namespace), &[], None)?;
+        blockers.extend(found.blockers);
+        networks.push(found.network);
+    }
+    Ok(networks)
 }
 
 /// Reads the VE from outside, and finds what would stop a move. Changes nothing. Without
@@ -230,10 +253,12 @@ pub(in crate::migration) fn look_at(
 ) -> Result<(Live, Message), MigrateError> {
     let (init, id_base) = (handle.init, handle.id_base);
     let freezer = handle.cgroups.freezer().to_owned();
-    let (plan, network) = survey(handle)?;
+    let (Found { plan, spaces }, network) = survey(handle)?;
     let netns = Netns::of_process(init).map_err(MigrateError::Inside)?;
-    let mut trees = source_trees(init, &plan, &handle.upper, id_base).map_err(CopyError::Files)?;
+    let mut trees = source_trees(spaces.mount_namespaces(), &plan, &handle.upper, id_base)
+        .map_err(CopyError::Files)?;
     trees.retain(|tree| own_files || !matches!(tree.kind, SourceKind::Own { .. }));
+    let spaces = Arc::new(spaces);
     let disk_bytes = storage::size(&trees).map_err(CopyError::Files)?;
     let files = FileTracker::new(trees);
     let message = Message {
@@ -266,8 +291,11 @@ pub(in crate::migration) fn look_at(
     let live = Live {
         init,
         id_base,
-        tracker: Tracker::new(&freezer, id_base, watchdog.surgeon().clone()),
+        tracker: Tracker::new(&freezer, id_base, watchdog.surgeon().clone())
+            .with_spaces(spaces.clone()),
+        spaces,
         freezer,
+        visible: handle.cgroups.visible(),
         clock_offsets: clock_offsets(init).map_err(MigrateError::Inside)?,
         files,
         netns,

@@ -1,0 +1,81 @@
+//! One thing in two places.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::mount::umount;
+
+use super::table::{Ground, bind, new};
+use crate::workload::context::Context;
+use crate::workload::outcome::{Failure, ensure, same};
+
+/// What is written by one name is read by the other, in turns.
+fn both_ways(
+    context: &mut Context,
+    ground: &Ground,
+    one: &Path,
+    two: &Path,
+) -> Result<(), Failure> {
+    let told = ground.told()?;
+    let mut turn = 0u64;
+    while context.step(Duration::from_millis(10))? {
+        turn += 1;
+        let (to, from) = if turn % 2 == 0 { (one, two) } else { (two, one) };
+        fs::write(to, turn.to_string())?;
+        if context.progress.plant() {
+            fs::write(from, "something else")?;
+        }
+        same("what the other name shows", fs::read_to_string(from)?, turn.to_string())?;
+        same("inode", fs::metadata(one)?.ino(), fs::metadata(two)?.ino())?;
+        same("mounts", ground.told()?, told.clone())?;
+    }
+    Ok(())
+}
+
+pub(super) fn directory(context: &mut Context) -> Result<(), Failure> {
+    let ground = Ground::new(context)?;
+    let (one, two) = (ground.directory("one")?, ground.directory("two")?);
+    bind(&one, &two)?;
+    both_ways(context, &ground, &one.join("file"), &two.join("file"))
+}
+
+pub(super) fn file(context: &mut Context) -> Result<(), Failure> {
+    let ground = Ground::new(context)?;
+    let (one, two) = (ground.file("one")?, ground.file("two")?);
+    bind(&one, &two)?;
+    both_ways(context, &ground, &one, &two)
+}
+
+pub(super) fn part(context: &mut Context) -> Result<(), Failure> {
+    let ground = Ground::new(context)?;
+    let whole = ground.directory("whole")?;
+    new(&whole, "tmpfs", "mode=700")?;
+    fs::create_dir_all(whole.join("deep/part"))?;
+    let (one, two) = (ground.directory("one")?, ground.directory("two")?);
+    bind(&whole.join("deep"), &one)?;
+    bind(&whole.join("deep/part"), &two)?;
+    umount(&whole)?;
+    both_ways(context, &ground, &one.join("part/file"), &two.join("file"))
+}
+
+pub(super) fn socket(context: &mut Context) -> Result<(), Failure> {
+    let ground = Ground::new(context)?;
+    let memory = ground.memory("memory", "mode=755")?;
+    let (path, place) = (memory.join("socket"), ground.file("place")?);
+    let _listener = UnixListener::bind(&path)?;
+    bind(&path, &place)?;
+    let told = ground.told()?;
+    while context.step(Duration::from_millis(20))? {
+        if context.progress.plant() {
+            umount(&place)?;
+        }
+        let shown = fs::metadata(&place)?;
+        ensure(shown.file_type().is_socket(), || "the file shows no socket".to_owned())?;
+        same("inode", shown.ino(), fs::metadata(&path)?.ino())?;
+        same("mounts", ground.told()?, told.clone())?;
+    }
+    Ok(())
+}
