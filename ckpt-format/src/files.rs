@@ -58,6 +58,7 @@ pub struct File {
     pub locks: Vec<DescriptionLock>,
     /// The mount namespace that its path is looked up in: see
     /// [`Namespaces`](crate::container::Namespaces).
+    #[serde(default)]
     pub mounts: u32,
     /// What it is.
     pub kind: Kind,
