@@ -27,6 +27,7 @@ pub struct Container {
     /// first is `/`.
     pub mounts: Vec<Mount>,
     /// The namespaces that programs in the VE have made.
+    #[serde(default)]
     pub nested: Nested,
 }
 
@@ -56,6 +57,7 @@ pub struct Filesystem {
     /// Which kind.
     pub kind: FilesystemKind,
     /// What mount tables show as its source; any text.
+    #[serde(default)]
     pub source: String,
     /// Its own options, e.g. `size=64k`; ids in them are the VE's.
     pub options: Vec<MountOption>,

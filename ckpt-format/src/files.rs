@@ -60,6 +60,7 @@ pub struct File {
     pub lease: Option<i32>,
     /// The mount namespace that its path is looked up in: see
     /// [`Namespaces`](crate::container::Namespaces).
+    #[serde(default)]
     pub mounts: u32,
     /// What it is.
     pub kind: Kind,

@@ -46,6 +46,7 @@ pub struct Shape {
     /// session or the leader of its own.
     pub heir: bool,
     /// The namespaces that it is in.
+    #[serde(default)]
     pub namespaces: Namespaces,
 }
 

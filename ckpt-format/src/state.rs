@@ -21,6 +21,7 @@ pub struct State {
     /// The descriptor table of each process.
     pub tables: BTreeMap<i32, Vec<Descriptor>>,
     /// The cgroups that the VE manages itself, parents first.
+    #[serde(default)]
     pub cgroups: Vec<Cgroup>,
     /// Links, addresses, routes and neighbours at the freeze.
     pub network: Network,

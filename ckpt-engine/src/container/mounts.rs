@@ -76,10 +76,10 @@ pub(super) fn build(plan: &Plan, root: OwnedFd, own: &Own) -> Result<Built, Fail
     for table in &tables[1..] {
         unshare(libc::CLONE_NEWNS).map_err(at("make", "a mount namespace"))?;
         namespaces.push(own.open("mnt").map_err(at("keep", "a mount namespace"))?);
-        assemble(table)?;
+        assemble(plan, table)?;
         join(back.as_fd(), libc::CLONE_NEWNS).map_err(at("leave", "a mount namespace"))?;
     }
-    assemble(&tables[0])?;
+    assemble(plan, &tables[0])?;
     groups.apply(tables.iter().flatten())?;
     Ok(Built { trees, namespaces })
 }
@@ -117,7 +117,8 @@ fn make(filesystem: &Filesystem) -> io::Result<OwnedFd> {
         return Ok(device.open(Path::new("/dev").join(name))?.into());
     }
     let context = FilesystemContext::open(filesystem.kind.name())?;
-    context.set("source", Some(&filesystem.source))?;
+    let source = Some(filesystem.source.as_str()).filter(|source| !source.is_empty());
+    context.set("source", source.or(Some(filesystem.kind.name())))?;
     for option in &filesystem.options {
         // What is in memory is filled first.
         if option.name != "ro" || !filesystem.holds_files() {
@@ -149,7 +150,7 @@ fn finish(mount: &Mount, made: &OwnedFd) -> io::Result<()> {
 }
 
 /// Attaches the mounts of one namespace, which becomes the caller's tree.
-fn assemble(table: &[(&Mount, OwnedFd)]) -> Result<(), Failure> {
+fn assemble(plan: &Plan, table: &[(&Mount, OwnedFd)]) -> Result<(), Failure> {
     let here = File::open("/").map_err(at("open", "/"))?;
     let top = table.first().filter(|(mount, _)| mount.point == "/");
     let (_, top) = top.ok_or_else(|| at("find", "/")(io::ErrorKind::InvalidInput.into()))?;
@@ -163,7 +164,10 @@ fn assemble(table: &[(&Mount, OwnedFd)]) -> Result<(), Failure> {
         });
         let (parent, point) =
             on.ok_or_else(|| at("find what holds", &mount.point)(io::ErrorKind::NotFound.into()))?;
-        let file_type = if mount.is_directory() { libc::S_IFDIR } else { libc::S_IFREG };
+        let shown = usize::try_from(mount.filesystem).ok().and_then(|it| plan.filesystems.get(it));
+        let device = shown.is_some_and(|it| matches!(it.kind, FilesystemKind::Device { .. }));
+        let directory = mount.is_directory() && !device;
+        let file_type = if directory { libc::S_IFDIR } else { libc::S_IFREG };
         place::make(parent.as_fd(), point, file_type).map_err(at("make", &mount.point))?;
         attach(made.as_fd(), parent.as_fd(), point).map_err(at("mount", &mount.point))?;
     }

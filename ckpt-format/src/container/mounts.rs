@@ -10,21 +10,30 @@ pub struct Mount {
     /// Where in the tree of its namespace.
     pub point: String,
     /// The place, in the same list, of the mount that it stands on. `/` stands on itself.
+    #[serde(default)]
     pub parent: u32,
     /// Which of [`Container::filesystems`] it shows.
     pub filesystem: u32,
     /// Which directory or file of it; `/` for all of it.
     pub root: String,
     /// The type of that, as in `st_mode`: files can be mounted, too.
+    #[serde(default = "directory")]
     pub file_type: u32,
     /// `MOUNT_ATTR_*` bits.
     pub attributes: u64,
     /// The group of mounts that pass new mounts on to each other. The numbers mean nothing else.
+    #[serde(default)]
     pub peers: Option<u32>,
     /// The group whose new mounts it gets, too.
+    #[serde(default)]
     pub master: Option<u32>,
     /// Cannot be mounted elsewhere.
+    #[serde(default)]
     pub unbindable: bool,
+}
+
+fn directory() -> u32 {
+    super::S_IFDIR
 }
 
 impl Mount {
