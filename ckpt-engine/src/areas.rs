@@ -1,12 +1,19 @@
 //! From the lines of `/proc/PID/maps` to [`Area`]s, and the difference between two layouts.
 
-use std::{collections::HashMap, fs::File, io, os::linux::fs::MetadataExt};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    os::{linux::fs::MetadataExt, unix::ffi::OsStrExt},
+};
 
 use ckpt_format::memory::{Area, Backing, SharedKind, SharedObject};
 
 use crate::{
+    ipc,
     procfs::{self, AreaFlags, MapLine, ProcError},
     ranges::Ranges,
+    unnamed,
 };
 
 /// The address space of one process as read from outside.
@@ -35,18 +42,18 @@ impl AddressSpace {
         let mut space = Self { flags, ..Self::default() };
         for line in &lines {
             let flags = space.flags.get(&line.start).copied().unwrap_or_default();
-            space.add(line, flags);
+            space.add(pid, line, flags);
         }
         space.lines = lines;
         Ok(space)
     }
 
-    fn add(&mut self, line: &MapLine, flags: AreaFlags) {
+    fn add(&mut self, pid: i32, line: &MapLine, flags: AreaFlags) {
         if let Some(why) = unsupported(line, flags) {
             self.unsupported.push((line.name.clone(), why));
             return;
         }
-        let backing = backing(line);
+        let backing = backing(pid, line);
         if let Backing::Shared { object } = backing {
             self.shared.insert(object, (line.start, line.end));
         }
@@ -57,7 +64,7 @@ impl AddressSpace {
             shared: line.shared,
             grows_down: flags.grows_down,
             may_write: flags.may_write,
-            offset: if line.inode == 0 { 0 } else { line.offset },
+            offset: if line.inode == 0 && !is_segment(line) { 0 } else { line.offset },
             backing,
             advice: flags.advice,
         });
@@ -70,8 +77,7 @@ impl AddressSpace {
 }
 
 fn unsupported(line: &MapLine, flags: AreaFlags) -> Option<&'static str> {
-    let on_shm = line.inode != 0 && line.device == shm_device();
-    if matches!(backing(line), Backing::Vdso | Backing::Vvar | Backing::Vsyscall) {
+    if is_own(line) {
         None
     } else if flags.hugetlb {
         Some("memory of huge pages (hugetlb)")
@@ -81,31 +87,45 @@ fn unsupported(line: &MapLine, flags: AreaFlags) -> Option<&'static str> {
         Some("a shadow stack")
     } else if flags.userfault {
         Some("memory served by the program's own userfaultfd")
-    } else if on_shm && line.name.starts_with("/SYSV") {
-        Some("System V shared memory")
     } else if line.name.starts_with("/[aio]") {
         Some("an AIO context")
     } else if line.name.starts_with("anon_inode:") {
         Some("memory of the kernel")
-    } else if line.inode != 0 && !on_shm && line.name.ends_with(" (deleted)") {
-        Some("a mapping of a deleted file")
     } else {
         None
     }
 }
 
-fn backing(line: &MapLine) -> Backing {
+/// What every process has from the kernel.
+fn is_own(line: &MapLine) -> bool {
+    matches!(line.name.as_str(), "[vdso]" | "[vvar]" | "[vvar_vclock]" | "[vsyscall]")
+}
+
+fn backing(pid: i32, line: &MapLine) -> Backing {
     match line.name.as_str() {
         "[vdso]" => Backing::Vdso,
         "[vvar]" | "[vvar_vclock]" => Backing::Vvar,
         "[vsyscall]" => Backing::Vsyscall,
+        _ if is_segment(line) => Backing::Shared { object: ipc::segment_id(line.inode) },
         _ if line.inode == 0 => {
             let name = line.name.strip_prefix("[anon:").and_then(|name| name.strip_suffix(']'));
             Backing::Anonymous { name: name.map(str::to_owned) }
         }
         _ if line.device == shm_device() => Backing::Shared { object: line.inode },
+        path if path.ends_with(" (deleted)") => {
+            // Gone again already, or a name that only looks so: then it is found by that.
+            match unnamed::mapped_id(pid, line.start, line.end) {
+                Ok(object) => Backing::Shared { object },
+                Err(_) => Backing::File { path: path.to_owned(), inode: line.inode },
+            }
+        }
         path => Backing::File { path: path.to_owned(), inode: line.inode },
     }
+}
+
+/// Whether it shows a System V segment. That has its own number, from 0 on, in place of an inode's.
+fn is_segment(line: &MapLine) -> bool {
+    line.name.starts_with("/SYSV") && line.device == shm_device()
 }
 
 /// The device number, as maps shows it, of the kernel's own tmpfs where memfds and shared
@@ -129,29 +149,26 @@ pub fn open_shared(
     id_base: u32,
 ) -> io::Result<(File, SharedObject)> {
     let path = procfs::path(pid, &format!("map_files/{start:x}-{end:x}"));
-    let target = std::fs::read_link(&path)?.to_string_lossy().into_owned();
-    let file = match File::options().read(true).write(true).open(&path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => File::open(&path)?,
-        other => other?,
-    };
-    let metadata = file.metadata()?;
-    if metadata.st_ino() != object {
-        return Err(io::ErrorKind::NotFound.into());
+    let link = std::fs::read_link(&path)?;
+    let link = link.as_os_str().as_bytes();
+    let file = File::open(&path)?;
+    if link.starts_with(b"/SYSV") && ipc::is_segment(object) {
+        let segment = ipc::segment(pid, object, id_base)?;
+        let kind = SharedKind::Segment(segment);
+        return Ok((file, SharedObject { id: object, size: segment.size, kind }));
     }
-    let name = target.strip_prefix("/memfd:").and_then(|name| name.strip_suffix(" (deleted)"));
-    let kind = match name {
-        None => SharedKind::Anonymous,
-        Some(name) => SharedKind::Memfd {
-            name: name.to_owned(),
-            seals: nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_GET_SEALS)
-                .map_or(0, |seals| seals as u32),
-            mode: metadata.st_mode() & 0o7777,
-            uid: metadata.st_uid().wrapping_sub(id_base),
-            gid: metadata.st_gid().wrapping_sub(id_base),
-        },
+    let described = match link.starts_with(b"/dev/zero") || link.starts_with(b"/[") {
+        true => {
+            let metadata = file.metadata()?;
+            let (id, size) = (metadata.st_ino(), metadata.st_size());
+            SharedObject { id, size, kind: SharedKind::Anonymous }
+        }
+        false => unnamed::describe(&file, link, id_base)?,
     };
-    let size = metadata.st_size();
-    Ok((file, SharedObject { id: object, size, kind }))
+    match described.id == object {
+        true => Ok((file, described)),
+        false => Err(io::ErrorKind::NotFound.into()),
+    }
 }
 
 /// The addresses at which `old` and `new` show the same thing, so that pages already sent stay

@@ -12,6 +12,7 @@ pub mod files;
 pub mod freeze;
 pub mod host;
 pub mod inject;
+pub mod ipc;
 mod kin;
 pub mod procfs;
 pub mod ranges;
@@ -20,3 +21,4 @@ pub mod surgeon;
 #[expect(unsafe_code, reason = "the only module that talks to the kernel directly")]
 pub mod sys;
 pub mod track;
+pub mod unnamed;

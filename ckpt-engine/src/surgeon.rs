@@ -9,7 +9,7 @@
 use std::{
     io::{self, Read, Write},
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
     path::{Path, PathBuf},
@@ -17,13 +17,18 @@ use std::{
     time::Duration,
 };
 
-use ckpt_format::{codec, process::Processes};
+use ckpt_format::{
+    codec,
+    ipc::{Ipc, SemaphoreSet},
+    process::Processes,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     capture::{self, CaptureError, IdMap},
     freeze::Frozen,
     inject::{InjectError, Stopped},
+    ipc::{self, Letters, Opened},
     sys::{
         ancillary, ptrace, task,
         userfault::{self, Tracking},
@@ -49,7 +54,8 @@ pub struct Patient {
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
     Arm { host: i32, vdso: u64 },
-    Capture { cgroup: PathBuf, patients: Vec<Patient>, ids: IdMap },
+    Capture { cgroup: PathBuf, patients: Vec<Patient>, ids: IdMap, sets: Vec<SemaphoreSet> },
+    ReadLetters { asker: i32, mailboxes: Vec<i32> },
     HideInterruption { cgroup: PathBuf },
 }
 
@@ -73,15 +79,43 @@ impl Surgeon {
         Tracking::new(descriptor).map_err(|source| call_failed(host, source))
     }
 
-    /// Captures frozen processes, in this order. They are frozen again afterwards.
+    /// Captures frozen processes, in this order, with what each does at its end to these
+    /// semaphores. They are frozen again afterwards.
     pub fn capture(
         &self,
         frozen: &Frozen,
         patients: Vec<Patient>,
         ids: IdMap,
+        sets: Vec<SemaphoreSet>,
     ) -> Result<Processes, CaptureError> {
         let cgroup = frozen.cgroup().to_owned();
-        self.ask::<Result<_, CaptureError>>(&Request::Capture { cgroup, patients, ids })?.0
+        let request = Request::Capture { cgroup, patients, ids, sets };
+        self.ask::<Result<_, CaptureError>>(&request)?.0
+    }
+
+    /// Fills in the messages of the mailboxes of a frozen VE, which are open here. To read them
+    /// they have to be taken out for a moment: a daemon that died then would lose them.
+    pub fn read_letters(&self, opened: &[Opened], into: &mut Ipc) -> Result<(), CaptureError> {
+        let mut filled = Vec::new();
+        for (place, mailbox) in opened.iter().enumerate() {
+            if mailbox.holds_letters().map_err(lost)? {
+                filled.push((place, mailbox.file.as_raw_fd()));
+            }
+        }
+        if filled.is_empty() {
+            return Ok(());
+        }
+        let asker = std::process::id().cast_signed();
+        let mailboxes = filled.iter().map(|(_, fd)| *fd).collect();
+        let request = Request::ReadLetters { asker, mailboxes };
+        let letters = self.ask::<Result<Vec<Letters>, InjectError>>(&request)?.0?;
+        for ((place, _), letters) in filled.iter().zip(letters) {
+            let letters = letters.into_iter().map(|(priority, text)| (priority, text.into()));
+            if let Some(mailbox) = into.mailboxes.get_mut(*place) {
+                mailbox.messages = letters.collect();
+            }
+        }
+        Ok(())
     }
 
     /// Sees to it that programs in a frozen cgroup do not notice the freeze when it ends; see
@@ -134,6 +168,7 @@ pub fn serve(mut socket: UnixStream, theatre: &Theatre) -> io::Result<()> {
             }
             Outcome::Armed(Err(error)) => send(&mut socket, &Err::<(), _>(error), None)?,
             Outcome::Captured(captured) => send(&mut socket, &captured, None)?,
+            Outcome::Letters(letters) => send(&mut socket, &letters, None)?,
             Outcome::Hidden(hidden) => send(&mut socket, &hidden, None)?,
         }
     }
@@ -143,14 +178,20 @@ pub fn serve(mut socket: UnixStream, theatre: &Theatre) -> io::Result<()> {
 enum Outcome {
     Armed(Result<OwnedFd, InjectError>),
     Captured(Result<Processes, CaptureError>),
+    Letters(Result<Vec<Letters>, InjectError>),
     Hidden(Result<(), CaptureError>),
 }
 
 fn operate(request: Request) -> Outcome {
     match request {
         Request::Arm { host, vdso } => Outcome::Armed(arm(host, vdso)),
-        Request::Capture { cgroup, patients, ids } => {
-            Outcome::Captured(on_frozen(&cgroup, |frozen| capture::capture(frozen, &patients, ids)))
+        Request::Capture { cgroup, patients, ids, sets } => {
+            Outcome::Captured(on_frozen(&cgroup, |frozen| {
+                capture::capture(frozen, &patients, ids, &sets)
+            }))
+        }
+        Request::ReadLetters { asker, mailboxes } => {
+            Outcome::Letters(read_letters(asker, &mailboxes).map_err(lost))
         }
         Request::HideInterruption { cgroup } => {
             Outcome::Hidden(on_frozen(&cgroup, capture::hide_interruption))
@@ -164,8 +205,14 @@ fn refuse(request: &Request) -> Outcome {
     match request {
         Request::Arm { .. } => Outcome::Armed(Err(closed())),
         Request::Capture { .. } => Outcome::Captured(Err(closed().into())),
+        Request::ReadLetters { .. } => Outcome::Letters(Err(closed())),
         Request::HideInterruption { .. } => Outcome::Hidden(Err(closed().into())),
     }
+}
+
+fn read_letters(asker: i32, mailboxes: &[i32]) -> io::Result<Vec<Letters>> {
+    let asker = task::pidfd_open(asker)?;
+    mailboxes.iter().map(|&fd| ipc::read_letters(&task::pidfd_getfd(&asker, fd)?)).collect()
 }
 
 /// Works on a cgroup that somebody else has frozen, and will let go on.

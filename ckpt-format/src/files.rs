@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::memory::SharedObject;
+use crate::{ipc::Ipc, memory::SharedObject};
 
 mod object;
 mod socket;
@@ -27,15 +27,15 @@ pub struct Files {
     pub files: Vec<File>,
     /// Pipes and FIFOs, referred to by [`Kind::Pipe`].
     pub pipes: Vec<Pipe>,
-    /// Files without a name, referred to by [`Kind::Deleted`].
-    pub deleted: Vec<DeletedFile>,
-    /// The memfds that descriptors refer to. Their contents travel with the shared memory,
-    /// under the same [`SharedObject::id`].
-    pub memfds: Vec<SharedObject>,
+    /// The memfds and the files without a name that descriptors refer to. Their contents travel
+    /// with the shared memory, under the same [`SharedObject::id`].
+    pub unnamed: Vec<SharedObject>,
     /// Pseudo terminals, referred to by [`Kind::PtyMaster`] and [`Kind::PtySlave`].
     pub terminals: Vec<Terminal>,
     /// POSIX record locks, which belong to a process and not to a description.
     pub record_locks: Vec<RecordLock>,
+    /// What is known by a number or a name in the VE's IPC namespace.
+    pub ipc: Ipc,
 }
 
 impl Files {
@@ -56,6 +56,8 @@ pub struct File {
     pub signal: i32,
     /// Locks that belong to the description: flock(2) and `F_OFD_SETLK`.
     pub locks: Vec<DescriptionLock>,
+    /// `F_GETLEASE`: `F_RDLCK` or `F_WRLCK`, when there is a lease on it.
+    pub lease: Option<i32>,
     /// The mount namespace that its path is looked up in: see
     /// [`Namespaces`](crate::container::Namespaces).
     pub mounts: u32,
@@ -103,10 +105,16 @@ pub enum Kind {
     Path(PathFile),
     /// A file that has no name any more.
     Deleted {
-        /// Index in [`Files::deleted`].
-        file: u32,
+        /// [`SharedObject::id`] in [`Files::unnamed`].
+        object: u64,
         /// The offset in bytes.
         offset: u64,
+    },
+    /// A directory that has no name any more: an empty one.
+    DeletedDirectory {
+        /// The name that it once had, inside the VE.
+        #[serde(with = "serde_bytes")]
+        path: Vec<u8>,
     },
     /// An end of a pipe or FIFO; which end is told by the flags.
     Pipe {
@@ -129,17 +137,36 @@ pub enum Kind {
     },
     /// memfd_create(2).
     Memfd {
-        /// [`SharedObject::id`] in [`Files::memfds`].
+        /// [`SharedObject::id`] in [`Files::unnamed`].
         object: u64,
         /// The offset in bytes.
         offset: u64,
     },
-    /// pidfd_open(2) of a process that still exists.
+    /// pidfd_open(2) of a process that still exists, if only as a zombie.
     Process {
         /// The process inside the VE.
         pid: i32,
         /// `PIDFD_THREAD` was given.
         thread: bool,
+    },
+    /// pidfd_open(2) of a process that is gone.
+    GoneProcess {
+        /// The wait status that it ended with.
+        status: i32,
+        /// `PIDFD_THREAD` was given.
+        thread: bool,
+    },
+    /// A namespace, held open.
+    Namespace {
+        /// The name of its file below `/proc/PID/ns`.
+        name: String,
+        /// A process inside the VE that is in it.
+        pid: i32,
+    },
+    /// mq_open(3).
+    Mailbox {
+        /// Index in [`Ipc::mailboxes`].
+        mailbox: u32,
     },
     /// inotify_init(2).
     Inotify {

@@ -11,6 +11,7 @@ pub mod container;
 pub mod controls;
 pub mod files;
 pub mod image;
+pub mod ipc;
 pub mod memory;
 pub mod network;
 pub mod process;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ipc::Segment;
+
 /// The size of a page of the architectures that we support, in bytes.
 pub const PAGE: u64 = 4096;
 
@@ -99,10 +101,12 @@ pub struct Advice {
     pub sealed: bool,
 }
 
-/// Memory that more than one mapping can show: shared anonymous memory and memfds.
+/// Memory that more than one mapping or descriptor can show, and whose contents travel with the
+/// memory of the processes: shared anonymous memory, memfds, System V segments, and files without
+/// a name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SharedObject {
-    /// Unique in one capture: the inode number on the source.
+    /// Unique in one capture.
     pub id: u64,
     /// The size in bytes.
     pub size: u64,
@@ -127,6 +131,22 @@ pub enum SharedKind {
         uid: u32,
         /// Group inside the VE.
         gid: u32,
+    },
+    /// shmget(2).
+    Segment(Segment),
+    /// A file of the VE that has no name any more.
+    Deleted {
+        /// The name that it once had, inside the VE.
+        #[serde(with = "serde_bytes")]
+        path: Vec<u8>,
+        /// The permission bits.
+        mode: u32,
+        /// Owner inside the VE.
+        uid: u32,
+        /// Group inside the VE.
+        gid: u32,
+        /// Made by `O_TMPFILE`, so it may still be linked to a name.
+        linkable: bool,
     },
 }
 

@@ -6,6 +6,7 @@ use crate::{
     container::Namespaces,
     controls::{ProcessControls, ThreadControls},
     files::FileId,
+    ipc::SemaphoreUndo,
     memory::{MemoryMap, SharedObject},
     seccomp::Filter,
 };
@@ -68,6 +69,8 @@ pub struct Process {
     pub memory: MemoryMap,
     /// The program, by its path inside the VE.
     pub exe: String,
+    /// The program, where the path has gone: a [`SharedObject::id`] of the layout.
+    pub exe_object: Option<u64>,
     /// The working directory inside the VE.
     pub cwd: String,
     /// The root directory inside the VE, `/` unless it called chroot(2).
@@ -104,6 +107,8 @@ pub struct Process {
     pub personality: u32,
     /// Stopped by a signal (job control), and by which.
     pub stopped: Option<i32>,
+    /// What the end of the process adds to semaphores.
+    pub semaphore_undo: Vec<SemaphoreUndo>,
     /// The threads; the first is the leader.
     pub threads: Vec<Thread>,
 }

@@ -15,11 +15,13 @@ pub mod supervisor;
 
 mod cgroups;
 mod files;
+mod ipc;
 mod memory;
 mod mounts;
 mod namespaces;
 mod objects;
 mod processes;
+mod scale;
 mod sockets;
 mod time;
 
@@ -68,8 +70,10 @@ pub struct Area {
 pub const AREAS: &[Area] = &[
     memory::AREA,
     processes::AREA,
+    scale::AREA,
     time::AREA,
     files::AREA,
+    ipc::AREA,
     sockets::AREA,
     objects::AREA,
     mounts::AREA,

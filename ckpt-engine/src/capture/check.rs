@@ -47,11 +47,6 @@ fn check_process(host: i32) -> Result<Vec<Blocker>, ProcError> {
         }
         return Ok(blockers);
     }
-    for name in ["exe", "cwd"] {
-        if procfs::link(host, name)?.ends_with(" (deleted)") {
-            add(format!("deleted {name}"), "restart the program");
-        }
-    }
     if status.numbers("NSpid", 10)?.len() > namespace_depth()? + 1 {
         add("process in a nested pid namespace".to_owned(), "stop the container in the VE");
     }

@@ -11,7 +11,7 @@ mod seccomp;
 mod thread;
 mod timers;
 
-use ckpt_format::{blocker::Blocker, process::Processes};
+use ckpt_format::{blocker::Blocker, ipc::SemaphoreSet, process::Processes};
 use serde::{Deserialize, Serialize};
 
 pub use self::check::check;
@@ -79,6 +79,7 @@ pub(crate) fn capture(
     frozen: &Frozen,
     patients: &[Patient],
     ids: IdMap,
+    sets: &[SemaphoreSet],
 ) -> Result<Processes, CaptureError> {
     let mut stopped = Vec::new();
     for patient in patients {
@@ -92,7 +93,7 @@ pub(crate) fn capture(
         };
         stopped.push((patient, threads));
     }
-    let captured = capture_stopped(frozen, &mut stopped, ids);
+    let captured = capture_stopped(frozen, &mut stopped, ids, sets);
     // Frozen again first: a thread let go must not run.
     let refrozen = frozen.again();
     let_go(stopped);
@@ -134,17 +135,24 @@ fn capture_stopped(
     frozen: &Frozen,
     stopped: &mut [(&Patient, Vec<Stopped>)],
     ids: IdMap,
+    sets: &[SemaphoreSet],
 ) -> Result<Processes, CaptureError> {
     frozen.open_for_injection()?;
     let mut processes = Processes::default();
+    let init = stopped.iter().find(|(patient, _)| patient.inner == 1);
+    let namespace = |host| procfs::link(host, "ns/ipc").ok();
+    let theirs = init.filter(|_| !sets.is_empty()).and_then(|(init, _)| namespace(init.host));
     let mut filters = seccomp::Filters::default();
     for (patient, threads) in stopped {
+        // In a namespace of its own the same numbers mean others.
+        let seen = theirs.is_some() && namespace(patient.host) == theirs;
+        let sets = if seen { sets } else { &[] };
         if patient.inner == 1
             && let Some(init) = threads.first()
         {
             processes.last_pid = process::last_pid(patient, init)?;
         }
-        processes.processes.push(process::capture(patient, threads, ids, &mut filters)?);
+        processes.processes.push(process::capture(patient, threads, ids, sets, &mut filters)?);
     }
     processes.filters = filters.into_list();
     Ok(processes)

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use ckpt_format::{
     controls::ProcessControls,
+    ipc::SemaphoreSet,
     memory::MemoryMap,
     process::{IntervalTimer, PosixTimer, Process, SignalAction, SignalInfo, Thread},
 };
@@ -16,9 +17,11 @@ use super::{
 };
 use crate::{
     inject::{Batch, Done, Gate, InjectError, Stopped},
+    ipc,
     procfs::{self, ProcError, Stat, Status},
     surgeon::Patient,
     sys::{event, ptrace, task},
+    unnamed,
 };
 
 const MEMBARRIER_GET_REGISTRATIONS: u64 = 1 << 9;
@@ -42,6 +45,7 @@ pub(super) fn capture(
     patient: &Patient,
     threads: &mut [Stopped],
     ids: IdMap,
+    sets: &[SemaphoreSet],
     filters: &mut Filters,
 ) -> Result<Process, CaptureError> {
     let host = patient.host;
@@ -55,6 +59,7 @@ pub(super) fn capture(
     let start = now(host)?;
     let answers = ask(host, gate, threads);
     let timers_read_at_ns = now(host)?;
+    let undo = ipc::adjustments(leader, gate, sets);
     // Signals last: a timer that ends meanwhile is then seen as a pending signal.
     let pending = pending(leader.tid, threads);
     let end = now(host)?;
@@ -64,6 +69,7 @@ pub(super) fn capture(
     gate.close(leader, vdso)?;
     let (questions, done, others) = answers?;
     let (pending, pending_by_thread) = pending?;
+    let semaphore_undo = undo?;
 
     let mut all = Vec::with_capacity(threads.len());
     let asked = std::iter::once((&questions.leader, &done))
@@ -79,6 +85,7 @@ pub(super) fn capture(
     let inner_by_host: HashMap<i32, i32> =
         threads.iter().zip(&all).map(|(stopped, thread)| (stopped.tid, thread.tid)).collect();
     process.threads = all;
+    process.semaphore_undo = semaphore_undo;
     process.pending = pending;
     fill_in(&mut process, &questions, &done)?;
     process.timers_read_at_ns = timers_read_at_ns;
@@ -255,6 +262,7 @@ fn from_outside(host: i32, inner: i32, status: &Status) -> Result<Process, ProcE
     Ok(Process {
         pid: inner,
         memory,
+        exe_object: gone_program(host)?,
         exe: procfs::link(host, "exe")?,
         cwd: procfs::link(host, "cwd")?,
         root: procfs::link(host, "root")?,
@@ -274,6 +282,17 @@ fn from_outside(host: i32, inner: i32, status: &Status) -> Result<Process, ProcE
         membarrier: 0,
         personality: small("personality", 16)?,
         stopped: None,
+        semaphore_undo: Vec::new(),
         threads: Vec::new(),
     })
+}
+
+/// The program of a process whose path has gone, for instance because there is a new version.
+fn gone_program(host: i32) -> Result<Option<u64>, ProcError> {
+    if !procfs::link(host, "exe")?.ends_with(" (deleted)") {
+        return Ok(None);
+    }
+    unnamed::program_id(host)
+        .map(Some)
+        .map_err(|source| ProcError::Read { path: procfs::path(host, "exe"), source })
 }

@@ -2,22 +2,29 @@
 //! to be put back afterwards.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs, io,
 };
 
 use ckpt_format::{
     blocker::Blocker,
     files::{File, Files, Kind, SignalOwner},
+    ipc::Notify,
+    memory::SharedObject,
     process::Descriptor,
 };
 
 use super::{
     Holder, Source, deleted, epoll, event,
     find::{Found, Object, Refusal},
-    inotify, lock, memfd, path, pipe, process, socket, tcp, terminal, timer, udp, unix,
+    inotify, lock, mailbox, memfd, nsfs, path, pipe, process, socket, tcp, terminal, timer, udp,
+    unix,
 };
-use crate::sys::descriptor::{self, Query};
+use crate::{
+    ipc::{self, Opened},
+    sys::descriptor::{self, Query},
+    unnamed,
+};
 
 /// What [`capture`] has read.
 #[derive(Debug)]
@@ -26,6 +33,11 @@ pub struct Captured {
     pub files: Files,
     /// The descriptor table of each process by its number inside the VE.
     pub tables: BTreeMap<i32, Vec<Descriptor>>,
+    /// The contents of [`Files::unnamed`], to be read.
+    pub contents: Vec<(SharedObject, fs::File)>,
+    /// The message queues, in the order of [`ckpt_format::ipc::Ipc::mailboxes`]. Their messages
+    /// are still to be read.
+    pub mailboxes: Vec<Opened>,
     /// Puts the originals back as they were, if they are to run on.
     pub undo: Undo,
 }
@@ -72,6 +84,9 @@ pub fn mend(source: &Source<'_>) -> Result<usize, Vec<Blocker>> {
 enum Class {
     ByPath,
     Deleted,
+    DeletedDirectory,
+    Namespace,
+    Mailbox,
     Memfd,
     Pipe,
     Event,
@@ -90,8 +105,10 @@ pub(super) struct Capture<'a> {
     pub(super) source: &'a Source<'a>,
     pub(super) found: Found,
     pub(super) files: Files,
-    /// Places in [`Files::deleted`] and [`Files::pipes`] by inode.
-    pub(super) deleted: HashMap<(u64, u64), u32>,
+    /// The contents of [`Files::unnamed`].
+    contents: Vec<(SharedObject, fs::File)>,
+    pub(super) mailboxes: Vec<Opened>,
+    /// Places in [`Files::pipes`] by inode.
     pub(super) pipes: HashMap<(u64, u64), u32>,
     /// Places in [`Files::terminals`] by number.
     pub(super) terminals: HashMap<u32, u32>,
@@ -106,7 +123,8 @@ pub(super) struct Capture<'a> {
 /// The caller has stopped the network of the VE before, so that connections are quiet.
 pub fn capture(source: &Source<'_>) -> Result<Captured, Vec<Blocker>> {
     let mut capture = Capture::new(source)?;
-    let mut blockers = Vec::new();
+    capture.read_ipc()?;
+    let mut blockers = hidden_ipc(source);
     // The list grows while it is read: sockets hold files in flight.
     let mut place = 0;
     while place < capture.found.objects.len() {
@@ -130,15 +148,18 @@ pub fn capture(source: &Source<'_>) -> Result<Captured, Vec<Blocker>> {
             for (place, locks) in locks.descriptions {
                 capture.files.files[place].locks = locks;
             }
+            for (place, lease) in locks.leases {
+                capture.files.files[place].lease = Some(lease);
+            }
             capture.files.record_locks = locks.records;
         }
         Err((place, why)) => blockers.extend(capture.found.blockers(source, place, &why)),
     }
     if blockers.is_empty() {
-        let Capture { files, found, undo, .. } = capture;
-        // All our descriptors but those in `undo` are closed here: while we hold an end of a
-        // pipe or socket nobody can see that the VE has closed it.
-        Ok(Captured { files, tables: found.tables, undo })
+        let Capture { files, found, contents, mailboxes, undo, .. } = capture;
+        // All our descriptors of pipes and sockets but those in `undo` are closed here: while we
+        // hold an end of one nobody can see that the VE has closed it.
+        Ok(Captured { files, tables: found.tables, contents, mailboxes, undo })
     } else {
         Err(blockers)
     }
@@ -167,6 +188,8 @@ fn look(source: &Source<'_>) -> Vec<Blocker> {
     let refused = objects.filter_map(|(place, object)| {
         let why = match capture.class(object) {
             Ok(Class::Socket(protocol)) => socket::check_peer(&capture, object, protocol).err()?,
+            // It is remembered what is found.
+            Ok(Class::Inotify) => inotify::capture(object, source.init).err()?,
             other => other.err()?,
         };
         Some(capture.found.blockers(source, place, &why))
@@ -176,7 +199,25 @@ fn look(source: &Source<'_>) -> Vec<Blocker> {
         blockers.extend(capture.found.blockers(source, place, &why));
     }
     blockers.extend(source.processes.iter().filter_map(traced));
+    blockers.extend(hidden_ipc(source));
     blockers
+}
+
+/// The objects of IPC namespaces that services have of their own, by one process in each.
+fn hidden_ipc(source: &Source<'_>) -> Vec<Blocker> {
+    let namespace = |host: i32| fs::read_link(format!("/proc/{host}/ns/ipc")).ok();
+    let mut seen = HashSet::from([namespace(source.init)]);
+    let own = source.processes.iter().filter(|holder| seen.insert(namespace(holder.host_pid)));
+    // One that has ended meanwhile holds nothing.
+    let filled = own.filter(|holder| !ipc::holds_nothing(holder.host_pid).unwrap_or(true));
+    let blocker = |holder: &Holder<'_>| Blocker {
+        pid: holder.pid,
+        command: holder.command.clone(),
+        fd: None,
+        object: "System V or POSIX objects in an IPC namespace of its own".to_owned(),
+        hint: "stop the service, or let it run without PrivateIPC".to_owned(),
+    };
+    filled.map(blocker).collect()
 }
 
 /// A process that a debugger holds cannot be held by us.
@@ -195,35 +236,33 @@ fn traced(holder: &Holder<'_>) -> Option<Blocker> {
 
 /// Keeps the place of a description that is refused, so that the others keep their numbers.
 fn unreadable() -> File {
-    let kind = Kind::Signal { mask: 0 };
-    File { flags: 0, owner: None, signal: 0, locks: Vec::new(), mounts: 0, kind }
+    plain(0, Kind::Signal { mask: 0 })
+}
+
+/// A description without anything that can be put on it.
+fn plain(flags: u32, kind: Kind) -> File {
+    File { flags, owner: None, signal: 0, locks: Vec::new(), lease: None, mounts: 0, kind }
 }
 
 impl<'a> Capture<'a> {
     fn new(source: &'a Source<'a>) -> Result<Self, Vec<Blocker>> {
-        let unreadable = |what: &str, error: io::Error| {
-            vec![Blocker {
-                pid: 1,
-                command: "init".to_owned(),
-                fd: None,
-                object: format!("{what} that could not be read: {error}"),
-                hint: "try again".to_owned(),
-            }]
-        };
         let mounts = match &source.mounts {
             Some(mounts) => mounts.clone(),
-            None => mounts(source.init).map_err(|error| unreadable("a mount table", error))?,
+            None => {
+                mounts(source.init).map_err(|error| unreadable_part("a mount table", &error))?
+            }
         };
         Ok(Self {
             source,
             found: Found::of(source)?,
             files: Files::default(),
-            deleted: HashMap::new(),
+            contents: Vec::new(),
+            mailboxes: Vec::new(),
             pipes: HashMap::new(),
             terminals: HashMap::new(),
             mounts,
             network: socket::Network::of(source.init)
-                .map_err(|error| unreadable("the network namespace", error))?,
+                .map_err(|error| unreadable_part("the network namespace", &error))?,
             undo: Undo::default(),
         })
     }
@@ -238,17 +277,23 @@ impl<'a> Capture<'a> {
         if object.is_path_only() {
             return self.inside_the_mounts(object).map(|()| Class::ByPath);
         }
+        if nsfs::is_namespace(object) {
+            return nsfs::capture(self.source, object).map(|_| Class::Namespace);
+        }
         match object.file_type() {
             libc::S_IFREG if memfd::is_memfd(object) => Ok(Class::Memfd),
-            libc::S_IFREG if deleted::is_deleted(object) => {
-                self.inside_the_mounts(object)?;
-                deleted::check(object).map(|()| Class::Deleted)
-            }
+            libc::S_IFREG if mailbox::is_mailbox(object) => Ok(Class::Mailbox),
             libc::S_IFREG | libc::S_IFDIR => {
-                if !object.link.starts_with(b"/") || deleted::is_deleted(object) {
+                if !object.link.starts_with(b"/") {
                     return Err(unknown(object));
                 }
-                self.inside_the_mounts(object).map(|()| Class::ByPath)
+                self.inside_the_mounts(object)?;
+                Ok(match deleted::is_deleted(object) {
+                    false => Class::ByPath,
+                    true if object.file_type() == libc::S_IFDIR => Class::DeletedDirectory,
+                    true if deleted::other_name(self, object).is_some() => Class::ByPath,
+                    true => Class::Deleted,
+                })
             }
             libc::S_IFCHR => {
                 if let Some(side) = terminal::side(object) {
@@ -261,6 +306,33 @@ impl<'a> Capture<'a> {
             libc::S_IFSOCK => self.network.protocol(object).map(Class::Socket),
             _ => Err(unknown(object)),
         }
+    }
+
+    /// Reads what is known by a number or a name in the VE's IPC namespace.
+    fn read_ipc(&mut self) -> Result<(), Vec<Blocker>> {
+        let (ipc, mailboxes) = ipc::capture(self.source.init, self.source.id_base)
+            .map_err(|error| unreadable_part("the objects of the IPC namespace", &error))?;
+        (self.files.ipc, self.mailboxes) = (ipc, mailboxes);
+        for mailbox in &mut self.files.ipc.mailboxes {
+            let inside = mailbox.notify.and_then(|notify| self.source.pid_inside(notify.pid));
+            mailbox.notify =
+                mailbox.notify.zip(inside).map(|(notify, pid)| Notify { pid, ..notify });
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the contents of a description are sent; returns under which id.
+    pub(super) fn keep_contents(&mut self, id: usize) -> Result<u64, Refusal> {
+        let object = &self.found.objects[id];
+        // The VE's own may be for writing only, and its offset must stay.
+        let file = unnamed::reopen_to_read(&object.fd)?;
+        let described = unnamed::describe(&file, &object.link, self.source.id_base)?;
+        let id = described.id;
+        if self.contents.iter().all(|(known, _)| known.id != id) {
+            self.files.unnamed.push(described.clone());
+            self.contents.push((described, file));
+        }
+        Ok(id)
     }
 
     fn inside_the_mounts(&self, object: &Object) -> Result<(), Refusal> {
@@ -303,6 +375,9 @@ impl<'a> Capture<'a> {
         let kind = match class {
             Class::ByPath => path::capture(self, place)?,
             Class::Deleted => deleted::capture(self, place)?,
+            Class::DeletedDirectory => deleted::capture_directory(&self.found.objects[place]),
+            Class::Namespace => nsfs::capture(self.source, &self.found.objects[place])?,
+            Class::Mailbox => mailbox::capture(self, place)?,
             Class::Memfd => memfd::capture(self, place)?,
             Class::Pipe => pipe::capture(self, place)?,
             Class::Event => event::capture_event(&self.found.objects[place])?,
@@ -318,18 +393,29 @@ impl<'a> Capture<'a> {
         let flags = object.flags.cast_unsigned();
         // What is no file in any mount of the VE is the same everywhere.
         let mounts = self.mounts.get(&object.status.mount).copied().unwrap_or(0);
-        let locks = Vec::new();
         if object.is_path_only() {
-            return Ok(File { flags, owner: None, signal: 0, locks, mounts, kind });
+            return Ok(File { mounts, ..plain(flags, kind) });
         }
         let owner = match descriptor::signal_owner(object.fd())? {
             (_, 0) => None,
             // An owner that is gone gets no signal, which is the same as none.
-            (kind, pid) => self.source.pid_inside(pid).map(|pid| SignalOwner { kind, pid }),
+            (kind, pid) => {
+                self.source.owner_inside(kind, pid)?.map(|pid| SignalOwner { kind, pid })
+            }
         };
         let signal = descriptor::query(object.fd(), Query::GetSignal)?;
-        Ok(File { flags, owner, signal, locks, mounts, kind })
+        Ok(File { owner, signal, mounts, ..plain(flags, kind) })
     }
+}
+
+fn unreadable_part(what: &str, error: &io::Error) -> Vec<Blocker> {
+    vec![Blocker {
+        pid: 1,
+        command: "init".to_owned(),
+        fd: None,
+        object: format!("{what} that could not be read: {error}"),
+        hint: "try again".to_owned(),
+    }]
 }
 
 fn anonymous(name: &[u8]) -> Result<Class, Refusal> {

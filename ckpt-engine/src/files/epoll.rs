@@ -5,15 +5,19 @@
 //! first guess, which the inode and kcmp(2) confirm.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     thread,
 };
 
-use ckpt_format::files::{EpollEntry, FileId, Kind};
+use ckpt_format::{
+    files::{EpollEntry, FileId, Files, Kind},
+    process::Descriptor,
+};
 
 use super::{
+    Argument, Remote,
     capture::Capture,
     find::{Object, Refusal},
     info::parse,
@@ -82,15 +86,19 @@ fn target(capture: &Capture<'_>, epoll: &Object, line: &Line, nth: u32) -> Resul
         }
     }
     let all = (0..objects.len()).map(|place| FileId(u32::try_from(place).unwrap_or(u32::MAX)));
-    for candidate in guesses.into_iter().chain(all.filter(|&file| fits(file))) {
-        let file = objects[candidate.0 as usize].fd();
-        // Entries of one number are told apart by the kernel in an order of its own.
-        for place in [nth, 0, 1, 2, 3] {
-            match is_epoll_target(file, epoll.fd(), line.fd, place) {
-                Ok(true) => return Ok(candidate),
-                Ok(false) => {}
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
-                Err(error) => return Err(error.into()),
+    let candidates: Vec<FileId> =
+        guesses.into_iter().chain(all.filter(|&file| fits(file))).collect();
+    // Entries of one number are told apart by their order, which is that of the lines.
+    for places in [&[nth][..], &[0, 1, 2, 3]] {
+        for &candidate in &candidates {
+            let file = objects[candidate.0 as usize].fd();
+            for &place in places {
+                match is_epoll_target(file, epoll.fd(), line.fd, place) {
+                    Ok(true) => return Ok(candidate),
+                    Ok(false) => {}
+                    Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
     }
@@ -141,4 +149,71 @@ pub(super) fn fill(rebuild: &Rebuild<'_>) -> Result<(), RebuildError> {
     thread::scope(|scope| scope.spawn(work).join())
         .unwrap_or_else(|_| Err(io::Error::other("the thread that fills epoll sets panicked")))
         .map_err(failed)
+}
+
+/// Lets processes add their own signalfds once more. A set learns of a signal through whoever
+/// added the descriptor (kernel, fs/signalfd.c: the wait queue is that of the caller), so what
+/// was added from outside would never speak.
+pub(super) fn finish(
+    files: &Files,
+    tables: &BTreeMap<i32, Vec<Descriptor>>,
+    remote: &mut dyn Remote,
+) -> Result<(), RebuildError> {
+    for (place, file) in files.files.iter().enumerate() {
+        let Kind::Epoll { entries } = &file.kind else { continue };
+        let set = FileId(u32::try_from(place).map_err(|_| RebuildError::Damaged)?);
+        for entry in entries {
+            let watched = files.files.get(entry.file.0 as usize).ok_or(RebuildError::Damaged)?;
+            if !matches!(watched.kind, Kind::Signal { .. }) {
+                continue;
+            }
+            let Some((pid, set)) = adder(tables, set, *entry) else {
+                tracing::warn!(fd = entry.fd, "a signalfd in a set of nobody stays silent");
+                continue;
+            };
+            add_again(pid, set, *entry, remote)?;
+        }
+    }
+    Ok(())
+}
+
+/// The process that can have added this entry, and its number for the set.
+fn adder(
+    tables: &BTreeMap<i32, Vec<Descriptor>>,
+    set: FileId,
+    entry: EpollEntry,
+) -> Option<(i32, i32)> {
+    tables.iter().find_map(|(&pid, table)| {
+        let has = |fd: i32, file: FileId| {
+            table.iter().any(|descriptor| descriptor.fd == fd && descriptor.file == file)
+        };
+        let set = table.iter().find(|descriptor| descriptor.file == set)?;
+        has(entry.fd, entry.file).then_some((pid, set.fd))
+    })
+}
+
+fn add_again(
+    pid: i32,
+    set: i32,
+    entry: EpollEntry,
+    remote: &mut dyn Remote,
+) -> Result<(), RebuildError> {
+    // `struct epoll_event` is packed here.
+    let mut event = entry.events.to_ne_bytes().to_vec();
+    event.extend(entry.data.to_ne_bytes());
+    let number = |fd: i32| u64::from(fd.cast_unsigned());
+    for operation in [libc::EPOLL_CTL_DEL, libc::EPOLL_CTL_ADD] {
+        let arguments = [
+            Argument::Value(number(set)),
+            Argument::Value(number(operation)),
+            Argument::Value(number(entry.fd)),
+            Argument::In(&event),
+            Argument::Value(0),
+            Argument::Value(0),
+        ];
+        remote
+            .call(pid, libc::SYS_epoll_ctl, arguments)
+            .map_err(|source| RebuildError::Remote { pid, object: "epoll set", source })?;
+    }
+    Ok(())
 }

@@ -1,19 +1,13 @@
 //! inotify(7): watches with their numbers. Events that wait to be read are lost, because they
 //! cannot be read without being consumed.
 //!
-//! The kernel tells the inode of a watch and no path, and the handle that it tells beside it
-//! cannot be opened on an overlay. So the VE's files are searched for the inodes, level by
-//! level: what is watched is rarely deep.
+//! The kernel tells the inode of a watch and a handle of it, but no path: see [`search`].
 
 use std::{
-    collections::{HashMap, VecDeque},
     fs, io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::{
-            ffi::OsStringExt,
-            fs::{DirEntryExt, MetadataExt},
-        },
+        unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
 };
@@ -24,19 +18,18 @@ use super::{
     find::{Object, Refusal},
     info::parse,
     rebuild::{RebuildError, lossy},
+    search::{self, Mounts, Paths},
 };
-use crate::sys::event;
-
-/// How many directory entries are looked at for all watches of one set.
-const ENTRIES: usize = 400_000;
+use crate::sys::{event, handle::Handle};
 
 /// One `inotify` line of fdinfo.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Line {
     number: i32,
-    inode: u64,
-    device: u64,
+    /// Device and inode.
+    inode: (u64, u64),
     mask: u32,
+    handle: Option<Handle>,
 }
 
 /// "inotify wd:1 ino:40 sdev:1a mask:2 ignored_mask:0 fhandle-bytes:8 ...", all in hex.
@@ -45,32 +38,56 @@ fn read_line(text: &str) -> io::Result<Line> {
         let word = text.split_whitespace().find_map(|word| word.strip_prefix(name));
         parse(word.unwrap_or(""), 16)
     };
-    let device = value("sdev:")?;
     Ok(Line {
         number: i32::try_from(value("wd:")?).map_err(io::Error::other)?,
-        inode: value("ino:")?,
-        // Twenty bits of minor, as the kernel has it inside.
-        device: libc::makedev((device >> 20) as u32, (device & 0xf_ffff) as u32),
+        inode: (device(value("sdev:")?), value("ino:")?),
         mask: u32::try_from(value("mask:")?).map_err(io::Error::other)?,
+        handle: read_handle(text),
     })
+}
+
+/// Twenty bits of minor, as the kernel has it inside.
+fn device(inside: u64) -> u64 {
+    libc::makedev((inside >> 20) as u32, (inside & 0xf_ffff) as u32)
+}
+
+/// "fhandle-bytes:8 fhandle-type:1 f_handle:e8cb3500c97b61e4", where the file system has handles.
+fn read_handle(text: &str) -> Option<Handle> {
+    let value = |name| text.split_whitespace().find_map(|word: &str| word.strip_prefix(name));
+    let kind = u8::from_str_radix(value("fhandle-type:")?, 16).ok()?;
+    let digits = value("f_handle:")?;
+    let byte = |at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
+    let bytes = (0..digits.len()).step_by(2).map(byte).collect::<Option<_>>()?;
+    Some(Handle { kind: kind.into(), bytes })
+}
+
+/// Finds the paths of what is watched.
+fn paths(lines: &[Line], init: i32) -> io::Result<Paths> {
+    let mounts = Mounts::of(init)?;
+    let by_handle = |line: &Line| mounts.path_of(line.inode, line.handle.as_ref()?);
+    let found: Paths = lines.iter().map(|line| (line.inode, by_handle(line))).collect();
+    if found.values().all(Option::is_some) {
+        return Ok(found);
+    }
+    let (mut found, rest): (Paths, Paths) = found.into_iter().partition(|(_, it)| it.is_some());
+    let root = PathBuf::from(format!("/proc/{init}/root"));
+    // Service managers watch these, and there alone it is worth to look below /sys.
+    let cgroups = Path::new("/sys/fs/cgroup");
+    let device = fs::metadata(root.join("sys/fs/cgroup")).map_or(0, |metadata| metadata.dev());
+    let (of_cgroups, others): (Paths, Paths) =
+        rest.into_iter().partition(|((of, _), _)| *of == device);
+    found.extend(search::below(&root, cgroups, of_cgroups));
+    found.extend(search::below(&root, Path::new("/"), others));
+    Ok(found)
 }
 
 pub(super) fn capture(object: &Object, init: i32) -> Result<Kind, Refusal> {
     let info = object.info()?;
     let lines: Vec<Line> = info.lines_from("inotify ").map(read_line).collect::<io::Result<_>>()?;
-    let root = PathBuf::from(format!("/proc/{init}/root"));
-    let cgroups = root.join("sys/fs/cgroup");
-    let device = fs::metadata(&cgroups).map_or(0, |metadata| metadata.dev());
-    // Service managers watch these, and there alone it is worth to look below /sys.
-    let (of_cgroups, others): (Paths, Paths) = lines
-        .iter()
-        .map(|line| ((line.device, line.inode), None))
-        .partition(|((of, _), _)| *of == device);
-    let mut paths = search(&root, cgroups, of_cgroups);
-    paths.extend(search(&root, root.clone(), others));
+    let paths = paths(&lines, init)?;
     let mut watches = Vec::with_capacity(lines.len());
     for line in lines {
-        let Some(Some(path)) = paths.get(&(line.device, line.inode)) else {
+        let Some(Some(path)) = paths.get(&line.inode) else {
             return Err(Refusal::new(
                 "an inotify watch on something that has no path in the VE",
                 "restart the program",
@@ -80,50 +97,6 @@ pub(super) fn capture(object: &Object, init: i32) -> Result<Kind, Refusal> {
     }
     watches.sort_by_key(|watch| watch.number);
     Ok(Kind::Inotify { watches })
-}
-
-type Paths = HashMap<(u64, u64), Option<Vec<u8>>>;
-
-/// Finds paths below `top` by device and inode, level by level. They are told from `root` on.
-fn search(root: &Path, top: PathBuf, mut wanted: Paths) -> Paths {
-    if wanted.is_empty() {
-        return wanted;
-    }
-    let mut looked_at = 0;
-    let found = |path: &Path, wanted: &mut Paths| {
-        let Ok(metadata) = fs::symlink_metadata(path) else { return };
-        let Some(place) = wanted.get_mut(&(metadata.dev(), metadata.ino())) else { return };
-        if place.is_none() {
-            let inside = path.strip_prefix(root).unwrap_or(path);
-            *place = Some(Path::new("/").join(inside).into_os_string().into_vec());
-        }
-    };
-    found(&top.join(""), &mut wanted);
-    let mut directories = VecDeque::from([top]);
-    while let Some(directory) = directories.pop_front() {
-        let inside = directory.strip_prefix(root).unwrap_or(Path::new(""));
-        // Nothing there can be watched for changes, and there is no end to it.
-        if inside == Path::new("proc") || inside == Path::new("sys") {
-            continue;
-        }
-        let Ok(entries) = fs::read_dir(&directory) else { continue };
-        for entry in entries.flatten() {
-            looked_at += 1;
-            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            // A mount has another inode than the directory under it.
-            if is_directory || wanted.keys().any(|&(_, inode)| inode == entry.ino()) {
-                found(&entry.path(), &mut wanted);
-            }
-            if is_directory {
-                directories.push_back(entry.path());
-            }
-        }
-        let complete = wanted.values().all(Option::is_some);
-        if complete || looked_at > ENTRIES {
-            break;
-        }
-    }
-    wanted
 }
 
 pub(super) fn rebuild(watches: &[Watch]) -> Result<OwnedFd, RebuildError> {
@@ -148,6 +121,19 @@ mod tests {
         super::testing::{Child, rebuild},
         *,
     };
+
+    #[test]
+    fn a_line_tells_number_inode_and_handle() {
+        let line = read_line(
+            "inotify wd:1b ino:8e1 sdev:100026 mask:2 ignored_mask:0 fhandle-bytes:8 \
+             fhandle-type:fe f_handle:0a0b000000000000",
+        )
+        .unwrap();
+        assert_eq!((line.number, line.mask), (27, 2));
+        assert_eq!(line.inode, (libc::makedev(1, 0x26), 0x8e1));
+        let bytes = vec![10, 11, 0, 0, 0, 0, 0, 0];
+        assert_eq!(line.handle.unwrap(), Handle { kind: 0xfe, bytes });
+    }
 
     #[test]
     fn watches_keep_their_numbers_and_go_on() {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ckpt_format::{
-    files::{DescriptionLock, Files, RecordLock},
+    files::{DescriptionLock, FileId, Files, RecordLock},
     process::Descriptor,
 };
 
@@ -16,7 +16,7 @@ use super::{
     Argument, Remote, Source,
     find::{Found, Object, Refusal},
     info::{Directory, Info, parse},
-    rebuild::RebuildError,
+    rebuild::{RebuildError, holder},
 };
 use crate::sys::descriptor;
 
@@ -62,6 +62,8 @@ pub(super) struct Locks {
     /// By the place of the description.
     pub(super) descriptions: BTreeMap<usize, Vec<DescriptionLock>>,
     pub(super) records: Vec<RecordLock>,
+    /// By the place of the description.
+    pub(super) leases: BTreeMap<usize, i32>,
 }
 
 /// Files whose descriptions are asked for locks. The table of all locks, `/proc/locks`, would name
@@ -70,7 +72,7 @@ fn may_be_locked(object: &Object) -> bool {
     !object.is_path_only() && matches!(object.file_type(), libc::S_IFREG | libc::S_IFDIR)
 }
 
-/// Finds all locks; a description with a lease on it is refused.
+/// Finds all locks; a lease that is being broken is refused.
 pub(super) fn capture(source: &Source<'_>, found: &Found) -> Result<Locks, (usize, Refusal)> {
     let mut locks = Locks::default();
     let mut records = HashSet::new();
@@ -80,12 +82,19 @@ pub(super) fn capture(source: &Source<'_>, found: &Found) -> Result<Locks, (usiz
         }
         let refused = |error: io::Error| (place, Refusal::from(error));
         let info = Info::of(object.fd()).map_err(refused)?;
-        for line in info.all("lock").filter_map(read_line) {
+        for text in info.all("lock") {
+            let Some(line) = read_line(text) else { continue };
             let range = match line.kind {
                 Type::Flock => None,
                 Type::Description => Some((line.start, line.length)),
                 Type::Record => continue,
-                Type::Lease => return Err((place, lease())),
+                Type::Lease if text.contains("BREAKING") => return Err((place, breaking())),
+                Type::Lease => {
+                    if let Some(lease) = descriptor::lease(object.fd()).map_err(refused)? {
+                        locks.leases.insert(place, lease);
+                    }
+                    continue;
+                }
             };
             let lock = DescriptionLock { exclusive: line.exclusive, range };
             locks.descriptions.entry(place).or_default().push(lock);
@@ -112,8 +121,8 @@ pub(super) fn capture(source: &Source<'_>, found: &Found) -> Result<Locks, (usiz
     Ok(locks)
 }
 
-fn lease() -> Refusal {
-    Refusal::new("a file with a lease on it (F_SETLEASE)", "stop the program")
+fn breaking() -> Refusal {
+    Refusal::new("a lease (F_SETLEASE) that is being broken", "try again in a moment")
 }
 
 /// `struct flock` of the architecture.
@@ -147,6 +156,13 @@ pub(super) fn finish(
     tables: &BTreeMap<i32, Vec<Descriptor>>,
     remote: &mut dyn Remote,
 ) -> Result<(), RebuildError> {
+    for (place, file) in files.files.iter().enumerate() {
+        let Some(lease) = file.lease else { continue };
+        let id = FileId(u32::try_from(place).map_err(|_| RebuildError::Damaged)?);
+        // One that is only in flight has nobody who could take it.
+        let Some((pid, fd)) = holder(tables, id) else { continue };
+        take_lease(pid, fd, lease, remote)?;
+    }
     for lock in &files.record_locks {
         let held = tables
             .get(&lock.pid)
@@ -169,6 +185,19 @@ pub(super) fn finish(
         })?;
     }
     Ok(())
+}
+
+/// The holder gets the signal when somebody else wants the file.
+fn take_lease(pid: i32, fd: i32, lease: i32, remote: &mut dyn Remote) -> Result<(), RebuildError> {
+    const F_SETLEASE: u64 = 1024;
+    let value = |value: i32| Argument::Value(u64::from(value.cast_unsigned()));
+    let none = || Argument::Value(0);
+    let arguments = [value(fd), Argument::Value(F_SETLEASE), value(lease), none(), none(), none()];
+    remote.call(pid, libc::SYS_fcntl, arguments).map(drop).map_err(|source| RebuildError::Remote {
+        pid,
+        object: "lease",
+        source,
+    })
 }
 
 #[cfg(test)]

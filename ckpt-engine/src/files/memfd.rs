@@ -6,45 +6,26 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use ckpt_format::{
-    files::Kind,
-    memory::{SharedKind, SharedObject},
-};
+use ckpt_format::files::Kind;
 
 use super::{
     capture::Capture,
     find::{Object, Refusal},
     path,
-    rebuild::{Rebuild, RebuildError, lossy},
+    rebuild::{Rebuild, RebuildError},
 };
-use crate::sys::descriptor::{self, Query};
+use crate::unnamed;
 
 /// Whether a regular file is a memfd.
 pub(super) fn is_memfd(object: &Object) -> bool {
-    object.link.starts_with(b"/memfd:") && object.link.ends_with(b" (deleted)")
+    unnamed::memfd_name(&object.link).is_some()
 }
 
 pub(super) fn capture(capture: &mut Capture<'_>, id: usize) -> Result<Kind, Refusal> {
     let object = &capture.found.objects[id];
-    let status = object.status;
     let offset = object.info()?.number("pos", 10)?;
-    if !capture.files.memfds.iter().any(|memfd| memfd.id == status.inode) {
-        let name = object.link.strip_prefix(b"/memfd:").unwrap_or(&[]);
-        let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
-        let seals = descriptor::query(object.fd(), Query::GetSeals)?;
-        capture.files.memfds.push(SharedObject {
-            id: status.inode,
-            size: status.size,
-            kind: SharedKind::Memfd {
-                name: lossy(name),
-                seals: seals.cast_unsigned(),
-                mode: status.mode,
-                uid: capture.source.inside(status.uid),
-                gid: capture.source.inside(status.gid),
-            },
-        });
-    }
-    Ok(Kind::Memfd { object: status.inode, offset })
+    let object = capture.keep_contents(id)?;
+    Ok(Kind::Memfd { object, offset })
 }
 
 pub(super) fn rebuild(

@@ -12,12 +12,14 @@
 //! | object | kept | lost |
 //! |---|---|---|
 //! | regular file, directory, device | path, offset, flags, locks | |
-//! | deleted file | contents, one file stays one | other hard links |
+//! | deleted file or directory | contents, one file stays one | |
 //! | pipe, FIFO | data, packets, size | |
 //! | eventfd, signalfd, timerfd | all | |
 //! | epoll | all, closed and reused numbers too | order of the ready list |
 //! | memfd | all | |
-//! | pidfd | of living processes | |
+//! | pidfd | of living, dead and collected processes | |
+//! | namespace | those that a process is in | |
+//! | message queue (POSIX) | all | the value of a notification |
 //! | inotify | watches with their numbers | queued events |
 //! | unix socket | data, descriptors and credentials in flight, names, waiting clients | |
 //! | TCP | unread, unacknowledged and unsent data, options, connections not yet accepted | |
@@ -42,9 +44,11 @@ mod frames;
 mod info;
 mod inotify;
 mod lock;
+mod mailbox;
 mod memfd;
 mod multicast;
 mod netlink;
+mod nsfs;
 mod options;
 mod packet;
 mod path;
@@ -52,6 +56,7 @@ mod pipe;
 mod process;
 mod rebuild;
 mod remote;
+mod search;
 mod socket;
 mod table;
 mod tcp;
@@ -103,6 +108,34 @@ impl Source<'_> {
     /// The number inside the VE of a user or group; 65534 (nobody) for one that is outside it.
     fn inside(&self, id: u32) -> u32 {
         id.checked_sub(self.id_base).unwrap_or(65534)
+    }
+
+    /// In how many pid namespaces around that of the VE our `/proc` shows processes.
+    fn depth(&self) -> std::io::Result<usize> {
+        let status = crate::procfs::Status::read(self.init).map_err(std::io::Error::other)?;
+        let seen = status.numbers("NSpid", 10).map_err(std::io::Error::other)?;
+        Ok(seen.len().saturating_sub(1))
+    }
+
+    /// The number inside the VE of a thread, process or group that gets signals, by the kind of
+    /// owner (`F_OWNER_*`) and its number on the host; none for one that is gone.
+    fn owner_inside(&self, kind: i32, host: i32) -> std::io::Result<Option<i32>> {
+        const THREAD: i32 = 0;
+        const GROUP: i32 = 2;
+        let depth = self.depth()?;
+        let numbers = |host: i32, line: &'static str| {
+            let status = crate::procfs::Status::read(host).ok()?;
+            status.numbers(line, 10).ok()
+        };
+        let at_depth = |numbers: Vec<u64>| i32::try_from(*numbers.get(depth)?).ok();
+        Ok(match kind {
+            THREAD => numbers(host, "NSpid").and_then(at_depth),
+            GROUP => self.processes.iter().find_map(|holder| {
+                let numbers = numbers(holder.host_pid, "NSpgid")?;
+                (numbers.first() == Some(&host.unsigned_abs().into())).then(|| at_depth(numbers))?
+            }),
+            _ => self.pid_inside(host),
+        })
     }
 
     /// The number inside the VE of a process, by its number on the host.

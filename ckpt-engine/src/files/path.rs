@@ -14,6 +14,7 @@ use nix::{fcntl::OFlag, sys::stat::Mode};
 use super::{
     Argument, Remote,
     capture::Capture,
+    deleted,
     find::{Object, Refusal},
     rebuild::{RebuildError, lossy},
 };
@@ -62,7 +63,7 @@ pub(super) fn check_device(object: &Object) -> Result<(), Refusal> {
 }
 
 /// The flags with which a file is opened again: those that open(2) takes and that last.
-fn reopen_flags(flags: u32) -> OFlag {
+pub(super) fn reopen_flags(flags: u32) -> OFlag {
     let lasting = OFlag::O_ACCMODE
         | OFlag::O_APPEND
         | OFlag::O_NONBLOCK
@@ -87,6 +88,9 @@ pub(super) fn capture(capture: &Capture<'_>, id: usize) -> Result<Kind, Refusal>
     let outside = !capture.is_mounted(object.status.mount);
     let path = match device_name(object).filter(|_| outside) {
         Some(name) => name.as_bytes().to_vec(),
+        None if deleted::is_deleted(object) => {
+            deleted::other_name(capture, object).unwrap_or_else(|| object.link.clone())
+        }
         None => object.link.clone(),
     };
     Ok(Kind::Path(PathFile {

@@ -18,8 +18,8 @@ use nix::{
 };
 
 use super::{
-    Argument, Remote, deleted, epoll, event, inotify, lock, memfd, path, pipe, process, socket,
-    tcp, terminal, timer, unix,
+    Argument, Remote, deleted, epoll, event, inotify, lock, mailbox, memfd, nsfs, path, pipe,
+    process, socket, tcp, terminal, timer, unix,
 };
 use crate::sys::{
     descriptor::{self, Change},
@@ -33,29 +33,34 @@ pub struct Target {
     pub id_base: u32,
     /// The new processes: number inside the VE, number on the host.
     pub processes: HashMap<i32, i32>,
-    /// The memfds by [`ckpt_format::memory::SharedObject::id`], with their contents, open for
-    /// reading and writing.
+    /// The memfds and files without a name by [`ckpt_format::memory::SharedObject::id`], with
+    /// their contents, open for reading and writing.
     pub shared: HashMap<u64, OwnedFd>,
+    /// The message queues in the order of [`ckpt_format::ipc::Ipc::mailboxes`].
+    pub mailboxes: Vec<OwnedFd>,
     /// How far CLOCK_MONOTONIC of the source's host is ahead of ours.
     pub ahead_ns: i64,
     /// The mount namespaces of the VE, its own first; empty if there is no other.
     pub mounts: Vec<OwnedFd>,
     /// Our own `/proc/self/fd`, which the VE's mounts do not show.
     descriptors: OwnedFd,
+    /// Our own `/proc`.
+    pub(super) proc: OwnedFd,
 }
 
 impl Target {
     /// To be made *before* the thread enters the namespaces of the VE.
     pub fn new(id_base: u32) -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let descriptors = open("/proc/self/fd", flags, Mode::empty())?;
         Ok(Self {
             id_base,
             processes: HashMap::new(),
             shared: HashMap::new(),
+            mailboxes: Vec::new(),
             ahead_ns: 0,
             mounts: Vec::new(),
-            descriptors,
+            descriptors: open("/proc/self/fd", flags, Mode::empty())?,
+            proc: open("/proc", flags, Mode::empty())?,
         })
     }
 
@@ -126,7 +131,6 @@ pub(super) fn lossy(path: &[u8]) -> String {
 pub(super) struct Rebuild<'a> {
     pub(super) files: &'a Files,
     pub(super) target: &'a Target,
-    pub(super) deleted: HashMap<u32, OwnedFd>,
     pub(super) pipes: pipe::Pipes,
     pub(super) terminals: terminal::Terminals,
     pub(super) made: Vec<Option<OwnedFd>>,
@@ -155,7 +159,6 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
     let mut rebuild = Rebuild {
         files,
         target,
-        deleted: HashMap::new(),
         pipes: HashMap::new(),
         terminals: HashMap::new(),
         made: files.files.iter().map(|_| None).collect(),
@@ -213,9 +216,14 @@ impl Rebuild<'_> {
     fn make(&mut self, file: &File) -> Result<OwnedFd, RebuildError> {
         let fd = match &file.kind {
             Kind::Path(named) => return path::rebuild(named, file.flags),
-            Kind::Deleted { file: place, offset } => {
-                return deleted::rebuild(self, *place, *offset, file.flags);
+            Kind::Deleted { object, offset } => {
+                return deleted::rebuild(self, *object, *offset, file.flags);
             }
+            Kind::DeletedDirectory { path } => {
+                return deleted::rebuild_directory(path, file.flags);
+            }
+            Kind::Mailbox { mailbox } => return mailbox::rebuild(self, *mailbox, file.flags),
+            Kind::Namespace { name, pid } => return nsfs::rebuild(self.target, name, *pid),
             Kind::Memfd { object, offset } => {
                 return memfd::rebuild(self, *object, *offset, file.flags);
             }
@@ -232,6 +240,9 @@ impl Rebuild<'_> {
             Kind::Epoll { .. } => epoll::make()?,
             Kind::Inotify { watches } => inotify::rebuild(watches)?,
             Kind::Process { pid, thread } => process::rebuild(self.target, *pid, *thread)?,
+            Kind::GoneProcess { status, thread } => {
+                process::rebuild_gone(self.target, *status, *thread)?
+            }
             // Sockets are made before, because they refer to each other.
             _ => return Err(RebuildError::Damaged),
         };
@@ -280,14 +291,19 @@ impl Rebuilt {
         remote: &mut dyn Remote,
     ) -> Result<(), RebuildError> {
         unix::finish(files, tables, remote)?;
-        lock::finish(files, tables, remote)?;
         terminal::finish(files, tables, remote)?;
+        epoll::finish(files, tables, remote)?;
+        mailbox::finish(files, tables, remote)?;
+        // Before the signals, because whoever takes a lease becomes the owner.
+        lock::finish(files, tables, remote)?;
         for (place, file) in files.files.iter().enumerate() {
-            let Some(owner) = file.owner else { continue };
+            if file.owner.is_none() && file.signal == 0 {
+                continue;
+            }
             let id = FileId(u32::try_from(place).map_err(|_| RebuildError::Damaged)?);
             // One that is only in flight has nobody who could do it.
             let Some((pid, fd)) = holder(tables, id) else { continue };
-            set_signal_owner(pid, fd, file, owner, remote)?;
+            set_signal_owner(pid, fd, file, remote)?;
         }
         Ok(())
     }
@@ -319,12 +335,11 @@ pub(super) fn holder(tables: &BTreeMap<i32, Vec<Descriptor>>, file: FileId) -> O
     })
 }
 
-/// One fcntl(2) made by a task of the VE.
+/// A few fcntl(2) calls made by a task of the VE.
 fn set_signal_owner(
     pid: i32,
     fd: i32,
     file: &File,
-    owner: ckpt_format::files::SignalOwner,
     remote: &mut dyn Remote,
 ) -> Result<(), RebuildError> {
     const F_SETSIG: u64 = 10;
@@ -336,9 +351,11 @@ fn set_signal_owner(
         let arguments = [number(), Argument::Value(command), argument, none(), none(), none()];
         remote.call(pid, libc::SYS_fcntl, arguments).map(drop).map_err(failed)
     };
-    let mut bytes = owner.kind.to_ne_bytes().to_vec();
-    bytes.extend(owner.pid.to_ne_bytes());
-    fcntl(F_SETOWN_EX, Argument::In(&bytes))?;
+    if let Some(owner) = file.owner {
+        let mut bytes = owner.kind.to_ne_bytes().to_vec();
+        bytes.extend(owner.pid.to_ne_bytes());
+        fcntl(F_SETOWN_EX, Argument::In(&bytes))?;
+    }
     if file.signal != 0 {
         fcntl(F_SETSIG, Argument::Value(u64::from(file.signal.cast_unsigned())))?;
     }

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use ckpt_format::{blocker::Blocker, files::Files, process::Descriptor};
+use ckpt_format::{blocker::Blocker, files::Files, memory::SharedKind, process::Descriptor};
 use nix::{
     errno::Errno,
     sched::{CloneFlags, unshare},
@@ -17,7 +17,7 @@ use nix::{
 };
 
 use super::{Argument, Captured, Holder, Rebuilt, Remote, Source, Target};
-use crate::sys;
+use crate::{sys, unnamed::Blank};
 
 /// A process that holds descriptors under the numbers that they have in this process.
 #[derive(Debug)]
@@ -106,7 +106,16 @@ impl Remote for Here {
 
 /// Rebuilds in this thread's namespaces and finishes as the processes would.
 pub(super) fn rebuild(captured: &Captured) -> Copy {
-    let target = Target::new(0).unwrap();
+    let mut target = Target::new(0).unwrap();
+    for (object, contents) in &captured.contents {
+        if let SharedKind::Deleted { path, mode, uid, gid, linkable } = &object.kind {
+            let (mode, uid, gid, linkable) = (*mode, *uid, *gid, *linkable);
+            let made = Blank { path, mode, uid, gid, linkable }.open().unwrap();
+            let mut file = std::fs::File::from(made.try_clone().unwrap());
+            std::io::copy(&mut &*contents, &mut file).unwrap();
+            target.shared.insert(object.id, made);
+        }
+    }
     rebuild_in(captured, target)
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Captured, Undo, address, options,
+    address, options,
     testing::{Child, Copy, new_network, rebuild},
 };
 use crate::sys::socket::{self, Along, End};
@@ -15,11 +15,11 @@ fn moved(fds: &[&OwnedFd]) -> Copy {
     let fds: Vec<BorrowedFd<'_>> = fds.iter().map(|fd| fd.as_fd()).collect();
     let child = Child::holding(&fds);
     assert_eq!(super::check(&child.source()), []);
-    let Captured { files, tables, undo } = child.capture();
-    undo.seal();
+    let mut captured = child.capture();
+    std::mem::take(&mut captured.undo).seal();
     drop(child);
     new_network();
-    rebuild(&Captured { files, tables, undo: Undo::default() })
+    rebuild(&captured)
 }
 
 fn make(domain: i32, kind: i32, protocol: i32) -> OwnedFd {

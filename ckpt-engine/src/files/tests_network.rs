@@ -194,9 +194,9 @@ fn a_memfd_keeps_its_descriptions() {
     let number = file.as_raw_fd();
     let captured = child.capture();
     drop(child);
-    assert_eq!(captured.files.memfds.len(), 1);
+    assert_eq!(captured.files.unnamed.len(), 1);
     let mut target = super::Target::new(0).unwrap();
-    target.shared.insert(captured.files.memfds[0].id, memfd);
+    target.shared.insert(captured.files.unnamed[0].id, memfd);
     let copy = rebuild_in(&captured, target);
     let mut rest = String::new();
     File::from(copy.of(number)).read_to_string(&mut rest).unwrap();

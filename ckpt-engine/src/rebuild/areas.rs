@@ -3,13 +3,14 @@
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, RawFd};
 
-use ckpt_format::memory::{Advice, Area, Backing};
+use ckpt_format::memory::{Advice, Area, Backing, PAGE};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use super::{Bone, GATE, Inconsistency, RebuildError, Skeleton, TASK_SIZE};
 use crate::{
     areas::{AddressSpace, kept},
     inject::{Batch, Done, Gate},
+    ipc,
     procfs::{self, ProcError},
     ranges::Ranges,
 };
@@ -208,8 +209,11 @@ impl Work<'_> {
                 self.open(path, area.shared && area.may_write);
                 fd = 0;
             }
+            Backing::Shared { object } if ipc::is_segment(*object) => {
+                return self.attach(area, start, end);
+            }
             Backing::Shared { object } => {
-                self.receive_shared(*object)?;
+                self.receive_shared(*object, area.shared && area.may_write)?;
                 fd = 0;
             }
         }
@@ -261,18 +265,48 @@ impl Work<'_> {
     }
 
     /// Passes a shared object to the process: as descriptor 0 as well.
-    fn receive_shared(&mut self, object: u64) -> Result<(), RebuildError> {
-        let shared = self
-            .skeleton
-            .shared
-            .get(&object)
-            .ok_or(RebuildError::Stream(Inconsistency::UnknownObject(object)))?;
-        // The channel is a queue: what is sent now is received by the calls of this batch.
-        send_descriptors(&self.skeleton.channel, &[shared.file.as_raw_fd()])
-            .map_err(|source| RebuildError::Shared { object, source })?;
-        let message = Message::add(&mut self.batch, 1);
-        message.receive(&mut self.batch, super::CHANNEL);
+    fn receive_shared(&mut self, object: u64, write: bool) -> Result<(), RebuildError> {
+        match write {
+            true => self.skeleton.pass_object_to_write(&mut self.batch, object)?,
+            false => self.skeleton.pass_object(&mut self.batch, object)?,
+        };
         self.flush_when_full()
+    }
+
+    /// Attaches a segment. A program may have kept a part of it only, or have moved it.
+    fn attach(&mut self, area: &Area, start: u64, end: u64) -> Result<(), RebuildError> {
+        let Backing::Shared { object } = area.backing else { return Ok(()) };
+        let size = self.skeleton.shared(object)?.object.size.next_multiple_of(PAGE);
+        // The number of a segment is the lower half of its id.
+        let id = object & u64::from(u32::MAX);
+        let mut flags = if area.may_write { 0 } else { libc::SHM_RDONLY };
+        if area.protection & libc::PROT_EXEC as u8 != 0 {
+            flags |= libc::SHM_EXEC;
+        }
+        if area.offset == 0 && start == area.start && end - start == size {
+            self.batch.call("shmat", libc::SYS_shmat, &[id, start, flags as u64]);
+        } else {
+            self.flush()?;
+            let attach = self.batch.call("shmat", libc::SYS_shmat, &[id, 0, flags as u64]);
+            let batch = std::mem::replace(&mut self.batch, self.skeleton.gate.batch());
+            let done = batch.run(&self.bone.thread)?;
+            let whole = done.value(attach).map_err(self.bone.failed("attach shared memory"))?;
+            let part = whole + area.offset + (start - area.start);
+            let how = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+            let (len, behind) = (end - start, part + (end - start));
+            self.batch.call("mremap", libc::SYS_mremap, &[part, len, len, how, start]);
+            for (low, high) in [(whole, part), (behind, whole + size)] {
+                if low < high {
+                    self.batch.call("munmap", libc::SYS_munmap, &[low, high - low]);
+                }
+            }
+        }
+        let attached = libc::PROT_READ | if area.may_write { libc::PROT_WRITE } else { 0 };
+        if i32::from(area.protection & 3) != attached {
+            let arguments = [start, end - start, u64::from(area.protection)];
+            self.batch.call("mprotect", libc::SYS_mprotect, &arguments);
+        }
+        Ok(())
     }
 
     /// Protection and advice of what stays but has changed.
@@ -349,8 +383,8 @@ impl Message {
         Self { header, numbers: control + 16 }
     }
 
-    pub(super) fn receive(&self, batch: &mut Batch, channel: u64) {
-        batch.call("recvmsg", libc::SYS_recvmsg, &[channel, self.header, 0]);
+    pub(super) fn receive(&self, batch: &mut Batch, channel: u64) -> usize {
+        batch.call("recvmsg", libc::SYS_recvmsg, &[channel, self.header, 0])
     }
 }
 

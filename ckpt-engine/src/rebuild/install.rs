@@ -14,7 +14,7 @@ use super::{
     Bone, CHANNEL, Inconsistency, RebuildError, Skeleton,
     areas::{Message, send_descriptors},
 };
-use crate::files::Rebuilt;
+use crate::{files::Rebuilt, ipc};
 
 /// The most descriptors in one message (`SCM_MAX_FD`).
 const BATCH: usize = 253;
@@ -43,9 +43,13 @@ impl Skeleton {
         tables: &BTreeMap<i32, Vec<Descriptor>>,
         files: &Rebuilt,
     ) -> Result<(), RebuildError> {
+        self.end_writing()?;
         for process in &processes.processes {
             let pid = process.pid;
             self.set_program(process)?;
+            let bone = self.bone(pid)?;
+            ipc::restore_undo(&bone.thread, self.gate, &self.semaphores, &process.semaphore_undo)
+                .map_err(bone.failed("set what its end does to semaphores"))?;
             let table = tables.get(&pid).map(Vec::as_slice).unwrap_or_default();
             self.install_descriptors(pid, table, files)?;
         }
@@ -55,10 +59,15 @@ impl Skeleton {
     fn set_program(&self, process: &Process) -> Result<(), RebuildError> {
         let bone = self.bone(process.pid)?;
         let mut batch = self.gate.batch();
-        let path = batch.text(&process.exe);
-        let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
-        let at = libc::AT_FDCWD as u64;
-        let open = batch.call("openat", libc::SYS_openat, &[at, path, flags]);
+        let open = match process.exe_object {
+            Some(object) => self.pass_object(&mut batch, object)?,
+            None => {
+                let path = batch.text(&process.exe);
+                let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
+                let at = libc::AT_FDCWD as u64;
+                batch.call("openat", libc::SYS_openat, &[at, path, flags])
+            }
+        };
         let auxv = batch.bytes(&process.memory.auxv);
         let map = batch.bytes(&memory_map(&process.memory, auxv, 0));
         let size = MEMORY_MAP_SIZE as u64;
@@ -68,15 +77,14 @@ impl Skeleton {
             let root = batch.text(&process.root);
             batch.call("chroot", libc::SYS_chroot, &[root]);
         }
-        let cwd = batch.text(strip_root(&process.cwd, &process.root));
-        batch.call("chdir", libc::SYS_chdir, &[cwd]);
         let done = batch.run(&bone.thread)?;
         done.value(open).map_err(|source| RebuildError::Open {
             pid: process.pid,
             path: process.exe.clone(),
             source,
         })?;
-        done.all().map_err(bone.failed("set its program and directories"))
+        done.all().map_err(bone.failed("set its program and root"))?;
+        self.enter_directory(bone, strip_root(&process.cwd, &process.root))
     }
 
     /// Passes the open files through the channel and puts each where it belongs.

@@ -18,6 +18,7 @@ mod areas;
 mod complete;
 mod controls;
 mod credentials;
+mod directory;
 mod install;
 mod namespaces;
 mod opened;
@@ -38,6 +39,7 @@ use std::{
 
 use ckpt_format::{
     container::Namespaces,
+    ipc::SemaphoreSet,
     memory::{Area, Run},
     process::Shape,
 };
@@ -177,6 +179,8 @@ pub struct Skeleton {
     vdso_len: u64,
     /// How far CLOCK_MONOTONIC of the source's host is ahead of ours.
     ahead_ns: i64,
+    /// The semaphores of its IPC namespace, once they are there.
+    semaphores: Vec<SemaphoreSet>,
     /// The namespaces that processes can be in.
     nested: namespaces::Table,
 }
@@ -237,6 +241,7 @@ impl Skeleton {
             zombies: Vec::new(),
             vdso_len: areas::vdso_len(&space),
             ahead_ns: 0,
+            semaphores: Vec::new(),
             nested: namespaces::Table::default(),
         })
     }

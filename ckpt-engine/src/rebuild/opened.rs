@@ -2,11 +2,12 @@
 
 use std::os::fd::AsFd;
 
-use ckpt_format::files::Files;
+use ckpt_format::files::{File, Files, Kind};
 
 use super::{RebuildError, Skeleton};
 use crate::{
     files::{self, Rebuilt, Target},
+    ipc,
     sys::{descriptor, namespace, task},
 };
 
@@ -18,12 +19,19 @@ impl Skeleton {
         let mut target = Target::new(self.id_base).map_err(outside("prepare its files"))?;
         target.ahead_ns = self.ahead_ns;
         target.processes = self.hosts().collect();
+        let of_thread = |file: &File| matches!(file.kind, Kind::Process { thread: true, .. });
+        if captured.files.iter().any(of_thread) {
+            target.processes.extend(self.threads()?);
+        }
         target.mounts = self.nested.mounts().map_err(outside("find its namespaces"))?;
         for (id, file) in self.shared_objects() {
             let copy = file.try_clone().map_err(outside("prepare its shared memory"))?;
             target.shared.insert(id, copy.into());
         }
         let init = task::pidfd_open(self.init()?).map_err(outside("find its namespaces"))?;
+        target.mailboxes = ipc::rebuild(&init, &captured.ipc, self.id_base)
+            .map_err(outside("make the objects of its IPC namespace"))?;
+        self.semaphores.clone_from(&captured.ipc.semaphores);
         let mut made = std::thread::scope(|scope| {
             let work = scope.spawn(|| {
                 descriptor::unshare_directories().map_err(outside("enter its namespaces"))?;

@@ -4,7 +4,7 @@ use std::{
     fs::{File, Permissions},
     io,
     os::{
-        fd::AsFd,
+        fd::{AsFd, AsRawFd},
         unix::fs::{FileExt, PermissionsExt},
     },
 };
@@ -18,11 +18,15 @@ use nix::{
     unistd::{Gid, Uid, fchown},
 };
 
-use super::{Bone, GATE, Inconsistency, RebuildError, Skeleton};
+use super::{
+    Bone, GATE, Inconsistency, RebuildError, Skeleton,
+    areas::{Message, send_descriptors},
+};
 use crate::{
-    inject::Gate,
-    procfs,
+    inject::{Batch, Gate},
+    ipc, procfs,
     sys::{task, vm::SharedMapping},
+    unnamed::{self, Blank},
 };
 
 /// The most pages of one process that may be kept for later.
@@ -80,7 +84,7 @@ impl Skeleton {
             let failed = |source| RebuildError::Shared { object: id, source };
             match self.shared.get_mut(&id) {
                 None => {
-                    let file = make_shared(&object, self.id_base).map_err(failed)?;
+                    let file = self.make_shared(&object).map_err(failed)?;
                     self.shared.insert(id, SharedTarget { file, object });
                 }
                 Some(shared) if shared.object.size != object.size => {
@@ -170,8 +174,69 @@ impl Skeleton {
         Ok(())
     }
 
-    fn shared(&self, object: u64) -> Result<&SharedTarget, RebuildError> {
+    pub(super) fn shared(&self, object: u64) -> Result<&SharedTarget, RebuildError> {
         self.shared.get(&object).ok_or(RebuildError::Stream(Inconsistency::UnknownObject(object)))
+    }
+
+    /// Makes an empty object of the right kind and size, owned by the right user of the VE.
+    fn make_shared(&self, object: &SharedObject) -> io::Result<File> {
+        let init = || unnamed::process(self.init().map_err(io::Error::other)?);
+        match &object.kind {
+            SharedKind::Segment(segment) => ipc::make_segment(&init()?, segment, self.id_base),
+            SharedKind::Deleted { path, mode, uid, gid, linkable } => {
+                let (mode, uid, gid, linkable) = (*mode, *uid, *gid, *linkable);
+                let blank = Blank { path, mode, uid, gid, linkable };
+                let file = blank.make(&init()?, self.id_base)?;
+                file.set_len(object.size)?;
+                Ok(file)
+            }
+            _ => make_own(object, self.id_base),
+        }
+    }
+
+    /// Lets a process receive a shared object for reading, as descriptor 0.
+    pub(super) fn pass_object(
+        &self,
+        batch: &mut Batch,
+        object: u64,
+    ) -> Result<usize, RebuildError> {
+        let failed = |source| RebuildError::Shared { object, source };
+        let file = unnamed::reopen_to_read(&self.shared(object)?.file).map_err(failed)?;
+        self.pass_file(batch, object, &file)
+    }
+
+    /// Lets a process receive a shared object for reading and writing, as descriptor 0.
+    pub(super) fn pass_object_to_write(
+        &self,
+        batch: &mut Batch,
+        object: u64,
+    ) -> Result<usize, RebuildError> {
+        self.pass_file(batch, object, &self.shared(object)?.file)
+    }
+
+    fn pass_file(
+        &self,
+        batch: &mut Batch,
+        object: u64,
+        file: &File,
+    ) -> Result<usize, RebuildError> {
+        // The channel is a queue: what is sent now is received by the calls of this batch.
+        send_descriptors(&self.channel, &[file.as_raw_fd()])
+            .map_err(|source| RebuildError::Shared { object, source })?;
+        let message = Message::add(batch, 1);
+        Ok(message.receive(batch, super::CHANNEL))
+    }
+
+    /// Nothing is written into files without a name any more: a program that is one could not be
+    /// run while somebody writes it.
+    pub(super) fn end_writing(&mut self) -> Result<(), RebuildError> {
+        for (&object, shared) in &mut self.shared {
+            if matches!(shared.object.kind, SharedKind::Deleted { .. }) {
+                shared.file = unnamed::reopen_to_read(&shared.file)
+                    .map_err(|source| RebuildError::Shared { object, source })?;
+            }
+        }
+        Ok(())
     }
 
     /// Puts the seals on the memfds: the last thing, as nobody can write them afterwards.
@@ -234,17 +299,9 @@ fn overlaps_gate(run: &Run) -> bool {
     run.start < GATE + Gate::SIZE && run.start.saturating_add(run.pages * PAGE) > GATE
 }
 
-/// Makes an empty object of the right kind and size, owned by the right user of the VE.
-fn make_shared(object: &SharedObject, id_base: u32) -> io::Result<File> {
+/// Makes an empty object that belongs to nobody else, of the right size and owner.
+fn make_own(object: &SharedObject, id_base: u32) -> io::Result<File> {
     match &object.kind {
-        SharedKind::Anonymous => {
-            let mapping = SharedMapping::anonymous((object.size as usize).max(1))?;
-            let (start, end) = mapping.range();
-            let pid = std::process::id() as i32;
-            let end = end.next_multiple_of(PAGE);
-            let path = procfs::path(pid, &format!("map_files/{start:x}-{end:x}"));
-            File::options().read(true).write(true).open(path)
-        }
         SharedKind::Memfd { name, mode, uid, gid, .. } => {
             let file = File::from(task::memfd(name)?);
             file.set_len(object.size)?;
@@ -253,6 +310,14 @@ fn make_shared(object: &SharedObject, id_base: u32) -> io::Result<File> {
             let gid = Gid::from_raw(id_base.wrapping_add(*gid));
             fchown(&file, Some(uid), Some(gid))?;
             Ok(file)
+        }
+        _ => {
+            let mapping = SharedMapping::anonymous((object.size as usize).max(1))?;
+            let (start, end) = mapping.range();
+            let pid = std::process::id() as i32;
+            let end = end.next_multiple_of(PAGE);
+            let path = procfs::path(pid, &format!("map_files/{start:x}-{end:x}"));
+            File::options().read(true).write(true).open(path)
         }
     }
 }

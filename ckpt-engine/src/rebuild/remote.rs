@@ -6,6 +6,7 @@ use super::{RebuildError, Skeleton};
 use crate::{
     files::{Argument, Remote},
     inject::InjectError,
+    procfs::Status,
 };
 
 impl Remote for Skeleton {
@@ -36,6 +37,12 @@ impl Skeleton {
     /// The processes by their number in the VE, with their number on the host.
     pub fn hosts(&self) -> impl Iterator<Item = (i32, i32)> {
         self.processes.values().map(|bone| (bone.pid, bone.thread.tid))
+    }
+
+    /// The threads beside the first of each process, likewise.
+    pub(super) fn threads(&self) -> Result<Vec<(i32, i32)>, RebuildError> {
+        let all = self.processes.values().flat_map(|bone| &bone.others);
+        all.map(|thread| Ok((Status::read(thread.tid)?.innermost("NSpid")?, thread.tid))).collect()
     }
 
     /// The number of init on the host.

@@ -172,6 +172,42 @@ pub fn change(fd: BorrowedFd<'_>, change: Change, value: i32) -> io::Result<()> 
     check(libc::c_long::from(unsafe { libc::fcntl(fd.as_raw_fd(), command, value) })).map(drop)
 }
 
+/// `F_GETLEASE`: `F_RDLCK`, `F_WRLCK`, or none.
+pub fn lease(fd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+    const F_GETLEASE: i32 = 1025;
+    // SAFETY: this command takes no argument.
+    let lease = check(libc::c_long::from(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETLEASE) }))?;
+    Ok((lease != libc::F_UNLCK).then_some(lease))
+}
+
+/// The magic number of the file system that an open file is on (fstatfs(2)).
+pub fn file_system(fd: BorrowedFd<'_>) -> io::Result<i64> {
+    // SAFETY: statfs is plain integers, for which all zero is a valid value.
+    let mut found: libc::statfs = unsafe { mem::zeroed() };
+    // SAFETY: the kernel writes one statfs, which `found` is.
+    check(libc::c_long::from(unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut found) }))?;
+    Ok(found.f_type)
+}
+
+/// The wait status of a process that has been collected, by its pidfd (Linux 6.15).
+pub fn exit_status(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    const PIDFD_GET_INFO: libc::c_ulong = 0xc040_ff0b;
+    /// Where struct pidfd_info has its `exit_code`.
+    const EXIT_CODE: usize = 15;
+    // struct pidfd_info in its first size, 64 bytes; the mask comes first.
+    let mut info = [0u32; 16];
+    info[0] = PIDFD_INFO_EXIT as u32;
+    // SAFETY: the kernel reads and writes 64 bytes, which `info` has.
+    check(libc::c_long::from(unsafe {
+        libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, info.as_mut_ptr())
+    }))?;
+    if u64::from(info[0]) & PIDFD_INFO_EXIT == 0 {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    Ok(info[EXIT_CODE].cast_signed())
+}
+
 /// `F_GETOWN_EX`: the kind of owner and its number in our own pid namespace; 0 is none.
 pub fn signal_owner(fd: BorrowedFd<'_>) -> io::Result<(i32, i32)> {
     // struct f_owner_ex.

@@ -4,8 +4,10 @@
 use std::{
     ffi::CStr,
     io,
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
 };
+
+use super::descriptor::own;
 
 /// The most bytes in a handle (`MAX_HANDLE_SZ`).
 const LENGTH_MAX: usize = 128;
@@ -51,6 +53,19 @@ pub fn handle(directory: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<Handl
             source => Err(source),
         },
     }
+}
+
+/// open_by_handle_at(2): a descriptor that only names the inode. `mount` is any directory of its
+/// file system, opened for reading.
+pub fn open(mount: BorrowedFd<'_>, handle: &Handle) -> io::Result<OwnedFd> {
+    let mut buffer = Buffer { length: 0, kind: handle.kind, bytes: [0; LENGTH_MAX] };
+    let room = buffer.bytes.get_mut(..handle.bytes.len()).ok_or(io::ErrorKind::InvalidInput)?;
+    room.copy_from_slice(&handle.bytes);
+    buffer.length = handle.bytes.len() as u32;
+    let flags = libc::O_PATH | libc::O_CLOEXEC;
+    let from = (&raw mut buffer).cast::<libc::file_handle>();
+    // SAFETY: the buffer begins like `struct file_handle` and has the bytes that its length tells.
+    own(unsafe { libc::open_by_handle_at(mount.as_raw_fd(), from, flags) }.into())
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ pub mod event;
 pub mod handle;
 pub mod heap;
 pub mod identity;
+pub mod ipc;
+pub mod mailbox;
 pub mod mount;
 pub mod namespace;
 pub mod netns;

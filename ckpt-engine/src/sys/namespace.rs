@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
@@ -136,6 +136,53 @@ pub fn in_names_of<T: Send>(
         join(process, libc::CLONE_NEWUTS)?;
         work()
     })
+}
+
+/// Runs `work` in the IPC namespace of a process, on a thread of its own.
+pub fn in_ipc_of<T: Send>(
+    process: BorrowedFd<'_>,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    on_own_thread(|| {
+        join(process, libc::CLONE_NEWIPC)?;
+        work()
+    })
+}
+
+/// A pidfd of a process in the pid namespace of `init` that has ended with this wait status and
+/// has been collected.
+pub fn ended_process(init: BorrowedFd<'_>, status: i32, thread: bool) -> io::Result<OwnedFd> {
+    on_own_thread(|| {
+        // For children of this thread alone.
+        join(init, libc::CLONE_NEWPID)?;
+        // SAFETY: the child makes system calls only, which is allowed after a fork of a process
+        // with several threads.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => end_with(status),
+            child => {
+                let pidfd = super::descriptor::open_process(child, thread);
+                // Collected whether or not there is a descriptor for it.
+                nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None)?;
+                pidfd
+            }
+        }
+    })
+}
+
+/// Ends the calling process with a wait status. For a fresh child only.
+fn end_with(status: i32) -> ! {
+    let signal = status & 0x7f;
+    if signal != 0 {
+        // SAFETY: integers only. No core is written for somebody who has long gone.
+        unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+        // SAFETY: the default action runs no code of ours.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: integers only.
+        unsafe { libc::kill(libc::getpid(), signal) };
+    }
+    // SAFETY: ends the child at once, with nothing of the parent's to be cleaned up.
+    unsafe { libc::_exit(status >> 8 & 0xff) }
 }
 
 fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {

@@ -219,10 +219,15 @@ impl Tracker {
         sent
     }
 
-    /// Adds a memfd that some process holds open, mapped or not; `file` is open for reading.
-    pub fn add_memfd(&mut self, object: SharedObject, file: File) {
-        self.open.insert(object.id, object.clone());
-        self.shared.entry(object.id).or_insert_with(|| TrackedObject::new(file, object));
+    /// Says which objects travel although no process maps them, in place of what was said before:
+    /// open memfds and files without a name, segments that nobody has attached. The files are
+    /// open for reading.
+    pub fn hold(&mut self, objects: Vec<(SharedObject, File)>) {
+        self.open.clear();
+        for (object, file) in objects {
+            self.open.insert(object.id, object.clone());
+            self.shared.entry(object.id).or_insert_with(|| TrackedObject::new(file, object));
+        }
     }
 
     /// As [`Self::round`] for a VE whose processes are frozen: nothing is armed any more, and

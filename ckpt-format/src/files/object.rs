@@ -18,36 +18,6 @@ pub struct PathFile {
     pub device: u64,
 }
 
-/// A file without a name, with its contents.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeletedFile {
-    /// The name that it once had, inside the VE.
-    #[serde(with = "serde_bytes")]
-    pub path: Vec<u8>,
-    /// Mode bits with the type.
-    pub mode: u32,
-    /// Owner inside the VE.
-    pub uid: u32,
-    /// Group inside the VE.
-    pub gid: u32,
-    /// The size in bytes.
-    pub size: u64,
-    /// Made by `O_TMPFILE`, so it may still be linked to a name.
-    pub linkable: bool,
-    /// The parts that hold data: offset and bytes. The rest is holes.
-    pub extents: Vec<Extent>,
-}
-
-/// Some bytes of a file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Extent {
-    /// Where in the file, in bytes.
-    pub offset: u64,
-    /// The bytes.
-    #[serde(with = "serde_bytes")]
-    pub data: Vec<u8>,
-}
-
 /// A pipe or FIFO.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pipe {

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     sync::Arc,
@@ -17,14 +18,16 @@ use ckpt_engine::{
     container::{ID_COUNT, Spaces, cgroups, host_clocks},
     files::{self, Holder, Undo},
     freeze::{FreezeError, Frozen, Sealed},
+    ipc::detached_segments,
     procfs,
     sys::{netns::Netns, task},
     track::{Round, TrackError, Tracked, Tracker},
+    unnamed::find_large,
 };
 use ckpt_format::{
     blocker::Blocker,
     container::{Cgroup, Clocks, Namespaces},
-    memory::Backing,
+    memory::{Backing, SharedObject},
     network::{Frame, Network},
 };
 
@@ -143,10 +146,22 @@ impl Live {
     pub(super) fn round(&mut self, number: u32, pipe: &Pipe) -> Result<Round, CopyError> {
         self.mounts()?;
         self.send_files(false, pipe)?;
+        let holders = Holders::of(&self.freezer)?;
+        let large = find_large(holders.0.iter().map(|(host, ..)| *host), self.id_base);
+        self.hold_contents(large)?;
         let round = self.tracker.round(&mut pipe.clone())?;
         pipe.item(&Item::Barrier(number)).map_err(|_| CopyError::Link)?;
         self.brake.look()?;
         Ok(round)
+    }
+
+    /// What travels with the memory although no process may map it.
+    fn hold_contents(&mut self, mut all: Vec<(SharedObject, File)>) -> Result<(), CopyError> {
+        let segments = detached_segments(self.init, self.id_base)
+            .map_err(|source| CopyError::Process { pid: self.init, source })?;
+        all.extend(segments);
+        self.tracker.hold(all);
+        Ok(())
     }
 
     /// The mounts of the VE, which must be those that the target has made.
@@ -188,18 +203,18 @@ impl Live {
         let captured = Holders::of(&self.freezer).and_then(|holders| {
             let mounts = Some(self.mounts()?);
             let source = files::Source { mounts, ..holders.source(self.init, self.id_base) };
-            let captured = files::capture(&source).map_err(CaptureError::Blocked)?;
-            Ok((holders, captured))
+            Ok(files::capture(&source).map_err(CaptureError::Blocked)?)
         });
-        let (holders, captured) = match captured {
+        let mut captured = match captured {
             Ok(captured) => captured,
             Err(error) => return (None, Err(error)),
         };
         watch.lap("descriptors");
-        let state = holders.memfds(&captured.files, &captured.tables).and_then(|memfds| {
-            for (object, file) in memfds {
-                self.tracker.add_memfd(object, file);
-            }
+        let sets = captured.files.ipc.semaphores.clone();
+        let rest = || {
+            let surgeon = self.watchdog.surgeon();
+            surgeon.read_letters(&captured.mailboxes, &mut captured.files.ipc)?;
+            self.hold_contents(std::mem::take(&mut captured.contents))?;
             self.tracker.last_round(&mut pipe.clone())?;
             watch.lap("memory");
             let strangers = self.strangers();
@@ -208,13 +223,19 @@ impl Live {
             }
             let ids = IdMap { base: self.id_base, count: ID_COUNT };
             let patients = self.tracker.processes().map(Tracked::patient).collect();
-            let processes = self.watchdog.surgeon().capture(frozen, patients, ids)?;
+            let processes = self.watchdog.surgeon().capture(frozen, patients, ids, sets)?;
             watch.lap("processes");
-            let (files, tables) = (captured.files, captured.tables);
-            let clock_offsets = self.clock_offsets;
+            Ok(processes)
+        };
+        let state = rest().map(|processes| State {
+            processes,
+            files: captured.files,
+            tables: captured.tables,
             // What is around the processes is read beside this.
-            let (network, cgroups) = (Network::default(), Vec::new());
-            Ok(State { processes, files, tables, cgroups, network, clocks, clock_offsets })
+            cgroups: Vec::new(),
+            network: Network::default(),
+            clocks,
+            clock_offsets: self.clock_offsets,
         });
         (Some(captured.undo), state)
     }
@@ -519,8 +540,12 @@ impl Holders {
             if status.text("State").is_ok_and(|state| state.starts_with('Z')) {
                 continue;
             }
-            let pidfd = task::pidfd_open(host)
-                .map_err(|source| CopyError::Process { pid: host, source })?;
+            let pidfd = match task::pidfd_open(host) {
+                Ok(pidfd) => pidfd,
+                // It ended after the list was read.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
+                Err(source) => return Err(CopyError::Process { pid: host, source }),
+            };
             all.push((host, inner, name.to_owned(), pidfd));
         }
         Ok(Self(all))
@@ -538,33 +563,6 @@ impl Holders {
             })
             .collect();
         files::Source { processes, init, id_base, mounts: None }
-    }
-
-    /// Opens the memfds that descriptors refer to.
-    fn memfds(
-        &self,
-        captured: &ckpt_format::files::Files,
-        tables: &std::collections::BTreeMap<i32, Vec<ckpt_format::process::Descriptor>>,
-    ) -> Result<Vec<(ckpt_format::memory::SharedObject, std::fs::File)>, CopyError> {
-        let mut all = Vec::new();
-        for memfd in &captured.memfds {
-            let refers = |descriptor: &&ckpt_format::process::Descriptor| {
-                captured.get(descriptor.file).is_some_and(|file| {
-                    matches!(file.kind, ckpt_format::files::Kind::Memfd { object, .. } if object == memfd.id)
-                })
-            };
-            let held = tables.iter().find_map(|(pid, table)| {
-                let descriptor = table.iter().find(refers)?;
-                let (host, ..) = self.0.iter().find(|(_, inner, ..)| inner == pid)?;
-                Some((*host, descriptor.fd))
-            });
-            let Some((host, fd)) = held else { continue };
-            let path = procfs::path(host, &format!("fd/{fd}"));
-            let file = std::fs::File::open(path)
-                .map_err(|source| CopyError::Process { pid: host, source })?;
-            all.push((memfd.clone(), file));
-        }
-        Ok(all)
     }
 }
 

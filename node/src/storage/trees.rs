@@ -111,6 +111,12 @@ fn clone_part(root: &File, plan: &Container, part: &Part<'_>) -> io::Result<Opti
         return Ok(None);
     }
     let path = Path::new(mount.point.trim_start_matches('/'));
+    let place = u32::try_from(part.mount.1);
+    if mount.unbindable && !table.iter().skip(1).any(|other| Ok(other.parent) == place) {
+        // It cannot be cloned, but it shows all of itself, too.
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        return Ok(Some(nix::fcntl::openat(root, path, flags, Mode::empty())?));
+    }
     clone_tree(root.as_fd(), path).map(Some)
 }
 

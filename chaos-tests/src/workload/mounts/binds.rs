@@ -1,8 +1,7 @@
 //! One thing in two places.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use nix::mount::umount;
 
 use super::table::{Ground, bind, new};
 use crate::workload::context::Context;
-use crate::workload::outcome::{Failure, ensure, same};
+use crate::workload::outcome::{Failure, same};
 
 /// What is written by one name is read by the other, in turns.
 fn both_ways(
@@ -59,23 +58,4 @@ pub(super) fn part(context: &mut Context) -> Result<(), Failure> {
     bind(&whole.join("deep/part"), &two)?;
     umount(&whole)?;
     both_ways(context, &ground, &one.join("part/file"), &two.join("file"))
-}
-
-pub(super) fn socket(context: &mut Context) -> Result<(), Failure> {
-    let ground = Ground::new(context)?;
-    let memory = ground.memory("memory", "mode=755")?;
-    let (path, place) = (memory.join("socket"), ground.file("place")?);
-    let _listener = UnixListener::bind(&path)?;
-    bind(&path, &place)?;
-    let told = ground.told()?;
-    while context.step(Duration::from_millis(20))? {
-        if context.progress.plant() {
-            umount(&place)?;
-        }
-        let shown = fs::metadata(&place)?;
-        ensure(shown.file_type().is_socket(), || "the file shows no socket".to_owned())?;
-        same("inode", shown.ino(), fs::metadata(&path)?.ino())?;
-        same("mounts", ground.told()?, told.clone())?;
-    }
-    Ok(())
 }

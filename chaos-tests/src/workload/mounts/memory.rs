@@ -55,7 +55,7 @@ fn look(path: &Path, found: &mut Vec<String>) -> Result<(), Failure> {
     } else if status.is_file() {
         let contents = blake3::hash(&fs::read(path)?);
         let note = xattr::get(File::open(path)?.as_fd(), c"user.note").unwrap_or_default();
-        line = format!("{line} {contents} {note:?} {}", status.blocks());
+        line = format!("{line} {contents} {note:?}");
     }
     found.push(line);
     if status.is_dir() {
@@ -88,7 +88,9 @@ pub(super) fn tree(context: &mut Context) -> Result<(), Failure> {
     let ground = Ground::new(context)?;
     let top = ground.memory("memory", "mode=755,size=8m")?;
     fill(&top)?;
-    stays(context, &ground, &top)
+    stays(context, &ground, &top)?;
+    let blocks = fs::metadata(top.join("sparse"))?.blocks();
+    ensure(blocks < 100, || format!("a file of holes has {blocks} blocks"))
 }
 
 pub(super) fn ramfs(context: &mut Context) -> Result<(), Failure> {

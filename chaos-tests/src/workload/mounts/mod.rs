@@ -18,7 +18,6 @@ pub(super) const AREA: Area = Area {
     workloads: &[
         local("bind", "a directory that is seen in two places", binds::directory),
         local("bind-file", "a file mounted on another", binds::file),
-        local("bind-socket", "a socket mounted on a file", binds::socket),
         local(
             "bind-part",
             "a directory of a file system that is mounted nowhere else",

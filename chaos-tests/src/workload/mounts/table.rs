@@ -63,7 +63,7 @@ impl Ground {
     pub(in crate::workload) fn told(&self) -> Result<Vec<String>, Failure> {
         let mut groups = HashMap::new();
         let mut told = Vec::new();
-        let text = crate::workload::process::proc_text("/proc/self/mountinfo")?;
+        let text = whole_table()?;
         let mut lines: Vec<(Vec<&str>, &str)> = text
             .lines()
             .filter_map(|line| {
@@ -87,6 +87,18 @@ impl Ground {
             told.push(format!("{line} {back}"));
         }
         Ok(told)
+    }
+}
+
+/// The whole mount table, which comes in several pieces: read again until they fit together.
+fn whole_table() -> Result<String, Failure> {
+    let mut text = fs::read_to_string("/proc/self/mountinfo")?;
+    loop {
+        let again = fs::read_to_string("/proc/self/mountinfo")?;
+        if again == text {
+            return Ok(text);
+        }
+        text = again;
     }
 }
 

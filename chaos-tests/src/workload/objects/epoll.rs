@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
 
 use crate::workload::context::Context;
 use crate::workload::outcome::{Failure, ensure, same};
@@ -55,6 +58,27 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
         if context.progress.plant() {
             outer.delete(&inner.0)?;
         }
+    }
+    Ok(())
+}
+
+/// A set learns of a signal by being woken, not by looking.
+pub(super) fn signals(context: &mut Context) -> Result<(), Failure> {
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGUSR2);
+    mask.thread_block()?;
+    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let set = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    set.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, LEVEL))?;
+    while context.step(Duration::from_millis(6))? {
+        same("ready before a signal", ready(&set)?, vec![])?;
+        if context.progress.plant() {
+            set.delete(&signals)?;
+        }
+        kill(Pid::this(), Signal::SIGUSR2)?;
+        same("ready after a signal", ready(&set)?, vec![LEVEL])?;
+        let found = signals.read_signal()?.map(|it| it.ssi_signo);
+        same("the signal", found, Some(Signal::SIGUSR2 as u32))?;
     }
     Ok(())
 }

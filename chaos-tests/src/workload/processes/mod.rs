@@ -1,9 +1,11 @@
 //! Processes and threads: registers, signals, identities, relatives.
 
+mod dead;
 mod dispatch;
 mod family;
 mod identity;
 mod mutexes;
+mod own;
 mod scheduling;
 mod seccomp;
 mod settings;
@@ -42,6 +44,10 @@ pub(super) const AREA: Area = Area {
             family::run,
         ),
         local("stopped", "a child stopped by a signal", family::stopped),
+        local("dead", "children that have ended in different ways", dead::run),
+        local("thread-users", "threads that each are another user", own::users),
+        local("thread-masks", "threads that hold back different signals", own::masks),
+        local("jail", "a child in a root of its own", own::jail),
         local("seccomp", "a filter on system calls", seccomp::one),
         local("seccomp-several", "filters, one on top of the other", seccomp::several),
         local("seccomp-long", "a filter as long as can be, and one that logs", seccomp::long),

@@ -41,10 +41,9 @@ fn pair() -> (TcpListener, TcpStream, TcpStream) {
 
 /// Lets the originals die as after a switch, and rebuilds what they had.
 pub(super) fn move_over(captured: Captured, child: Child) -> Copy {
-    let Captured { files, tables, undo } = captured;
-    undo.seal();
+    let mut captured = captured;
+    std::mem::take(&mut captured.undo).seal();
     drop(child);
-    let captured = Captured { files, tables, undo: super::super::Undo::default() };
     rebuild(&captured)
 }
 

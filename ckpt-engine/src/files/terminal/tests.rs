@@ -71,12 +71,10 @@ fn a_terminal_keeps_its_number_settings_and_buffers() {
     let child = Child::holding(&[master.as_fd(), slave.as_fd()]);
     let numbers = [master.as_raw_fd(), slave.as_raw_fd()];
     drop((master, slave));
-    let captured = child.capture();
-    let crate::files::Captured { files, tables, undo } = captured;
-    undo.seal();
+    let mut captured = child.capture();
+    std::mem::take(&mut captured.undo).seal();
     drop(child);
     drop(zero);
-    let captured = crate::files::Captured { files, tables, undo: crate::files::Undo::default() };
     let copy = rebuild(&captured);
     let [master, slave] = numbers.map(|number| copy.of(number));
     drop(copy);

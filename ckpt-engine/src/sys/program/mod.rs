@@ -5,6 +5,7 @@
 
 pub mod advice;
 pub mod control;
+pub mod descriptor;
 pub mod dispatch;
 pub mod filter;
 pub mod fork;
@@ -14,4 +15,6 @@ pub mod message;
 pub mod mutex;
 pub mod registers;
 pub mod signal;
+pub mod sysv;
 pub mod terminal;
+pub mod watch;

@@ -1,0 +1,149 @@
+//! Files of `/proc` and `/sys`, and programs whose files are replaced.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+
+use crate::workload::context::Context;
+use crate::workload::outcome::{Failure, ensure, same};
+use crate::workload::process::Child;
+
+fn read_again(file: &mut File) -> Result<String, Failure> {
+    // At once: the kernel makes the text up anew for each part.
+    let mut bytes = vec![0; 64 << 10];
+    file.rewind()?;
+    let count = file.read(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes[..count]).into_owned())
+}
+
+pub(super) fn proc(context: &mut Context) -> Result<(), Failure> {
+    let child = Child::start(context, "subject", |stop| {
+        while !stop.wait(Duration::from_millis(50))? {}
+        Ok(())
+    })?;
+    let folder: OwnedFd = File::open(format!("/proc/{}", child.pid))?.into();
+    let mut status = File::open(format!("/proc/{}/status", child.pid))?;
+    let mut own = File::open("/proc/self/stat")?;
+    let mut mounts = File::open("/proc/self/mountinfo")?;
+    let points = fs::read_to_string("/proc/self/mountinfo")?.lines().count();
+    let uptime = File::open("/proc/uptime")?;
+    let (pid, parent) = (child.pid.as_raw(), nix::unistd::getpid().as_raw());
+    while context.step(Duration::from_millis(8))? {
+        child.check()?;
+        let text = read_again(&mut status)?;
+        let value = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|line| line.trim().parse::<i32>().ok())
+        };
+        let planted = i32::from(context.progress.plant());
+        same("whose status it is", value("Pid:"), Some(pid + planted))?;
+        same("the parent in it", value("PPid:"), Some(parent))?;
+        let text = read_again(&mut own)?;
+        let first = text.split(' ').next().unwrap_or_default();
+        same("our own number", first, parent.to_string().as_str())?;
+        let opened = openat(&folder, "comm", OFlag::O_RDONLY, Mode::empty())?;
+        let mut name = String::new();
+        File::from(opened).read_to_string(&mut name)?;
+        ensure(!name.is_empty(), || "a process without a name".to_owned())?;
+        same("mounts", read_again(&mut mounts)?.lines().count(), points)?;
+        let mut first = [0; 16];
+        let count = std::os::unix::fs::FileExt::read_at(&uptime, &mut first, 0)?;
+        ensure(count > 3, || "no time in /proc/uptime".to_owned())?;
+    }
+    child.finish()
+}
+
+pub(super) fn sys(context: &mut Context) -> Result<(), Failure> {
+    let mut link = File::open("/sys/class/net/lo/mtu")?;
+    let folder: OwnedFd = File::open("/sys/class/net")?.into();
+    let before = read_again(&mut link)?;
+    while context.step(Duration::from_millis(8))? {
+        let mut found = read_again(&mut link)?;
+        if context.progress.plant() {
+            found.push('0');
+        }
+        same("the size of a frame", &found, &before)?;
+        let opened = openat(&folder, "lo/ifindex", OFlag::O_RDONLY, Mode::empty())?;
+        let mut index = String::new();
+        File::from(opened).read_to_string(&mut index)?;
+        same("the number of the first interface", index.as_str(), "1\n")?;
+    }
+    Ok(())
+}
+
+/// Runs a copy of this program as another workload, then replaces the copy.
+pub(super) fn program(context: &mut Context) -> Result<(), Failure> {
+    let copy = context.path("program");
+    fs::copy("/proc/self/exe", &copy)?;
+    let folder = context.path("run");
+    let log = context.path("output");
+    let mut command = Command::new(&copy);
+    command.args(["workload", "devices", "--dir"]).arg(&folder);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(File::create(&log)?);
+    let mut running = command.spawn()?;
+    let status = format!("/proc/{}/exe", running.id());
+    fs::write(context.path("newer"), b"a newer version")?;
+    fs::rename(context.path("newer"), &copy)?;
+    let shown = fs::read_link(&status)?;
+    let deleted = shown.to_string_lossy().ends_with("/program (deleted)");
+    ensure(deleted, || format!("its program: {}", shown.display()))?;
+    let size = fs::metadata("/proc/self/exe")?.len();
+    let result = loop {
+        if !context.step(Duration::from_millis(20))? {
+            break Ok(());
+        }
+        if context.progress.plant() {
+            running.kill()?;
+            running.wait()?;
+        }
+        if let Some(status) = running.try_wait()? {
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            break Err(Failure::new(format!("a replaced program ended: {status} {said}")));
+        }
+        same("the link to its program", fs::read_link(&status)?, shown.clone())?;
+        same("the size of its program", File::open(&status)?.metadata()?.len(), size)?;
+        same("the newer version", fs::read(&copy)?, b"a newer version".to_vec())?;
+    };
+    drop(running.stdin.take());
+    result?;
+    let status = running.wait()?;
+    ensure(status.success(), || format!("a replaced program ended: {status}"))
+}
+
+pub(super) fn flags(context: &mut Context) -> Result<(), Failure> {
+    use ckpt_engine::sys::program::descriptor::{Fcntl, fcntl};
+    use nix::fcntl::{FcntlArg, FdFlag};
+    let path = context.path("flags");
+    fs::write(&path, b"x")?;
+    let open = |flags| nix::fcntl::open(&path, flags, Mode::empty());
+    let kept = libc::O_APPEND | libc::O_NONBLOCK | libc::O_DSYNC | libc::O_SYNC | libc::O_NOATIME;
+    let sync = open(OFlag::O_WRONLY | OFlag::O_SYNC | OFlag::O_CLOEXEC)?;
+    let append = open(OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_NOATIME)?;
+    let twin = append.try_clone()?;
+    nix::fcntl::fcntl(&twin, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    let mut turn = 0;
+    while context.step(Duration::from_millis(8))? {
+        let ask = |fd: &OwnedFd| fcntl(fd.as_fd(), Fcntl::GetFlags);
+        same("flags of one that waits for the disk", ask(&sync)? & kept, libc::O_SYNC)?;
+        let blocking = if turn % 2 == 0 { 0 } else { libc::O_NONBLOCK };
+        let expected = libc::O_APPEND | libc::O_NOATIME | blocking;
+        same("flags of one that appends", ask(&append)? & kept, expected)?;
+        same("flags of its twin", ask(&twin)? & kept, expected)?;
+        same("access", ask(&twin)? & libc::O_ACCMODE, libc::O_RDWR)?;
+        let closes = |fd: &OwnedFd| nix::fcntl::fcntl(fd, FcntlArg::F_GETFD);
+        same("closed at exec", closes(&sync)?, FdFlag::FD_CLOEXEC.bits())?;
+        same("not closed at exec", closes(&twin)?, 0)?;
+        turn += 1;
+        let blocking = if turn % 2 == 0 { 0 } else { libc::O_NONBLOCK };
+        fcntl(append.as_fd(), Fcntl::SetFlags(libc::O_APPEND | libc::O_NOATIME | blocking))?;
+        if context.progress.plant() {
+            fcntl(twin.as_fd(), Fcntl::SetFlags(0))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,39 @@
+//! Very many of one thing in a VE: it moves all the same, there and back.
+
+use chaos_tests::scene::Scene;
+use chaos_tests::testbed::Host;
+
+const VE: &str = "101";
+const ADDRESS: &str = "10.77.1.1";
+
+/// Moves a VE with this workload to the other node and back; all must be there afterwards.
+fn move_with(scene: &str, workload: &str) {
+    let scene = Scene::up(scene, 2).unwrap();
+    let (one, two) = (Host::Node(1), Host::Node(2));
+    scene.make_ve(one, VE, ADDRESS).unwrap();
+    scene.put_selfcheck(one, VE).unwrap();
+    scene.inside(one, VE, &format!("selfcheck run --detach --only {workload}")).unwrap();
+    for (from, to) in [(one, two), (two, one)] {
+        let there = to.to_string();
+        let told = scene.good(from, &["vzmigrate", &there, VE, "--max-downtime", "20000"]);
+        assert!(told.is_ok(), "{}", told.unwrap_err());
+        scene.inside(to, VE, "selfcheck status").unwrap();
+    }
+    let table = scene.inside(one, VE, "selfcheck verify");
+    assert!(table.is_ok(), "{}", table.unwrap_err());
+}
+
+#[test]
+fn a_tree_of_a_thousand_processes_moves() {
+    move_with("manyproc", "many-processes");
+}
+
+#[test]
+fn a_process_of_a_thousand_threads_moves() {
+    move_with("manythr", "many-threads");
+}
+
+#[test]
+fn a_process_of_fifty_thousand_areas_moves() {
+    move_with("manyarea", "many-areas");
+}

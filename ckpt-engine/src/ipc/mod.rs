@@ -1,0 +1,269 @@
+//! What an IPC namespace holds: System V memory, semaphores and messages, and POSIX message
+//! queues.
+//!
+//! Read and made by threads of our own that enter the namespace. The contents of shared memory
+//! travel with the memory of the processes; what only a process itself can say, its `SEM_UNDO`,
+//! is found by [`undo`].
+
+mod mailbox;
+mod semaphore;
+mod table;
+mod undo;
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use ckpt_format::{
+    ipc::{Entry, Ipc, Mailbox, MessageQueue, Segment, SemaphoreSet},
+    memory::{SharedKind, SharedObject},
+};
+
+pub use self::mailbox::Opened;
+use self::semaphore::rebuild_sets;
+pub(crate) use self::{
+    mailbox::{Letters, read_letters},
+    undo::{adjustments, restore as restore_undo},
+};
+use crate::{
+    procfs,
+    sys::{
+        identity,
+        ipc::{self, Attached, Family, Permissions},
+        namespace, task,
+    },
+};
+
+/// Set in the ids of segments, whose numbers are those of their own table.
+const OF_A_SEGMENT: u64 = 1 << 63;
+
+/// The [`SharedObject::id`] of the segment with this number.
+pub(crate) fn segment_id(number: u64) -> u64 {
+    OF_A_SEGMENT | number
+}
+
+/// Whether an object is a segment.
+pub(crate) fn is_segment(object: u64) -> bool {
+    object & OF_A_SEGMENT != 0
+}
+
+/// The limits of the namespace, below `/proc/sys`.
+const LIMITS: &[&str] = &[
+    "kernel/shmmax",
+    "kernel/shmall",
+    "kernel/shmmni",
+    "kernel/shm_rmid_forced",
+    "kernel/msgmax",
+    "kernel/msgmnb",
+    "kernel/msgmni",
+    "kernel/sem",
+    "fs/mqueue/queues_max",
+    "fs/mqueue/msg_max",
+    "fs/mqueue/msgsize_max",
+    "fs/mqueue/msg_default",
+    "fs/mqueue/msgsize_default",
+];
+
+fn limit_path(name: &str) -> String {
+    format!("/proc/sys/{name}")
+}
+
+/// Everything of the IPC namespace of a process, as the host numbers it, but the letters in
+/// mailboxes; with our own descriptors for the mailboxes that have names.
+pub(crate) fn capture(host: i32, id_base: u32) -> io::Result<(Ipc, Vec<Opened>)> {
+    let process = task::pidfd_open(host)?;
+    namespace::in_ipc_of(process.as_fd(), || {
+        let read =
+            |name: &&str| Some(((*name).to_owned(), fs::read_to_string(limit_path(name)).ok()?));
+        let limits = LIMITS.iter().filter_map(read).collect();
+        let segments = table::segments(id_base)?;
+        let semaphores = table::semaphores(id_base)?
+            .into_iter()
+            .map(|(entry, count)| {
+                Ok(SemaphoreSet { values: ipc::semaphore_values(entry.id, count)?, entry })
+            })
+            .collect::<io::Result<_>>()?;
+        let queues =
+            table::queues(id_base)?.into_iter().map(read_queue).collect::<io::Result<_>>()?;
+        let (mailboxes, opened) = mailbox::named(id_base)?;
+        Ok((Ipc { limits, segments, semaphores, queues, mailboxes }, opened))
+    })
+}
+
+/// Whether the IPC namespace of a process, as the host numbers it, holds nothing.
+pub(crate) fn holds_nothing(host: i32) -> io::Result<bool> {
+    let process = task::pidfd_open(host)?;
+    namespace::in_ipc_of(process.as_fd(), || {
+        Ok(table::segments(0)?.is_empty()
+            && table::semaphores(0)?.is_empty()
+            && table::queues(0)?.is_empty()
+            && mailbox::named(0)?.0.is_empty())
+    })
+}
+
+fn read_queue((entry, size_max): (Entry, usize)) -> io::Result<MessageQueue> {
+    let mut messages = Vec::new();
+    for place in 0.. {
+        match ipc::peek_message(entry.id, place, size_max)? {
+            Some((kind, text)) => messages.push((kind, text.into())),
+            None => break,
+        }
+    }
+    Ok(MessageQueue { entry, bytes_max: ipc::queue_limit(entry.id)?, messages })
+}
+
+/// What the table tells about one segment of a process's namespace.
+pub(crate) fn segment(host: i32, object: u64, id_base: u32) -> io::Result<Segment> {
+    let process = task::pidfd_open(host)?;
+    let all = namespace::in_ipc_of(process.as_fd(), || table::segments(id_base))?;
+    all.into_iter()
+        .find(|segment| segment_id(u64::from(segment.entry.id.cast_unsigned())) == object)
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// The segments that nobody has attached: no process's memory shows them. `host` is a process in
+/// the namespace, as the host numbers it.
+pub fn detached_segments(host: i32, id_base: u32) -> io::Result<Vec<(SharedObject, File)>> {
+    let process = task::pidfd_open(host)?;
+    namespace::in_ipc_of(process.as_fd(), || {
+        let detached = table::attachments(id_base)?.into_iter().filter(|(_, count)| *count == 0);
+        let open = |(segment, _): (Segment, u64)| {
+            let id = segment_id(u64::from(segment.entry.id.cast_unsigned()));
+            let kind = SharedKind::Segment(segment);
+            Some((
+                SharedObject { id, size: segment.size, kind },
+                open_segment(&segment, true).ok()?,
+            ))
+        };
+        // One that cannot be opened has been removed meanwhile.
+        Ok(detached.filter_map(open).collect())
+    })
+}
+
+/// The file behind a segment of the calling thread's namespace.
+fn open_segment(segment: &Segment, read_only: bool) -> io::Result<File> {
+    let attached = Attached::new(segment.entry.id, read_only)?;
+    let start = attached.address();
+    let end = start + segment.size.next_multiple_of(ckpt_format::memory::PAGE);
+    let path =
+        procfs::path(std::process::id().cast_signed(), &format!("map_files/{start:x}-{end:x}"));
+    File::options().read(true).write(!read_only).open(path)
+}
+
+/// Makes a segment, empty, in the namespace of a process of the VE.
+pub(crate) fn make_segment(process: &OwnedFd, segment: &Segment, id_base: u32) -> io::Result<File> {
+    namespace::in_ipc_of(process.as_fd(), || {
+        let entry = segment.entry;
+        let size = usize::try_from(segment.size).map_err(io::Error::other)?;
+        let key = if segment.removed { 0 } else { entry.key };
+        as_creator(&entry, id_base, || {
+            let make = || numbered("shm", entry.id, || ipc::make_memory(key, size));
+            match make() {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    // One that was removed on the source since, but is still attached.
+                    ipc::remove(Family::Memory, ipc::memory_with_key(key)?)?;
+                    make()
+                }
+                made => made,
+            }
+        })?;
+        open_segment(segment, false)
+    })
+}
+
+/// Runs `work` as the one who has made an object.
+fn as_creator<T>(
+    entry: &Entry,
+    id_base: u32,
+    work: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
+    identity::own_new_files(id_base, id_base)?;
+    identity::act_as(id_base + entry.creator_uid, id_base + entry.creator_gid, work)
+}
+
+/// Has the next object of a family get a number.
+fn numbered(family: &str, id: i32, make: impl FnOnce() -> io::Result<i32>) -> io::Result<i32> {
+    fs::write(format!("/proc/sys/kernel/{family}_next_id"), id.to_string())?;
+    let made = make()?;
+    if made == id { Ok(made) } else { Err(io::ErrorKind::AlreadyExists.into()) }
+}
+
+fn permissions(entry: &Entry, id_base: u32) -> Permissions {
+    Permissions { uid: id_base + entry.uid, gid: id_base + entry.gid, mode: entry.mode }
+}
+
+/// Makes everything in the namespace of a process of the VE; returns descriptors for the
+/// mailboxes. The segments are there already, each attached where it was; those that have gone
+/// since are removed.
+pub(crate) fn rebuild(process: &OwnedFd, wanted: &Ipc, id_base: u32) -> io::Result<Vec<OwnedFd>> {
+    namespace::in_ipc_of(process.as_fd(), || {
+        for there in table::segments(id_base)? {
+            let segment = wanted.segments.iter().find(|it| it.entry.id == there.entry.id);
+            let Some(segment) = segment else {
+                ipc::remove(Family::Memory, there.entry.id)?;
+                continue;
+            };
+            let id = segment.entry.id;
+            ipc::set_permissions(Family::Memory, id, permissions(&segment.entry, id_base))?;
+            if segment.locked {
+                ipc::lock_memory(id)?;
+            }
+            if segment.removed && !there.removed {
+                ipc::remove(Family::Memory, id)?;
+            }
+        }
+        rebuild_sets(&wanted.semaphores, id_base)?;
+        wanted.queues.iter().try_for_each(|queue| rebuild_queue(queue, id_base))?;
+        raise_mailbox_limits(wanted)?;
+        let mailboxes = mailbox::rebuild(&wanted.mailboxes, id_base)?;
+        // What exists may be beyond a limit that was lowered since.
+        for (name, text) in &wanted.limits {
+            set_limit(name, text)?;
+        }
+        Ok(mailboxes)
+    })
+}
+
+/// What the host's administrator may do without being limited, a lesser root may not.
+fn raise_mailbox_limits(wanted: &Ipc) -> io::Result<()> {
+    let largest = |of: fn(&Mailbox) -> i64| wanted.mailboxes.iter().map(of).max();
+    let needed = [
+        ("fs/mqueue/msg_max", largest(|mailbox| mailbox.messages_max)),
+        ("fs/mqueue/msgsize_max", largest(|mailbox| mailbox.size_max)),
+    ];
+    for (name, needed) in needed {
+        let now = fs::read_to_string(limit_path(name)).ok();
+        let now = now.and_then(|now| now.trim().parse::<i64>().ok());
+        if let (Some(now), Some(needed)) = (now, needed)
+            && now < needed
+        {
+            fs::write(limit_path(name), needed.to_string())?;
+        }
+    }
+    Ok(())
+}
+
+fn set_limit(name: &str, text: &str) -> io::Result<()> {
+    let path = limit_path(name);
+    if !LIMITS.contains(&name) || fs::read_to_string(&path).is_ok_and(|now| now == text) {
+        return Ok(());
+    }
+    fs::write(path, text)
+}
+
+fn rebuild_queue(queue: &MessageQueue, id_base: u32) -> io::Result<()> {
+    let entry = queue.entry;
+    let id = as_creator(&entry, id_base, || {
+        numbered("msg", entry.id, || ipc::make_messages(entry.key))
+    })?;
+    // A limit that was raised by the host's administrator needs the same right here.
+    if ipc::queue_limit(id)? != queue.bytes_max {
+        ipc::set_queue_limit(id, queue.bytes_max)?;
+    }
+    for (kind, text) in &queue.messages {
+        ipc::send_message(id, *kind, text)?;
+    }
+    ipc::set_permissions(Family::Messages, id, permissions(&entry, id_base))
+}
