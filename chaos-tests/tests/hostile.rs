@@ -40,7 +40,9 @@ fn shuttle(scene: &Scene, moves: usize) -> usize {
     for turn in 0..moves {
         let start = Instant::now();
         let target = there.to_string();
-        let ran = scene.run(here, &["vzmigrate", &target, VE, "--max-downtime", "5000"]).unwrap();
+        let ran = scene
+            .run(here, &["vzmigrate", &target, VE, "--max-downtime", "5000"])
+            .expect("the command runs");
         assert!(start.elapsed() < LONGEST, "move {turn} took {:?}: {ran}", start.elapsed());
         if ran.code == Some(0) {
             good += 1;
@@ -49,7 +51,11 @@ fn shuttle(scene: &Scene, moves: usize) -> usize {
             assert!(!ran.stderr.trim().is_empty(), "move {turn} failed without a word");
             println!("move {turn}: {ran}");
         }
-        assert_eq!(scene.running_on(VE).unwrap(), [here], "after move {turn}: {ran}");
+        assert_eq!(
+            scene.running_on(VE).expect("the nodes answer"),
+            [here],
+            "after move {turn}: {ran}"
+        );
     }
     good
 }

@@ -99,7 +99,7 @@ pub fn set_permissions(family: Family, id: i32, wanted: Permissions) -> io::Resu
 fn change(permissions: &mut libc::ipc_perm, wanted: Permissions) {
     permissions.uid = wanted.uid;
     permissions.gid = wanted.gid;
-    permissions.mode = wanted.mode.into();
+    permissions.mode = wanted.mode;
 }
 
 /// A segment in our own memory, until it is dropped.

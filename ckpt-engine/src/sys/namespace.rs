@@ -179,7 +179,7 @@ fn end_with(status: i32) -> ! {
         // SAFETY: the default action runs no code of ours.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
         // SAFETY: integers only.
-        unsafe { libc::kill(libc::getpid(), signal) };
+        unsafe { libc::kill(std::process::id().cast_signed(), signal) };
     }
     // SAFETY: ends the child at once, with nothing of the parent's to be cleaned up.
     unsafe { libc::_exit(status >> 8 & 0xff) }

@@ -25,9 +25,9 @@ fn again(context: &Context, name: &str) -> Result<File, Failure> {
     Ok(File::options().read(true).write(true).open(context.path(name))?)
 }
 
-const WRITE: i32 = libc::F_WRLCK as i32;
-const READ: i32 = libc::F_RDLCK as i32;
-const NONE: i32 = libc::F_UNLCK as i32;
+const WRITE: i32 = libc::F_WRLCK;
+const READ: i32 = libc::F_RDLCK;
+const NONE: i32 = libc::F_UNLCK;
 
 pub(super) fn of_processes(context: &mut Context) -> Result<(), Failure> {
     let file = make(context, "locked")?;

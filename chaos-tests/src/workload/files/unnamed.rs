@@ -129,7 +129,7 @@ pub(super) fn temporary(context: &mut Context) -> Result<(), Failure> {
             file.set_len(3)?;
         }
         same("its length", file.metadata()?.len(), turn * 8)?;
-        if turn % 100 == 0 {
+        if turn.is_multiple_of(100) {
             let name = context.path(&format!("named-{turn}"));
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
             let here = nix::fcntl::AT_FDCWD;
@@ -195,7 +195,7 @@ pub(super) fn library(context: &mut Context) -> Result<(), Failure> {
             ensure(map.byte(at) == expected && !differs, || {
                 format!("byte {at} of library version {version} is another version's")
             })?;
-            if turn % 16 == 0 {
+            if turn.is_multiple_of(16) {
                 map.forget()?;
             }
         }

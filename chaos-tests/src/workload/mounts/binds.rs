@@ -22,7 +22,7 @@ fn both_ways(
     let mut turn = 0u64;
     while context.step(Duration::from_millis(10))? {
         turn += 1;
-        let (to, from) = if turn % 2 == 0 { (one, two) } else { (two, one) };
+        let (to, from) = if turn.is_multiple_of(2) { (one, two) } else { (two, one) };
         fs::write(to, turn.to_string())?;
         if context.progress.plant() {
             fs::write(from, "something else")?;
