@@ -244,7 +244,13 @@ fn make(directory: &Path, cgroup: &Cgroup, id_base: u32) -> Result<(), CgroupErr
     let id = |inner: u32| id_base.saturating_add(inner);
     if !cgroup.path.is_empty() {
         // Its files belong to whoever makes it.
-        as_user(id(cgroup.owner.0), || fs::create_dir(directory)).map_err(at("make", directory))?;
+        let made = as_user(id(cgroup.owner.0), || fs::create_dir(directory));
+        // A VE that was stopped in vain before tells its cgroups a second time.
+        made.or_else(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => Ok(()),
+            _ => Err(error),
+        })
+        .map_err(at("make", directory))?;
         let mode = fs::Permissions::from_mode(cgroup.mode);
         fs::set_permissions(directory, mode).map_err(at("protect", directory))?;
         if cgroup.owner.0 != cgroup.owner.1 {
