@@ -253,13 +253,13 @@ pub(super) fn root(context: &mut Context) -> Result<(), Failure> {
         chdir(&place)?;
         pivot_root(".", ".")?;
         umount2(".", MntFlags::MNT_DETACH)?;
-        chdir("/work")?;
-        count(stop, Path::new("/work/file"), || {
-            same("working directory", std::env::current_dir()?, PathBuf::from("/work"))?;
+        chdir("/place")?;
+        count(stop, Path::new("/place/file"), || {
+            same("working directory", std::env::current_dir()?, PathBuf::from("/place"))?;
             same("the root", fs::read_dir("/")?.count(), 1)
         })
     })?;
-    watch(context, vec![child], Path::new("/work/file"), || empty(&place))
+    watch(context, vec![child], Path::new("/place/file"), || empty(&place))
 }
 
 pub(super) fn jail(context: &mut Context) -> Result<(), Failure> {
@@ -270,13 +270,13 @@ pub(super) fn jail(context: &mut Context) -> Result<(), Failure> {
         new(&place, "tmpfs", "mode=755")?;
         fs::create_dir_all(place.join("jail/work"))?;
         chroot(&place.join("jail"))?;
-        chdir("/work")?;
+        chdir("/place")?;
         count(stop, Path::new("file"), || {
-            same("working directory", std::env::current_dir()?, PathBuf::from("/work"))?;
+            same("working directory", std::env::current_dir()?, PathBuf::from("/place"))?;
             same("the root", fs::read_dir("/")?.count(), 1)
         })
     })?;
-    watch(context, vec![child], Path::new("/work/file"), || empty(&place))
+    watch(context, vec![child], Path::new("/place/file"), || empty(&place))
 }
 
 pub(super) fn inside(context: &mut Context) -> Result<(), Failure> {

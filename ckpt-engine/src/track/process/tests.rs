@@ -1,0 +1,77 @@
+//! Tests of what is tracked in one process.
+
+use ckpt_format::memory::Advice;
+
+use super::*;
+use crate::sys::{testing::call, userfault};
+
+fn map(address: u64, pages: u64) -> u64 {
+    let (protection, flags) = (3, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let fixed = if address == 0 { 0 } else { libc::MAP_FIXED_NOREPLACE };
+    let arguments = [address, pages * PAGE, protection, (flags | fixed) as u64, u64::MAX, 0];
+    call(libc::SYS_mmap, arguments).unwrap()
+}
+
+fn area(start: u64, pages: u64) -> Area {
+    Area {
+        start,
+        end: start + pages * PAGE,
+        protection: 3,
+        shared: false,
+        grows_down: false,
+        may_write: true,
+        offset: 0,
+        backing: Backing::Anonymous { name: None },
+        advice: Advice::default(),
+    }
+}
+
+/// One round over these areas: what is due.
+fn round(life: &mut Life, areas: Vec<Area>) -> Ranges {
+    life.space.areas = areas;
+    life.register_new();
+    let (mut due, mut standing) = (Ranges::default(), Standing::default());
+    for area in &life.space.areas {
+        life.scan(area, false, &mut due, &mut standing).unwrap();
+    }
+    life.anew = Ranges::default();
+    due
+}
+
+#[test]
+fn an_area_that_lost_its_tracking_by_a_move_beside_it_counts_as_written() {
+    let own = std::process::id().cast_signed();
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | userfault::USER_MODE_ONLY;
+    let fd = call(libc::SYS_userfaultfd, [flags as u64, 0, 0, 0, 0, 0]).unwrap();
+    let fetched = task::pidfd_getfd(&task::pidfd_open(own).unwrap(), fd as i32).unwrap();
+    call(libc::SYS_close, [fd, 0, 0, 0, 0, 0]).unwrap();
+    let (mut life, _) = Life::open(own, 1).unwrap();
+    life.tracking = Some(Tracking::new(fetched).unwrap());
+    let room = map(0, 64);
+    call(libc::SYS_munmap, [room, 64 * PAGE, 0, 0, 0, 0]).unwrap();
+    let untouched = map(room, 4);
+    let used = map(room + 32 * PAGE, 8);
+    let third = used + 3 * PAGE;
+    let write = |life: &Life| life.memory.write_all_at(&[1; 8], third).unwrap();
+    for page in 0..8 {
+        life.memory.write_all_at(&[1], used + page * PAGE).unwrap();
+    }
+    let areas = vec![area(untouched, 4), area(used, 8)];
+    assert!(round(&mut life, areas.clone()).iter().eq([(used, used + 8 * PAGE)]));
+    assert!(round(&mut life, areas.clone()).is_empty());
+
+    // The kernel joins the moved area with its new neighbour, and takes the registration of
+    // both away, but not the marks.
+    let beside = used - 8 * PAGE;
+    let how = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+    let moved = [untouched, 4 * PAGE, 8 * PAGE, how, beside, 0];
+    assert_eq!(call(libc::SYS_mremap, moved).unwrap(), beside);
+    write(&life);
+    let areas = vec![area(beside, 16)];
+    let due = round(&mut life, areas.clone());
+    assert!(due.iter().any(|(start, end)| start <= third && third < end));
+    assert!(round(&mut life, areas.clone()).is_empty());
+    write(&life);
+    assert!(round(&mut life, areas).iter().eq([(third, third + PAGE)]));
+    call(libc::SYS_munmap, [beside, 16 * PAGE, 0, 0, 0, 0]).unwrap();
+}
