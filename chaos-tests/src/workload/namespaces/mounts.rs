@@ -249,7 +249,7 @@ pub(super) fn root(context: &mut Context) -> Result<(), Failure> {
     let child = Child::start(context, "root", |stop| {
         leave(MsFlags::MS_PRIVATE)?;
         new(&place, "tmpfs", "mode=755")?;
-        fs::create_dir_all(place.join("work"))?;
+        fs::create_dir_all(place.join("place"))?;
         chdir(&place)?;
         pivot_root(".", ".")?;
         umount2(".", MntFlags::MNT_DETACH)?;
@@ -268,7 +268,7 @@ pub(super) fn jail(context: &mut Context) -> Result<(), Failure> {
     let child = Child::start(context, "jail", |stop| {
         leave(MsFlags::MS_PRIVATE)?;
         new(&place, "tmpfs", "mode=755")?;
-        fs::create_dir_all(place.join("jail/work"))?;
+        fs::create_dir_all(place.join("jail/place"))?;
         chroot(&place.join("jail"))?;
         chdir("/place")?;
         count(stop, Path::new("file"), || {
