@@ -27,6 +27,24 @@ pub struct Network {
     pub neighbours: Vec<Neighbour>,
     /// The settings below `/proc/sys/net` that are not as in a fresh namespace.
     pub settings: Vec<Setting>,
+    /// The packet filter (nftables, and iptables made of it) with its counters and sets, in the
+    /// order in which it can be made.
+    pub filter: Vec<FilterPart>,
+    /// The flows that the packet filter keeps track of, each as the attributes by which
+    /// `IPCTNL_MSG_CT_NEW` makes it.
+    pub flows: Vec<FilterPart>,
+}
+
+/// One part of a packet filter, as the kernel tells it and takes it: a message of nfnetlink.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilterPart {
+    /// `NFPROTO_*`.
+    pub family: u8,
+    /// `NFT_MSG_NEW*`.
+    pub kind: u16,
+    /// The attributes.
+    #[serde(with = "serde_bytes")]
+    pub attributes: Vec<u8>,
 }
 
 /// One link.

@@ -14,7 +14,10 @@ use ckpt_engine::sys::netns::Netns;
 use ckpt_format::{codec, network::Mac};
 use node::network::{
     Bridge, BridgeConfig, Gate, Interface, InterfaceConfig,
-    state::{Captured, Expected, RESTORE_WINDOW, Routes, capture, rebuild, set_routes},
+    state::{
+        Captured, Expected, RESTORE_WINDOW, Routes, capture, check_filter, rebuild, set_filter,
+        set_routes,
+    },
 };
 
 struct Ve {
@@ -192,6 +195,86 @@ fn same(found: &Captured, wanted: &Captured) {
     assert_eq!(found.settings, wanted.settings);
 }
 
+const FILTER: &str = "nft -f - <<'END'
+table inet mine {
+    comment \"of a test\"
+    counter visits { packets 5 bytes 700 }
+    quota much { over 3 mbytes used 10 kbytes }
+    limit slow { rate 4/second burst 9 packets }
+    set known { type ipv4_addr; flags interval; elements = { 10.1.0.0/16, 10.3.0.1-10.3.0.9 } }
+    set recent { type ipv4_addr . inet_service; flags dynamic, timeout; timeout 1h; size 100;
+                 elements = { 10.1.1.1 . 80 expires 30m } }
+    set counted { type ipv4_addr; counter; elements = { 10.9.9.9 counter packets 3 bytes 99 } }
+    map ports { type inet_service : verdict; elements = { 22 : accept, 80 : jump web } }
+    map owners { type ipv4_addr : counter; elements = { 10.5.5.5 : \"visits\" } }
+    chain web {
+        tcp dport 80 add @recent { ip saddr . tcp dport timeout 5m } accept
+        ct state established,related counter packets 11 bytes 1100 accept
+        limit name \"slow\" log prefix \"web \" group 3 reject with tcp reset
+    }
+    chain input {
+        type filter hook input priority filter; policy drop;
+        iif lo accept
+        iifname { eth0, eth7 } tcp dport vmap @ports
+        ip saddr { 10.7.0.1, 10.7.0.2 } counter name visits accept comment \"friends\"
+        ip saddr @known meta mark set 0x7 quota name much drop
+        icmpv6 type { nd-neighbor-solicit, nd-router-advert } accept
+    }
+    chain forward {
+        type filter hook forward priority 0;
+    }
+}
+table ip nat {
+    chain out {
+        type nat hook postrouting priority srcnat;
+        oifname eth0 masquerade;
+    }
+    chain in {
+        type nat hook prerouting priority dstnat;
+        tcp dport 8080 dnat to 10.99.1.1:80;
+    }
+}
+table bridge frames {
+    chain f {
+        type filter hook forward priority 0;
+        ether type arp counter;
+    }
+}
+END
+";
+
+#[test]
+fn a_packet_filter_is_the_same_after_it_was_rebuilt() {
+    let mac = Mac::local([11; 6]);
+    let source = ve(mac, Gate::Open);
+    shell(&source.netns, FILTER);
+    // A flow that the filter keeps track of.
+    shell(&source.netns, "timeout 1 sh -c 'echo x > /dev/udp/127.0.0.1/9' || true");
+    let captured = capture(&source.netns, &expected(mac), None).unwrap();
+    assert_eq!(objects(&captured), [""; 0]);
+    let network = codec::decode(&codec::encode(&captured.network)).unwrap();
+    assert_eq!(captured.network, network);
+
+    let target = ve(mac, Gate::Closed);
+    let listed = |netns: &Netns| {
+        let list = || Command::new("nft").args(["list", "ruleset"]).output().unwrap().stdout;
+        let text = String::from_utf8(netns.run(list).unwrap()).unwrap();
+        // What is left of a time runs.
+        text.split_whitespace().filter(|word| !word.ends_with("ms")).collect::<Vec<_>>().join(" ")
+    };
+    check_filter(&target.netns, &network).unwrap();
+    assert_eq!(listed(&target.netns), "");
+    for _ in 0..2 {
+        set_filter(&target.netns, &network).unwrap();
+        assert_eq!(listed(&target.netns), listed(&source.netns));
+    }
+    let again = capture(&target.netns, &expected(mac), None).unwrap();
+    assert_eq!(again.network.filter.len(), captured.network.filter.len());
+    // And away with it.
+    set_filter(&target.netns, &ckpt_format::network::Network::default()).unwrap();
+    assert_eq!(listed(&target.netns), "");
+}
+
 #[test]
 fn a_fresh_ve_has_no_settings_of_its_own() {
     let mac = Mac::local([8; 6]);
@@ -212,7 +295,6 @@ fn what_cannot_be_moved_is_named() {
     shell(
         &ve.netns,
         "ip link add br9 type bridge
-         nft add table inet mine
          tc qdisc add dev eth0 root tbf rate 1mbit burst 10kb latency 50ms
          ip nexthop add id 7 via 10.99.0.9 dev eth0
          ip route add 10.60.0.0/16 nhid 7
@@ -225,7 +307,6 @@ fn what_cannot_be_moved_is_named() {
         found,
         [
             "network link br9",
-            "nftables rules",
             "route with a next-hop object",
             "routing rule of a kind that is not known",
             "traffic control tbf on eth0",

@@ -167,6 +167,19 @@ pub fn capture(source: &Source<'_>) -> Result<Captured, Vec<Blocker>> {
 
 /// Names every object that [`capture`] would refuse, without changing anything in a running VE.
 pub fn check(source: &Source<'_>) -> Vec<Blocker> {
+    let mut blockers = look(source);
+    // What comes and goes while it is looked at can seem to belong to nobody.
+    for _ in 0..2 {
+        if blockers.is_empty() {
+            break;
+        }
+        let again = look(source);
+        blockers.retain(|blocker| again.contains(blocker));
+    }
+    blockers
+}
+
+fn look(source: &Source<'_>) -> Vec<Blocker> {
     let capture = match Capture::new(source) {
         Ok(capture) => capture,
         Err(blockers) => return blockers,

@@ -58,6 +58,7 @@ mod rebuild;
 mod remote;
 mod search;
 mod socket;
+mod table;
 mod tcp;
 mod terminal;
 #[cfg(test)]

@@ -75,7 +75,11 @@ pub(super) fn capture(
         raw,
         protocol,
         local,
-        remote: address::remote(fd)?,
+        remote: match address::remote(fd)? {
+            // Without a port this is not told.
+            None if raw => network.remote("raw", v6, object)?,
+            remote => remote,
+        },
         queue,
         groups: network.groups().of_socket(fd, v6)?,
         options: options::capture(fd, Family::Datagram { v6, protocol, raw })?,

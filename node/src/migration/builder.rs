@@ -241,6 +241,8 @@ fn finish(site: &mut Site, skeleton: Skeleton, state: &State) -> Result<Built, B
     cgroups::rebuild(&top, &state.cgroups, site.id_base, &skeleton.hosts().collect())?;
     let mut files = skeleton.open_files(&state.files)?;
     watch.lap("files");
+    state::set_filter(&site.netns, &state.network)?;
+    watch.lap("packet filter");
     skeleton.install(&state.processes, &state.tables, &files)?;
     watch.lap("descriptors");
     skeleton.complete(&state.processes)?;

@@ -338,6 +338,7 @@ pub(super) fn site(
     let system = |what| move |source| BuildError::System { what, source };
     let netns = Netns::of_process(init).map_err(system("open the network of a VE"))?;
     state::rebuild(&netns, &network, Routes::ForRestore)?;
+    state::check_filter(&netns, &network)?;
     let hold = match &prepared.interface {
         Some(interface) => {
             let mut hold = Hold::prepare(interface, &format!("hold{}", prepared.id))?;
@@ -357,7 +358,9 @@ pub(super) fn site(
     let nested = std::mem::take(&mut prepared.container.nested);
     for (namespace, network) in nested.networks.iter().zip(&plan.nested.networks) {
         let namespace = namespace.try_clone().map_err(system("open a network of a program"))?;
-        state::rebuild(&Netns::from_fd(namespace), network, Routes::Exact)?;
+        let namespace = Netns::from_fd(namespace);
+        state::rebuild(&namespace, network, Routes::Exact)?;
+        state::set_filter(&namespace, network)?;
     }
     let trees = target_trees(&plan, std::mem::take(&mut prepared.container.trees));
     let channel = prepared.container.channel.try_clone();

@@ -200,6 +200,28 @@ impl Netlink {
         Ok(count)
     }
 
+    /// Sends one request for a list and returns the answers: type and body of each. The list is
+    /// consistent: when something changed meanwhile it is read again.
+    pub fn bodies(
+        &mut self,
+        what: &str,
+        request: impl Fn(u32) -> Vec<u8>,
+    ) -> Result<Vec<(u16, Vec<u8>)>, NetlinkError> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let sequence = self.next_sequence();
+            send_whole(&self.fd, &request(sequence))?;
+            let mut found = Vec::new();
+            let disturbed = self.answers(what, sequence, |header| {
+                found.push((header.message_type, header.bytes[HEADER..].to_vec()));
+                Ok(())
+            })?;
+            if !disturbed {
+                return Ok(found);
+            }
+        }
+        Err(NetlinkError::Unstable)
+    }
+
     fn list(
         &mut self,
         what: &str,
@@ -268,6 +290,8 @@ impl Netlink {
     }
 }
 
+/// The length of a message's header.
+const HEADER: usize = 16;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 

@@ -1,5 +1,4 @@
-//! As much of nftables as is needed here: dropping frames between two ports of a bridge, and
-//! telling whether a namespace has rules at all.
+//! As much of nftables as a node itself needs: dropping frames between two ports of a bridge.
 //!
 //! No library for it is both kept and free of C; the messages are few and simple.
 
@@ -7,11 +6,10 @@ use nix::sys::socket::SockProtocol;
 
 use super::netlink::{Netlink, NetlinkError};
 
-const SUBSYSTEM: u16 = 10;
-const BATCH_BEGIN: u16 = 0x10;
-const BATCH_END: u16 = 0x11;
+pub(super) const SUBSYSTEM: u16 = 10;
+pub(super) const BATCH_BEGIN: u16 = 0x10;
+pub(super) const BATCH_END: u16 = 0x11;
 const NEW_TABLE: u16 = 0;
-const GET_TABLE: u16 = 1;
 const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
 const NEW_RULE: u16 = 6;
@@ -22,10 +20,10 @@ const META_INPUT: u32 = 4;
 const META_OUTPUT: u32 = 5;
 const REGISTER: u32 = 1;
 
-const REQUEST: u16 = 1;
-const ACKNOWLEDGE: u16 = 4;
-const CREATE: u16 = 0x400;
-const APPEND: u16 = 0x800;
+pub(super) const REQUEST: u16 = 1;
+pub(super) const ACKNOWLEDGE: u16 = 4;
+pub(super) const CREATE: u16 = 0x400;
+pub(super) const APPEND: u16 = 0x800;
 const NESTED: u16 = 0x8000;
 
 const TABLE: &str = "ferry";
@@ -51,20 +49,6 @@ pub fn drop_between(pairs: &[(u32, u32)]) -> Result<(), NetlinkError> {
     }
     let (bytes, count) = batch.end();
     netlink.exchange("filter frames between ports", &bytes, count)
-}
-
-/// True when the calling thread's namespace has at least one table.
-pub fn has_tables() -> Result<bool, NetlinkError> {
-    let mut netlink = Netlink::open_protocol(SockProtocol::NetlinkNetFilter)?;
-    let mut bytes = Vec::new();
-    let sequence = netlink.next_sequence();
-    message(&mut bytes, SUBSYSTEM << 8 | GET_TABLE, REQUEST | 0x300, sequence, 0, 0, &[]);
-    match netlink.count("list the tables of nftables", &bytes, sequence) {
-        Ok(count) => Ok(count > 0),
-        // No nftables in this kernel: no tables.
-        Err(error) if matches!(error.errno(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 fn chain() -> Attributes {
@@ -138,7 +122,8 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn message(
+/// Puts one message of nfnetlink behind others.
+pub(super) fn message(
     bytes: &mut Vec<u8>,
     kind: u16,
     flags: u16,

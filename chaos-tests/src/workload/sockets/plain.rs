@@ -1,11 +1,12 @@
 //! Sockets as the kernel takes them, for what the standard library has no words for.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use ckpt_engine::sys::socket::{self, Along};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, recv};
 
 use crate::workload::outcome::{Failure, ensure, same};
 
@@ -70,7 +71,8 @@ pub(super) fn readable(fd: BorrowedFd<'_>, patience: Duration) -> Result<bool, F
 /// The next message, which must come soon.
 pub(super) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Failure> {
     ensure(readable(fd, Duration::from_secs(5))?, || "a message did not come".to_owned())?;
-    Ok(socket::receive(fd, buffer, libc::MSG_DONTWAIT)?.length)
+    // Packet sockets know no control data, so plain recv(2).
+    Ok(recv(fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
 }
 
 /// Sends to an address, or over a connection.

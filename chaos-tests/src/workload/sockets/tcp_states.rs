@@ -138,7 +138,8 @@ pub(super) fn connecting(context: &mut Context) -> Result<(), Failure> {
         turn += 1;
         let mut byte = [0];
         let state = client.read(&mut byte).map_err(|error| error.kind());
-        let expected = if context.progress.plant() { ErrorKind::NotFound } else { ErrorKind::WouldBlock };
+        let expected =
+            if context.progress.plant() { ErrorKind::NotFound } else { ErrorKind::WouldBlock };
         same("reading before there is a connection", state, Err(expected))?;
         if turn.is_multiple_of(100) {
             listener.accept()?;

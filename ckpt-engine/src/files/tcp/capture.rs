@@ -154,7 +154,6 @@ pub(in super::super) enum Held {
 pub(in super::super) fn capture(
     object: &Object,
     network: &Network,
-    init: i32,
     v6: bool,
     multipath: bool,
 ) -> Result<(Kind, Held), Refusal> {
@@ -170,13 +169,14 @@ pub(in super::super) fn capture(
     let options = options::capture(fd, Family::Tcp { v6, stage })?;
     let (state, held) = match info.state {
         LISTEN if info.waiting > 0 && multipath => return Err(waiting(info.waiting)),
-        LISTEN => listening(fd, network, &info)?,
+        LISTEN => listening(fd, local, network, &info)?,
         CLOSE if stage == Stage::Connected => {
             (TcpState::Finished { unread: finished(fd)? }, Held::Nothing)
         }
         CLOSE => (TcpState::Closed, Held::Nothing),
         SYN_SENT => {
-            let remote = connecting_to(object, init, v6)?.ok_or_else(passing)?;
+            // getpeername(2) does not tell.
+            let remote = network.remote("tcp", v6, object)?.ok_or_else(passing)?;
             (TcpState::Connecting { remote }, Held::Nothing)
         }
         ESTABLISHED | FIN_WAIT1 | FIN_WAIT2 | CLOSE_WAIT | LAST_ACK | CLOSING => {
@@ -193,10 +193,19 @@ pub(in super::super) fn capture(
 
 fn listening(
     fd: BorrowedFd<'_>,
+    local: Option<SocketAddr>,
     network: &Network,
     info: &Info,
 ) -> Result<(TcpState, Held), Refusal> {
     let backlog = info.backlog;
+    if options::number(fd, TCP, libc::TCP_DEFER_ACCEPT).unwrap_or(0) > 0
+        && network.is_handshaking(&local.ok_or_else(passing)?)?
+    {
+        return Err(Refusal::new(
+            "a TCP client that has connected and said nothing yet (TCP_DEFER_ACCEPT)",
+            "try again when it has spoken",
+        ));
+    }
     if info.waiting == 0 {
         return Ok((TcpState::Listening { backlog, waiting: Vec::new() }, Held::Nothing));
     }
@@ -215,30 +224,6 @@ fn passing() -> Refusal {
 fn waiting(count: u32) -> Refusal {
     let what = format!("a TCP listener with {count} connections not yet accepted");
     Refusal::new(what, "try again when the program has accepted them")
-}
-
-/// Whom a socket connects to that has no answer yet: getpeername(2) does not tell.
-fn connecting_to(object: &Object, init: i32, v6: bool) -> io::Result<Option<SocketAddr>> {
-    let table =
-        std::fs::read_to_string(format!("/proc/{init}/net/tcp{}", if v6 { "6" } else { "" }))?;
-    let inode = object.status.inode.to_string();
-    let line = table.lines().find(|line| line.split_whitespace().nth(9) == Some(inode.as_str()));
-    Ok(line.and_then(|line| table_address(line.split_whitespace().nth(2)?)))
-}
-
-/// "0100007F:0CEA": words of the address in the order of the machine, then the port.
-fn table_address(text: &str) -> Option<SocketAddr> {
-    let (address, port) = text.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let mut bytes = Vec::new();
-    for at in (0..address.len()).step_by(8) {
-        let word = u32::from_str_radix(address.get(at..at + 8)?, 16).ok()?;
-        bytes.extend(word.to_ne_bytes());
-    }
-    if let Ok(v4) = <[u8; 4]>::try_from(bytes.as_slice()) {
-        return Some((v4, port).into());
-    }
-    Some((<[u8; 16]>::try_from(bytes.as_slice()).ok()?, port).into())
 }
 
 /// A closed socket that has had a peer says end of file, a fresh one that it is not connected.

@@ -21,7 +21,11 @@ use std::{
 
 use ckpt_format::files::{TcpConnection, WaitingConnection};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity},
+    unistd::Pid,
+};
 
 use super::{
     super::{address, btf, options, packet},
@@ -95,7 +99,9 @@ impl Door {
         bpf::set_entry(self.negotiated.as_fd(), &negotiated(waiting))?;
         let number = u64::try_from(listener.as_raw_fd()).map_err(io::Error::other)?;
         bpf::set_entry(self.listener.as_fd(), &number.to_ne_bytes())?;
+        let chosen = Chosen::among_its_group(listener)?;
         let sent = self.send(waiting, packet::ACK, tcp.receive_start(), &[]);
+        drop(chosen);
         // From here on our packets find the connection by themselves.
         bpf::clear_entry(self.listener.as_fd())?;
         sent?;
@@ -127,6 +133,42 @@ impl Door {
         let along = Along { receiver: &receiver, ..Along::default() };
         let raw = raw.ok_or(io::ErrorKind::Unsupported)?;
         socket::send(raw.as_fd(), &packet, &along, libc::MSG_DONTWAIT).map(drop)
+    }
+}
+
+/// A listener of several with one name (`SO_REUSEPORT`), for which the kernel chooses among them by
+/// chance: as long as this is there it prefers one of them.
+struct Chosen<'a> {
+    listener: BorrowedFd<'a>,
+    processors: CpuSet,
+}
+
+impl<'a> Chosen<'a> {
+    fn among_its_group(listener: BorrowedFd<'a>) -> io::Result<Option<Self>> {
+        let level = libc::SOL_SOCKET;
+        if options::number(listener, level, libc::SO_REUSEPORT)? == 0 {
+            return Ok(None);
+        }
+        // The kernel prefers the one for the processor that it works on: where we send from.
+        let this = Pid::from_raw(0);
+        let chosen = Self { listener, processors: sched_getaffinity(this)? };
+        let processor = sched_getcpu()?;
+        let mut only = CpuSet::new();
+        only.set(processor)?;
+        sched_setaffinity(this, &only)?;
+        let number = i32::try_from(processor).map_err(io::Error::other)?;
+        options::set(listener, level, libc::SO_INCOMING_CPU, number)?;
+        Ok(Some(chosen))
+    }
+}
+
+impl Drop for Chosen<'_> {
+    fn drop(&mut self) {
+        let nobody = options::set(self.listener, libc::SOL_SOCKET, libc::SO_INCOMING_CPU, -1);
+        let anywhere = sched_setaffinity(Pid::from_raw(0), &self.processors);
+        if nobody.is_err() || anywhere.is_err() {
+            tracing::warn!(?nobody, ?anywhere, "a listener prefers a processor");
+        }
     }
 }
 

@@ -197,7 +197,10 @@ fn refill(rebuild: &Rebuild<'_>, id: FileId, unix: &UnixSocket) -> Result<(), Re
         }
         // A datagram comes from whoever had its sender's name, or from nobody.
         let named = message.sender.as_ref().and_then(|name| by_name(rebuild, name));
-        let sender: Sender<'_> = match named.or(peer.filter(|_| message.sender.is_none())) {
+        let hidden = unix.node.is_none() && rebuild.gone.contains_key(&id.0);
+        let named = named.filter(|_| !hidden);
+        let peer = peer.filter(|_| hidden || message.sender.is_none());
+        let sender: Sender<'_> = match named.or(peer) {
             Some(fd) => Sender::Known(fd),
             None => Sender::Nobody(nobody().map_err(failed)?),
         };

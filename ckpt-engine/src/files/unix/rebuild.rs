@@ -164,8 +164,9 @@ fn accept(
 
 /// Binds paths that lead to no node of their own: those of accepted connections, and of sockets
 /// whose node was removed. Whoever is connected to the latter connects here.
-fn name_unseen(rebuild: &Rebuild<'_>, sockets: &Sockets<'_>) -> Result<(), RebuildError> {
+fn name_unseen(rebuild: &mut Rebuild<'_>, sockets: &Sockets<'_>) -> Result<(), RebuildError> {
     let mut jobs = Vec::new();
+    let mut fillers = Vec::new();
     for (id, unix) in sockets {
         let Some(name) = unix.name.as_ref().filter(|name| is_path(name)) else { continue };
         if unix.node.is_some() {
@@ -179,6 +180,11 @@ fn name_unseen(rebuild: &Rebuild<'_>, sockets: &Sockets<'_>) -> Result<(), Rebui
             if sends {
                 senders.push(rebuild.made(*sender).ok_or(RebuildError::Damaged)?);
             }
+        }
+        // Nobody else can reach it any more, when its queue is filled.
+        if unix.socket_type == libc::SOCK_DGRAM && !unix.queue.is_empty() {
+            let filler = socket::socket(libc::AF_UNIX, unix.socket_type, 0).map_err(failed)?;
+            fillers.push((id.0, filler, address::encode_unix(name)));
         }
         let listens = match &unix.state {
             UnixState::Listening { backlog, pending } => {
@@ -203,13 +209,18 @@ fn name_unseen(rebuild: &Rebuild<'_>, sockets: &Sockets<'_>) -> Result<(), Rebui
                 act_as(uid, gid, || socket::listen(fd, backlog))?;
                 connect_clients(socket_type(fd)?, &clients, &address)?;
             }
+            for (_, filler, to) in fillers.iter().filter(|(_, _, to)| *to == address) {
+                socket::connect(filler.as_fd(), to)?;
+            }
             std::fs::remove_file(std::path::Path::new(
                 <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(name),
             ))?;
         }
         Ok(())
     })
-    .map_err(failed)
+    .map_err(failed)?;
+    rebuild.gone.extend(fillers.into_iter().map(|(id, filler, _)| (id, filler)));
+    Ok(())
 }
 
 fn socket_type(fd: BorrowedFd<'_>) -> io::Result<i32> {

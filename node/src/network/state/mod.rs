@@ -13,9 +13,10 @@ use ckpt_format::{
     network::{Mac, Network, Setting},
 };
 
-use super::{NetworkError, netlink::Netlink, nftables, system};
+use super::{NetworkError, netlink::Netlink, system};
 
 mod addresses;
+mod filter;
 mod links;
 mod neighbours;
 mod routes;
@@ -67,7 +68,10 @@ pub fn capture(
     let mut blockers = Vec::new();
     let mut netlink = Netlink::open_in(netns)?;
     let (links, names) = links::capture(&mut netlink, expected, &mut blockers)?;
+    let (filter, flows) = filter::capture(netns)?;
     let network = Network {
+        filter,
+        flows,
         links,
         addresses: addresses::capture(&mut netlink, &names)?,
         routes: routes::capture(&mut netlink, &names, &mut blockers)?,
@@ -79,9 +83,9 @@ pub fn capture(
         },
     };
     let enter = "enter a network namespace";
-    if netns.run(nftables::has_tables).map_err(system(enter))?? {
-        let hint = "remove the rules (nft flush ruleset) or stop the VE before the move";
-        blockers.push(blocker("nftables rules", hint));
+    if filter::has_ip_sets(netns)? {
+        let hint = "remove the sets (ipset destroy) or stop the VE before the move";
+        blockers.push(blocker("sets of ipset", hint));
     }
     for (table, object) in
         [("ip_tables_names", "iptables rules"), ("ip6_tables_names", "ip6tables rules")]
@@ -97,7 +101,8 @@ pub fn capture(
     Ok(Captured { network, blockers })
 }
 
-/// Makes a namespace hold what was captured. Its links must be there. May be repeated.
+/// Makes a namespace hold what was captured, but for the packet filter. Its links must be there.
+/// May be repeated.
 pub fn rebuild(netns: &Netns, network: &Network, routes: Routes) -> Result<(), NetworkError> {
     let mut netlink = Netlink::open_in(netns)?;
     let names = links::names(&mut netlink)?;
@@ -110,6 +115,17 @@ pub fn rebuild(netns: &Netns, network: &Network, routes: Routes) -> Result<(), N
     routes::rebuild(&mut netlink, network, &names, routes)?;
     rules::rebuild(&mut netlink, network)?;
     neighbours::rebuild(&mut netlink, network, &names)
+}
+
+/// Makes the packet filter as captured. To be called when the connections are rebuilt: that is
+/// done by packets that the rules would not know.
+pub fn set_filter(netns: &Netns, network: &Network) -> Result<(), NetworkError> {
+    filter::rebuild(netns, network)
+}
+
+/// Whether [`set_filter`] will succeed.
+pub fn check_filter(netns: &Netns, network: &Network) -> Result<(), NetworkError> {
+    filter::check(netns, network)
 }
 
 /// Makes the routes as captured, or with [`RESTORE_WINDOW`]: what [`rebuild`] does for routes.

@@ -1,0 +1,269 @@
+//! The packet filter: tables, chains, sets and rules of nftables, with counters, and the flows that
+//! it keeps track of.
+//!
+//! What the kernel tells is what it takes: an answer becomes a request when the numbers that only
+//! one kernel has are left out. So every expression travels that the kernel knows, and no rule is
+//! understood here. The order is that of their references: a rule may jump to any chain and look
+//! into any set.
+
+use std::io;
+
+use ckpt_engine::sys::netns::Netns;
+use ckpt_format::network::{FilterPart, Network};
+use nix::sys::socket::SockProtocol;
+
+use crate::network::{
+    NetworkError,
+    netlink::{Netlink, NetlinkError},
+    nftables::{ACKNOWLEDGE, APPEND, BATCH_BEGIN, BATCH_END, CREATE, REQUEST, SUBSYSTEM, message},
+    system,
+};
+
+const DUMP: u16 = 0x300;
+/// `NFNL_SUBSYS_CTNETLINK`, `NFNL_SUBSYS_IPSET`.
+const FLOWS: u16 = 1;
+const IP_SETS: u16 = 6;
+/// `struct nfgenmsg`.
+const FAMILY: usize = 4;
+/// How much goes into one batch of flows, in messages.
+const FLOWS_AT_ONCE: usize = 200;
+
+/// One kind of object: the messages that list and make it, and the attributes left out.
+struct Object {
+    get: u16,
+    new: u16,
+    /// Counts of users, handles, owners, positions: of one kernel only.
+    left_out: &'static [u16],
+}
+
+const TABLES: Object = Object { get: 1, new: 0, left_out: &[3, 4, 7] };
+const CHAINS: Object = Object { get: 4, new: 3, left_out: &[2, 6] };
+const STATEFUL: Object = Object { get: 19, new: 18, left_out: &[5, 6] };
+const FLOW_TABLES: Object = Object { get: 23, new: 22, left_out: &[4, 5] };
+const SETS: Object = Object { get: 10, new: 9, left_out: &[10, 16, 19, 20] };
+const ELEMENTS: Object = Object { get: 13, new: 12, left_out: &[] };
+const RULES: Object = Object { get: 7, new: 6, left_out: &[3, 6] };
+const REMOVE_TABLE: u16 = 2;
+
+/// Reads the filter and its flows.
+pub(super) fn capture(netns: &Netns) -> Result<(Vec<FilterPart>, Vec<FilterPart>), NetworkError> {
+    let mut netlink = open(netns)?;
+    let parts = match parts(&mut netlink) {
+        // No nftables in this kernel: no tables.
+        Err(error) if matches!(error.errno(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => Vec::new(),
+        parts => parts?,
+    };
+    let flows = if parts.is_empty() { Vec::new() } else { flows(&mut netlink)? };
+    Ok((parts, flows))
+}
+
+/// Whether there are sets of ipset, which are not moved.
+pub(super) fn has_ip_sets(netns: &Netns) -> Result<bool, NetworkError> {
+    const LIST: u16 = 7;
+    const VERSION: [u8; 8] = [5, 0, 1, 0, 7, 0, 0, 0];
+    let request = |sequence| {
+        let mut bytes = Vec::new();
+        let kind = IP_SETS << 8 | LIST;
+        message(&mut bytes, kind, REQUEST | DUMP, sequence, 2, 0, &VERSION);
+        bytes
+    };
+    Ok(open(netns)?.bodies("list the sets of ipset", request).is_ok_and(|sets| !sets.is_empty()))
+}
+
+fn open(netns: &Netns) -> Result<Netlink, NetworkError> {
+    let open = || Netlink::open_protocol(SockProtocol::NetlinkNetFilter);
+    Ok(netns.run(open).map_err(system("enter a network namespace"))??)
+}
+
+fn parts(netlink: &mut Netlink) -> Result<Vec<FilterPart>, NetlinkError> {
+    let mut parts = list(netlink, &TABLES, 0, &[])?;
+    if parts.is_empty() {
+        return Ok(parts);
+    }
+    for table in &mut parts {
+        disown(&mut table.attributes);
+    }
+    for object in [&CHAINS, &STATEFUL, &FLOW_TABLES] {
+        parts.extend(list(netlink, object, 0, &[])?);
+    }
+    let mut sets = list(netlink, &SETS, 0, &[])?;
+    let mut elements = Vec::new();
+    for (number, set) in (1u32..).zip(&mut sets) {
+        const ID: u16 = 10;
+        // Table and name, the first two attributes of a set and of a list of elements.
+        let named = only(&set.attributes, &[1, 2]);
+        elements.extend(list(netlink, &ELEMENTS, set.family, &named)?);
+        put(&mut set.attributes, ID, &number.to_be_bytes());
+    }
+    parts.extend(sets);
+    parts.extend(elements);
+    parts.extend(list(netlink, &RULES, 0, &[])?);
+    Ok(parts)
+}
+
+/// A table that only its maker may change goes away with its maker's socket, which is not ours.
+fn disown(table: &mut [u8]) {
+    const FLAGS: u16 = 2;
+    const OWNED: u8 = 2;
+    let mut at = 0;
+    while let Some((kind, length)) = head(table, at) {
+        if kind == FLAGS
+            && let Some(last) = table.get_mut(at + 7)
+        {
+            *last &= !OWNED;
+        }
+        at += length.next_multiple_of(4);
+    }
+}
+
+fn list(
+    netlink: &mut Netlink,
+    object: &Object,
+    family: u8,
+    attributes: &[u8],
+) -> Result<Vec<FilterPart>, NetlinkError> {
+    let request = |sequence| {
+        let mut bytes = Vec::new();
+        let kind = SUBSYSTEM << 8 | object.get;
+        message(&mut bytes, kind, REQUEST | DUMP, sequence, family, 0, attributes);
+        bytes
+    };
+    let found = netlink.bodies("list the packet filter", request)?;
+    let part = |(kind, body): (u16, Vec<u8>)| {
+        let known = kind == SUBSYSTEM << 8 | object.new && body.len() >= FAMILY;
+        known.then(|| FilterPart {
+            family: body[0],
+            kind: object.new,
+            attributes: without(&body[FAMILY..], object.left_out),
+        })
+    };
+    Ok(found.into_iter().filter_map(part).collect())
+}
+
+fn flows(netlink: &mut Netlink) -> Result<Vec<FilterPart>, NetlinkError> {
+    const GET: u16 = 1;
+    const NEW: u16 = 0;
+    /// Tuples, status, protocol, timeout, mark, zone, labels: what makes a flow.
+    const KEPT: [u16; 8] = [1, 2, 3, 4, 7, 8, 18, 22];
+    let request = |sequence| {
+        let mut bytes = Vec::new();
+        message(&mut bytes, FLOWS << 8 | GET, REQUEST | DUMP, sequence, 0, 0, &[]);
+        bytes
+    };
+    let found = match netlink.bodies("list the flows of the packet filter", request) {
+        Err(error) if matches!(error.errno(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => Vec::new(),
+        found => found?,
+    };
+    let part = |(_, body): (u16, Vec<u8>)| {
+        let attributes = only(body.get(FAMILY..)?, &KEPT);
+        Some(FilterPart { family: body[0], kind: NEW, attributes })
+    };
+    Ok(found.into_iter().filter_map(part).collect())
+}
+
+/// Replaces the packet filter of the namespace by the captured one, all at one moment.
+pub(super) fn rebuild(netns: &Netns, network: &Network) -> Result<(), NetworkError> {
+    let mut netlink = open(netns)?;
+    if !network.filter.is_empty() || !list(&mut netlink, &TABLES, 0, &[])?.is_empty() {
+        replace(&mut netlink, &network.filter)?;
+    }
+    for flows in network.flows.chunks(FLOWS_AT_ONCE) {
+        let mut bytes = Vec::new();
+        for flow in flows {
+            let sequence = netlink.next_sequence();
+            let (kind, flags) = (FLOWS << 8 | flow.kind, REQUEST | ACKNOWLEDGE | CREATE);
+            message(&mut bytes, kind, flags, sequence, flow.family, 0, &flow.attributes);
+        }
+        let count =
+            u32::try_from(flows.len()).map_err(io::Error::other).map_err(NetlinkError::from)?;
+        // One that is there already, or that this kernel does not take, is met again by its next
+        // packet.
+        if let Err(error) = netlink.exchange("keep track of a flow", &bytes, count) {
+            tracing::debug!(%error, "a flow of the packet filter is begun anew");
+        }
+    }
+    Ok(())
+}
+
+/// Whether this kernel takes the packet filter. Nothing stays.
+pub(super) fn check(netns: &Netns, network: &Network) -> Result<(), NetworkError> {
+    if network.filter.is_empty() {
+        return Ok(());
+    }
+    let mut netlink = open(netns)?;
+    replace(&mut netlink, &network.filter)?;
+    replace(&mut netlink, &[])
+}
+
+fn replace(netlink: &mut Netlink, parts: &[FilterPart]) -> Result<(), NetworkError> {
+    let mut bytes = Vec::new();
+    message(&mut bytes, BATCH_BEGIN, REQUEST, 0, 0, SUBSYSTEM, &[]);
+    let mut count = 1;
+    let sequence = netlink.next_sequence();
+    // Without a name: all of them.
+    let remove = SUBSYSTEM << 8 | REMOVE_TABLE;
+    message(&mut bytes, remove, REQUEST | ACKNOWLEDGE, sequence, 0, 0, &[]);
+    for part in parts {
+        let sequence = netlink.next_sequence();
+        let flags =
+            REQUEST | ACKNOWLEDGE | CREATE | if part.kind == RULES.new { APPEND } else { 0 };
+        let kind = SUBSYSTEM << 8 | part.kind & 0xff;
+        message(&mut bytes, kind, flags, sequence, part.family, 0, &part.attributes);
+        count += 1;
+    }
+    message(&mut bytes, BATCH_END, REQUEST, 0, 0, SUBSYSTEM, &[]);
+    Ok(netlink.exchange("set up the packet filter", &bytes, count)?)
+}
+
+/// Kind and length of the attribute at a place.
+fn head(bytes: &[u8], at: usize) -> Option<(u16, usize)> {
+    const KIND: u16 = 0x3fff;
+    let head = bytes.get(at..at + 4)?;
+    let length = usize::from(u16::from_ne_bytes([head[0], head[1]]));
+    let fits = length >= 4 && at + length <= bytes.len();
+    fits.then(|| (u16::from_ne_bytes([head[2], head[3]]) & KIND, length))
+}
+
+fn select(bytes: &[u8], wanted: impl Fn(u16) -> bool) -> Vec<u8> {
+    let mut selected = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some((kind, length)) = head(bytes, at) {
+        if wanted(kind) {
+            selected.extend(&bytes[at..at + length]);
+            selected.resize(selected.len().next_multiple_of(4), 0);
+        }
+        at += length.next_multiple_of(4);
+    }
+    selected
+}
+
+fn without(bytes: &[u8], left_out: &[u16]) -> Vec<u8> {
+    select(bytes, |kind| !left_out.contains(&kind))
+}
+
+fn only(bytes: &[u8], kept: &[u16]) -> Vec<u8> {
+    select(bytes, |kind| kept.contains(&kind))
+}
+
+fn put(bytes: &mut Vec<u8>, kind: u16, value: &[u8; 4]) {
+    bytes.extend(8u16.to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_left_out_and_damage_ends_the_list() {
+        let mut bytes = Vec::new();
+        put(&mut bytes, 1, b"abcd");
+        put(&mut bytes, 2 | 0x8000, b"efgh");
+        put(&mut bytes, 3, b"ijkl");
+        assert_eq!(only(&bytes, &[2]), bytes[8..16]);
+        assert_eq!(without(&bytes, &[1, 3]), bytes[8..16]);
+        assert_eq!(only(&bytes[..21], &[1, 2, 3]), bytes[..16]);
+        assert!(only(&[0; 8], &[0]).is_empty());
+    }
+}
