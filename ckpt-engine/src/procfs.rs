@@ -98,7 +98,11 @@ pub fn cgroup_processes(cgroup: &Path) -> io::Result<Vec<i32>> {
     let mut pids = Vec::new();
     let mut pending = vec![cgroup.to_owned()];
     while let Some(directory) = pending.pop() {
-        let procs = fs::read_to_string(directory.join("cgroup.procs"))?;
+        let procs = match fs::read_to_string(directory.join("cgroup.procs")) {
+            // It holds threads, whose processes are told further up.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => String::new(),
+            procs => procs?,
+        };
         pids.extend(procs.lines().filter_map(|line| line.parse::<i32>().ok()));
         for entry in fs::read_dir(&directory)?.flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

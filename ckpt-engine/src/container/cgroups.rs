@@ -19,7 +19,10 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use ckpt_format::container::{Cgroup, Setting};
+use ckpt_format::{
+    blocker::Blocker,
+    container::{Cgroup, Setting},
+};
 
 use crate::{
     procfs::{self, Status},
@@ -118,7 +121,8 @@ fn read(directory: &Path, path: String, id_base: u32) -> Result<Cgroup, CgroupEr
     let files = DELEGATED.iter().filter_map(|name| {
         let file = fs::metadata(directory.join(name)).ok()?;
         let found = (id(file.uid()), id(file.gid()), file.mode() & 0o7777);
-        let usual = (owner.0, owner.1, 0o644);
+        // What they are when the owner of the directory makes it.
+        let usual = (owner.0, owner.0, 0o644);
         (found != usual).then(|| ((*name).to_owned(), found.0, found.1, found.2))
     });
     let text = |name: &str| fs::read_to_string(directory.join(name)).unwrap_or_default();
@@ -140,6 +144,20 @@ fn read(directory: &Path, path: String, id_base: u32) -> Result<Cgroup, CgroupEr
         members: numbers(&members).filter_map(inner_number).collect(),
         path,
     })
+}
+
+/// What stands in the way of moving what is in these cgroups.
+pub fn check(top: &Path, id_base: u32) -> Result<Vec<Blocker>, CgroupError> {
+    let found = capture(top, id_base)?;
+    let frozen = found.iter().filter(|cgroup| cgroup.frozen);
+    let blocker = |cgroup: &Cgroup| Blocker {
+        pid: cgroup.members.first().copied().unwrap_or(1),
+        command: "in a cgroup".to_owned(),
+        fd: None,
+        object: format!("the cgroup {} is frozen by the VE itself", cgroup.path),
+        hint: "let it go on: write 0 to its cgroup.freeze".to_owned(),
+    };
+    Ok(frozen.map(blocker).collect())
 }
 
 fn numbers(text: &str) -> impl Iterator<Item = i32> {

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use nix::libc::ENODEV;
+use nix::libc::{ENODEV, EOPNOTSUPP};
 use serde::{Deserialize, Serialize};
 use tracing::debug;
 
@@ -320,7 +320,11 @@ fn gone(source: &io::Error) -> bool {
 
 fn collect_processes(directory: &Path, found: &mut Vec<i32>) -> Result<(), CgroupError> {
     let path = directory.join("cgroup.procs");
-    let text = fs::read_to_string(&path).map_err(failed("read", &path))?;
+    let text = match fs::read_to_string(&path) {
+        // It holds threads, whose processes are told further up.
+        Err(source) if source.raw_os_error() == Some(EOPNOTSUPP) => String::new(),
+        text => text.map_err(failed("read", &path))?,
+    };
     found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
     for child in children(directory).map_err(failed("list", directory))? {
         collect_processes(&child, found)?;

@@ -15,7 +15,6 @@ pub(super) const AREA: Area = Area {
         local("group-watch", "watches on the events of a cgroup", tree::watch),
         local("members", "processes in cgroups", tasks::members),
         local("threads-apart", "threads of one process in several cgroups", tasks::threaded),
-        local("frozen", "a process that its own cgroup keeps still", tasks::frozen),
         local("group-kill", "a cgroup whose processes are ended together", tasks::kill),
     ],
 };

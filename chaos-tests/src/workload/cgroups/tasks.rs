@@ -105,47 +105,6 @@ pub(super) fn threaded(context: &mut Context) -> Result<(), Failure> {
     child.finish()
 }
 
-/// The child counts in a file; it must not get on while it is frozen, and go on afterwards.
-pub(super) fn frozen(context: &mut Context) -> Result<(), Failure> {
-    let ground = Ground::new()?;
-    let (path, count) = (ground.make("still")?, context.path("count"));
-    fs::write(&count, "0")?;
-    let procs = path.join("cgroup.procs");
-    let child = Child::start(context, "still", |stop| {
-        fs::write(procs, "0")?;
-        let mut turn = 0u64;
-        while !stop.wait(Duration::from_millis(2))? {
-            turn += 1;
-            fs::write(&count, turn.to_string())?;
-        }
-        Ok(())
-    })?;
-    while fs::read_to_string(&count)?.parse::<u64>().unwrap_or(0) < 3 {
-        child.check()?;
-    }
-    fs::write(path.join("cgroup.freeze"), "1")?;
-    while !proc_text(path.join("cgroup.events"))?.contains("frozen 1") {
-        child.check()?;
-    }
-    let before = fs::read_to_string(&count)?;
-    while context.step(PAUSE)? {
-        if context.progress.plant() {
-            fs::write(path.join("cgroup.freeze"), "0")?;
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        same("what a frozen process wrote", fs::read_to_string(&count)?, before.clone())?;
-        same("its cgroup", proc_text(path.join("cgroup.freeze"))?.trim(), "1")?;
-    }
-    fs::write(path.join("cgroup.freeze"), "0")?;
-    for _ in 0..500 {
-        if fs::read_to_string(&count)? != before {
-            return child.finish();
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Err(Failure::new("the process does not go on"))
-}
-
 pub(super) fn kill(context: &mut Context) -> Result<(), Failure> {
     let ground = Ground::new()?;
     let path = ground.make("doomed")?;

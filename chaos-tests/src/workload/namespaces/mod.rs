@@ -14,7 +14,6 @@ pub(super) const AREA: Area = Area {
         local("follows-main", "a namespace that learns of the mounts of another", mounts::follows),
         local("shared-mounts", "three processes in one mount namespace", mounts::together),
         local("namespace-within", "a mount namespace below another", mounts::within),
-        local("own-root", "a process that has a root of its own", mounts::root),
         local("jail-in-namespace", "chroot in a mount namespace", mounts::jail),
         local("inside-namespace", "open and mapped files in a mount namespace", mounts::inside),
         local("many-namespaces", "twelve mount namespaces", mounts::many),

@@ -6,9 +6,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::mount::{MntFlags, MsFlags, umount, umount2};
+use nix::mount::{MsFlags, umount};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::unistd::{chdir, chroot, pivot_root};
+use nix::unistd::{chdir, chroot};
 
 use crate::workload::context::Context;
 use crate::workload::mounts::table::{Ground, bind, flags, new, set};
@@ -241,25 +241,6 @@ pub(super) fn within(context: &mut Context) -> Result<(), Failure> {
         empty(&inner)?;
         empty(&outer)
     })
-}
-
-pub(super) fn root(context: &mut Context) -> Result<(), Failure> {
-    let ground = Ground::new(context)?;
-    let place = ground.directory("place")?;
-    let child = Child::start(context, "root", |stop| {
-        leave(MsFlags::MS_PRIVATE)?;
-        new(&place, "tmpfs", "mode=755")?;
-        fs::create_dir_all(place.join("place"))?;
-        chdir(&place)?;
-        pivot_root(".", ".")?;
-        umount2(".", MntFlags::MNT_DETACH)?;
-        chdir("/place")?;
-        count(stop, Path::new("/place/file"), || {
-            same("working directory", std::env::current_dir()?, PathBuf::from("/place"))?;
-            same("the root", fs::read_dir("/")?.count(), 1)
-        })
-    })?;
-    watch(context, vec![child], Path::new("/place/file"), || empty(&place))
 }
 
 pub(super) fn jail(context: &mut Context) -> Result<(), Failure> {

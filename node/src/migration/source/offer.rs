@@ -7,7 +7,7 @@ use std::{
 };
 
 use ckpt_engine::{
-    container::{self, Found, Spaces, clock_offsets},
+    container::{self, Found, Spaces, cgroups, clock_offsets},
     procfs,
     sys::netns::Netns,
     track::Tracker,
@@ -210,6 +210,8 @@ fn survey(handle: &Handle) -> Result<(Found, Network), MigrateError> {
     let init = handle.init;
     let freezer = handle.cgroups.freezer();
     let mut blockers = lasting_blockers(init, handle.id_base, freezer)?;
+    let own = cgroups::check(&handle.cgroups.visible(), handle.id_base);
+    blockers.extend(own.map_err(CopyError::Cgroups)?);
     let netns = Netns::of_process(init).map_err(MigrateError::Inside)?;
     let network = state::capture(&netns, &expected(handle), None)?;
     blockers.extend(network.blockers);
