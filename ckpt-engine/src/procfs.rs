@@ -101,10 +101,12 @@ pub fn cgroup_processes(cgroup: &Path) -> io::Result<Vec<i32>> {
         let procs = match fs::read_to_string(directory.join("cgroup.procs")) {
             // It holds threads, whose processes are told further up.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => String::new(),
+            // Removed by a VE that runs.
+            Err(_) if directory != cgroup => continue,
             procs => procs?,
         };
         pids.extend(procs.lines().filter_map(|line| line.parse::<i32>().ok()));
-        for entry in fs::read_dir(&directory)?.flatten() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 pending.push(entry.path());
             }

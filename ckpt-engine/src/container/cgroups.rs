@@ -97,7 +97,13 @@ pub fn capture(top: &Path, id_base: u32) -> Result<Vec<Cgroup>, CgroupError> {
     let mut pending = vec![(top.to_owned(), String::new())];
     while let Some((directory, path)) = pending.pop() {
         let mut children = Vec::new();
-        for entry in fs::read_dir(&directory).map_err(at("list", &directory))? {
+        let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        let entries = match fs::read_dir(&directory) {
+            // A VE that runs may remove it while we look.
+            Err(error) if is_gone(&error) => continue,
+            entries => entries.map_err(at("list", &directory))?,
+        };
+        for entry in entries {
             let entry = entry.map_err(at("list", &directory))?;
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 let name = entry.file_name().to_string_lossy().into_owned();
@@ -107,7 +113,10 @@ pub fn capture(top: &Path, id_base: u32) -> Result<Vec<Cgroup>, CgroupError> {
         }
         children.sort();
         pending.extend(children.into_iter().rev());
-        found.push(read(&directory, path, id_base)?);
+        match read(&directory, path, id_base) {
+            Err(CgroupError::File { source, .. }) if is_gone(&source) => (),
+            read => found.push(read?),
+        }
     }
     Ok(found)
 }

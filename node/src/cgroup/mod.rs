@@ -327,7 +327,11 @@ fn collect_processes(directory: &Path, found: &mut Vec<i32>) -> Result<(), Cgrou
     };
     found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
     for child in children(directory).map_err(failed("list", directory))? {
-        collect_processes(&child, found)?;
+        match collect_processes(&child, found) {
+            // Removed by a VE that runs.
+            Err(CgroupError::File { source, .. }) if gone(&source) => (),
+            collected => collected?,
+        }
     }
     Ok(())
 }
