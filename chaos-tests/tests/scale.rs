@@ -8,19 +8,21 @@ const ADDRESS: &str = "10.77.1.1";
 
 /// Moves a VE with this workload to the other node and back; all must be there afterwards.
 fn move_with(scene: &str, workload: &str) {
-    let scene = Scene::up(scene, 2).unwrap();
+    let scene = Scene::up(scene, 2).expect("the scene works");
     let (one, two) = (Host::Node(1), Host::Node(2));
-    scene.make_ve(one, VE, ADDRESS).unwrap();
-    scene.put_selfcheck(one, VE).unwrap();
-    scene.inside(one, VE, &format!("selfcheck run --detach --only {workload}")).unwrap();
+    scene.make_ve(one, VE, ADDRESS).expect("the scene works");
+    scene.put_selfcheck(one, VE).expect("the scene works");
+    scene
+        .inside(one, VE, &format!("selfcheck run --detach --only {workload}"))
+        .expect("the scene works");
     for (from, to) in [(one, two), (two, one)] {
         let there = to.to_string();
         let told = scene.good(from, &["vzmigrate", &there, VE, "--max-downtime", "20000"]);
-        assert!(told.is_ok(), "{}", told.unwrap_err());
-        scene.inside(to, VE, "selfcheck status").unwrap();
+        assert!(told.is_ok(), "{}", told.expect_err("it failed"));
+        scene.inside(to, VE, "selfcheck status").expect("the scene works");
     }
     let table = scene.inside(one, VE, "selfcheck verify");
-    assert!(table.is_ok(), "{}", table.unwrap_err());
+    assert!(table.is_ok(), "{}", table.expect_err("it failed"));
 }
 
 #[test]
