@@ -29,9 +29,11 @@ pub struct Network {
     pub settings: Vec<Setting>,
     /// The packet filter (nftables, and iptables made of it) with its counters and sets, in the
     /// order in which it can be made.
+    #[serde(default)]
     pub filter: Vec<FilterPart>,
     /// The flows that the packet filter keeps track of, each as the attributes by which
     /// `IPCTNL_MSG_CT_NEW` makes it.
+    #[serde(default)]
     pub flows: Vec<FilterPart>,
 }
 

@@ -310,8 +310,12 @@ impl ScratchTable {
         // Two numbers above all that will be placed: ours, and the epoll set's.
         let epoll = highest + 1;
         let owner = epoll + 1;
-        // SAFETY: the number is open in the copy, and the target is unused or the copy's own.
-        check(libc::c_long::from(unsafe { libc::dup3(me.as_raw_fd(), owner, libc::O_CLOEXEC) }))?;
+        // It may be there already, which dup3(2) takes for a mistake.
+        if me.as_raw_fd() != owner {
+            let flags = libc::O_CLOEXEC;
+            // SAFETY: the number is open in the copy, and the target is unused or the copy's own.
+            check(libc::c_long::from(unsafe { libc::dup3(me.as_raw_fd(), owner, flags) }))?;
+        }
         // SAFETY: the table is this thread's own, and nothing in it is used by number but `owner`.
         check(unsafe { libc::syscall(libc::SYS_close_range, 0, epoll, 0) })?;
         // SAFETY: as above, for the numbers behind `owner`.
