@@ -150,7 +150,7 @@ impl Live {
         let large = find_large(holders.0.iter().map(|(host, ..)| *host), self.id_base);
         self.hold_contents(large)?;
         let round = self.tracker.round(&mut pipe.clone())?;
-        pipe.item(&Item::Barrier(number)).map_err(|_| CopyError::Link)?;
+        pipe.item(Item::Barrier(number)).map_err(|_| CopyError::Link)?;
         self.brake.look()?;
         Ok(round)
     }
@@ -182,7 +182,7 @@ impl Live {
 
     fn send_files(&mut self, last: bool, pipe: &Pipe) -> Result<(), CopyError> {
         let mapped = self.mapped_files();
-        let mut sink = |record| pipe.item(&Item::File(record)).map_err(|_| SinkClosed);
+        let mut sink = |record| pipe.item(Item::File(record)).map_err(|_| SinkClosed);
         self.files.round(&mapped, last, &mut sink)?;
         Ok(())
     }
