@@ -196,20 +196,13 @@ impl Live {
         pipe: &Pipe,
     ) -> (Option<Undo>, Result<State, CopyError>) {
         let mut watch = Stopwatch::start("rest of a VE");
-        if let Err(error) = self.send_files(true, pipe) {
-            return (None, Err(error));
-        }
-        watch.lap("files");
-        let captured = Holders::of(&self.freezer).and_then(|holders| {
-            let mounts = Some(self.mounts()?);
-            let source = files::Source { mounts, ..holders.source(self.init, self.id_base) };
-            Ok(files::capture(&source).map_err(CaptureError::Blocked)?)
-        });
-        let mut captured = match captured {
-            Ok(captured) => captured,
-            Err(error) => return (None, Err(error)),
+        let (sent, captured) = self.send_files_beside_descriptors(pipe);
+        let mut captured = match (sent, captured) {
+            (Ok(()), Ok(captured)) => captured,
+            (Err(error), captured) => return (captured.ok().map(|it| it.undo), Err(error)),
+            (Ok(()), Err(error)) => return (None, Err(error)),
         };
-        watch.lap("descriptors");
+        watch.lap("files and descriptors");
         let sets = captured.files.ipc.semaphores.clone();
         let rest = || {
             let surgeon = self.watchdog.surgeon();
@@ -238,6 +231,29 @@ impl Live {
             clock_offsets: self.clock_offsets,
         });
         (Some(captured.undo), state)
+    }
+
+    /// Neither looks at what the other does.
+    fn send_files_beside_descriptors(
+        &mut self,
+        pipe: &Pipe,
+    ) -> (Result<(), CopyError>, Result<files::Captured, CopyError>) {
+        let (init, id_base) = (self.init, self.id_base);
+        let found = Holders::of(&self.freezer).and_then(|holders| Ok((holders, self.mounts()?)));
+        let (holders, mounts) = match found {
+            Ok(found) => found,
+            Err(error) => return (Ok(()), Err(error)),
+        };
+        std::thread::scope(|scope| {
+            let capturing = scope.spawn(|| {
+                let source = holders.source(init, id_base);
+                files::capture(&files::Source { mounts: Some(mounts), ..source })
+            });
+            let sent = self.send_files(true, pipe);
+            let captured =
+                capturing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            (sent, captured.map_err(|blockers| CaptureError::Blocked(blockers).into()))
+        })
     }
 
     /// The processes that the host has put into the VE (`vzctl exec`) and that cannot move.
