@@ -74,7 +74,7 @@ mod udp;
 mod unix;
 
 pub use capture::{Captured, Undo, capture, check, mend};
-pub use rebuild::{RebuildError, Rebuilt, Target, rebuild};
+pub use rebuild::{RebuildError, Rebuilt, Target, open_inside, rebuild};
 pub use remote::{Argument, Remote};
 
 /// The processes whose files are looked at.
