@@ -143,9 +143,10 @@ impl Spaces {
     pub(super) fn loopbacks(&self) -> io::Result<HashMap<u64, u32>> {
         match self.networks() {
             [] => Ok(HashMap::new()),
-            _ => (0..).zip(&self.kinds[NETWORKS]).map(|(number, namespace)| {
-                Ok((sysfs::loopback_of(namespace)?, number))
-            }).collect(),
+            _ => (0..)
+                .zip(&self.kinds[NETWORKS])
+                .map(|(number, namespace)| Ok((sysfs::loopback_of(namespace)?, number)))
+                .collect(),
         }
     }
 

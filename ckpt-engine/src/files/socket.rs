@@ -67,15 +67,10 @@ impl Network {
     }
 
     /// The address that a socket is connected to, where getpeername(2) does not tell.
-    pub(super) fn remote(
-        &self,
-        protocol: &str,
-        object: &Object,
-    ) -> io::Result<Option<SocketAddr>> {
+    pub(super) fn remote(&self, protocol: &str, object: &Object) -> io::Result<Option<SocketAddr>> {
         let tables = self.tables([protocol, &format!("{protocol}6")])?;
-        let of_inode = |table: &table::Table| {
-            table.of_inode(object.status.inode).map(table::Line::remote)
-        };
+        let of_inode =
+            |table: &table::Table| table.of_inode(object.status.inode).map(table::Line::remote);
         Ok(tables.iter().find_map(of_inode).flatten())
     }
 
@@ -166,7 +161,7 @@ impl Networks {
             }
             (libc::AF_PACKET, ..) => {
                 frames::check(object, &network.packet).map(|()| Protocol::Packet)
-            },
+            }
             (libc::AF_NETLINK, _, protocol) => {
                 netlink::check(object, protocol, &network.netlink)?;
                 Ok(Protocol::Netlink { protocol })
@@ -268,10 +263,7 @@ pub(super) fn rebuild(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
     let failed = |source: io::Error| RebuildError::Kernel { object: "socket", source };
     let files = rebuild.files;
     for (place, file) in files.files.iter().enumerate() {
-        if matches!(
-            file.kind,
-            Kind::Tcp(_) | Kind::Udp(_) | Kind::Packet(_) | Kind::Netlink(_)
-        ) {
+        if matches!(file.kind, Kind::Tcp(_) | Kind::Udp(_) | Kind::Packet(_) | Kind::Netlink(_)) {
             rebuild.enter_network(file.network)?;
         }
         let fd = match &file.kind {

@@ -363,8 +363,7 @@ impl Still {
             return Err(CopyError::Link);
         };
         let networks = live.networks.iter().map(Netns::try_clone).collect::<Result<Vec<_>, _>>();
-        let networks =
-            networks.map_err(|source| CopyError::Process { pid: live.init, source })?;
+        let networks = networks.map_err(|source| CopyError::Process { pid: live.init, source })?;
         let (expected, settings) = (live.expected.clone(), live.settings.clone());
         std::thread::scope(|scope| {
             let around = Around::of(live);

@@ -94,7 +94,8 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
         number += 1;
         servers.iter().try_for_each(|(server, _)| server.check())?;
         talk(&mut outer, number)?;
-        let now = (look()?, wire.describe("made-bridge", &kept)?, wire.describe("port-one", &kept)?);
+        let now =
+            (look()?, wire.describe("made-bridge", &kept)?, wire.describe("port-one", &kept)?);
         same("bridge and port", now, before.clone())?;
         same("a station behind a port", has_station(&wire), true)?;
         if context.progress.plant() {
@@ -103,8 +104,11 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
             wire.change("port-one", Attributes::default().nested(18, info))?;
         }
     }
-    for (server, _) in servers {
+    // A network that goes takes its end of a pair along, and the other end with that.
+    let mut networks = Vec::new();
+    for (server, network) in servers {
         server.finish()?;
+        networks.push(network);
     }
     wire.remove("port-one")?;
     wire.remove("port-two")?;

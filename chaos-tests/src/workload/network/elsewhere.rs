@@ -9,7 +9,7 @@ use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
 use std::time::Duration;
 
 use ckpt_engine::sys::socket;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 use super::wire::{
@@ -137,10 +137,8 @@ pub(super) fn empty(context: &mut Context) -> Result<(), Failure> {
             if damage {
                 wire.remove("one-end")?;
             }
-            let found = [
-                wire.describe("one-end", &KEPT)?,
-                wire.describe("other-end", &[ADDRESS, MTU])?,
-            ];
+            let found =
+                [wire.describe("one-end", &KEPT)?, wire.describe("other-end", &[ADDRESS, MTU])?];
             TcpListener::bind((host(2, 1), 7002))?;
             Ok(fs::write(&seen, format!("{found:?}"))?)
         })?;
@@ -231,10 +229,8 @@ pub(super) fn settings(context: &mut Context) -> Result<(), Failure> {
             wire.up(name)?;
         }
         // 10.201.0.0/16 by 10.200.31.9 in table 77, and a rule that leads there.
-        let way = Attributes::default()
-            .with(1, &[10, 201, 0, 0])
-            .with(5, &ip(31, 9))
-            .number(15, 77);
+        let way =
+            Attributes::default().with(1, &[10, 201, 0, 0]).with(5, &ip(31, 9)).number(15, 77);
         wire.ask(24, 0x600, &[vec![2, 16, 0, 0, 77, 4, 0, 1, 0, 0, 0, 0], way.0].concat())?;
         let rule = Attributes::default().number(6, 500).number(10, 5).number(15, 77);
         wire.ask(32, 0x600, &[vec![2, 0, 0, 0, 77, 0, 0, 1, 0, 0, 0, 0], rule.0].concat())?;
@@ -285,7 +281,6 @@ pub(super) fn files(context: &mut Context) -> Result<(), Failure> {
         unshare(CloneFlags::CLONE_NEWNS)?;
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none)?;
-        umount2("/sys", MntFlags::MNT_DETACH)?;
         mount(Some("seen"), "/sys", Some("sysfs"), MsFlags::MS_RDONLY, none)?;
         while !stop.wait(PAUSE)? {
             if fs::read_to_string(&word)? == "damage" {

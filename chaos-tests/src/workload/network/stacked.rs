@@ -17,9 +17,8 @@ fn links(base: u32) -> Vec<(&'static str, &'static str, Attributes)> {
         let link = Attributes::default().text(NAME, name).number(PARENT, base);
         (kind, name, link.info(kind, data))
     };
-    let alone = |kind, name, data| {
-        (kind, name, Attributes::default().text(NAME, name).info(kind, data))
-    };
+    let alone =
+        |kind, name, data| (kind, name, Attributes::default().text(NAME, name).info(kind, data));
     let vxlan = Attributes::default()
         .number(1, 4242)
         .number(3, base)

@@ -5,14 +5,22 @@
 //! takes the same attributes from whoever makes a link; only those that report a state are left
 //! out. So a kind is supported when all that it has is told in this way.
 
-use std::{collections::{HashMap, HashSet}, io, os::fd::{AsFd, AsRawFd}};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    os::fd::{AsFd, AsRawFd},
+};
 
 use ckpt_engine::sys::netns::Netns;
 use ckpt_format::network::{Link, LinkPlace, Made, Network, Port};
 
-use super::attributes::{all, as_text, different, number, put, put_nested, put_text, text, value,
-    without};
-use crate::network::{NetworkError, netlink::{Netlink, NetlinkError}};
+use super::attributes::{
+    all, as_text, different, number, put, put_nested, put_text, text, value, without,
+};
+use crate::network::{
+    NetworkError,
+    netlink::{Netlink, NetlinkError},
+};
 
 /// `struct ifinfomsg`.
 pub(super) const HEADER: usize = 16;
@@ -50,14 +58,21 @@ const NEW: u16 = 0x600;
 pub(super) const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 
-/// A kind of links that can be made again, with the attributes that only report a state.
+/// A kind of links that can be made again.
 struct Kind {
     name: &'static str,
+    /// The attributes that only report a state.
     states: &'static [u16],
+    /// Those that are told as a number, but taken as something that is there or not.
+    flags: &'static [u16],
+    /// Those that are refused beside others even when they are 0.
+    unless_zero: &'static [u16],
+    /// They are not taken all at once: what differs from a new link is set afterwards.
+    afterwards: bool,
 }
 
 const fn kind(name: &'static str) -> Kind {
-    Kind { name, states: &[] }
+    Kind { name, states: &[], flags: &[], unless_zero: &[], afterwards: false }
 }
 
 /// What is not in here is made by other means (`tun`), needs keys (`wireguard`), or its settings
@@ -65,15 +80,19 @@ const fn kind(name: &'static str) -> Kind {
 const KINDS: &[Kind] = &[
     kind("veth"),
     // Root, timers and counts; a number of the kernel that is not used any more (26).
-    Kind { name: "bridge", states: &[10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 26, 47, 48] },
+    Kind {
+        states: &[10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 26, 47, 48],
+        afterwards: true,
+        ..kind("bridge")
+    },
     kind("dummy"),
     kind("ifb"),
     // Addresses in the list are counted by another one; the queue in use is a state.
-    Kind { name: "macvlan", states: &[6, 8] },
+    Kind { states: &[6, 8], ..kind("macvlan") },
     kind("ipvlan"),
     kind("vlan"),
     kind("vrf"),
-    kind("vxlan"),
+    Kind { flags: &[28], unless_zero: &[22], ..kind("vxlan") },
     kind("nlmon"),
     kind("ipip"),
     kind("sit"),
@@ -85,8 +104,7 @@ const KINDS: &[Kind] = &[
 ];
 
 /// The attributes of a bridge's port that report a state: of the spanning tree, and counts.
-const PORT_STATES: &[u16] =
-    &[1, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 26, 35, 36, 38, 41];
+const PORT_STATES: &[u16] = &[1, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 26, 35, 36, 38, 41];
 
 /// A link as the kernel tells it.
 #[derive(Debug)]
@@ -225,7 +243,7 @@ pub(super) fn read(
         }
     };
     let settings = value(told.info(), INFO_DATA).unwrap_or_default();
-    let settings = without(settings, kind.states);
+    let settings = as_taken(&without(settings, kind.states), kind);
     if kind.name == "bridge" && filters_vlans(&settings) {
         return Err("that keeps VLANs apart");
     }
@@ -233,6 +251,20 @@ pub(super) fn read(
         return Err("whose other end is outside of the VE");
     }
     Ok(Some(Made { kind: name, settings, parent }))
+}
+
+/// Attributes as they are taken, where they are told in another way.
+fn as_taken(settings: &[u8], kind: &Kind) -> Vec<u8> {
+    let is_set = |attribute: &&u16| {
+        value(settings, **attribute).is_some_and(|value| value.iter().any(|&byte| byte != 0))
+    };
+    let zeros = kind.unless_zero.iter().filter(|attribute| !is_set(attribute));
+    let left_out: Vec<u16> = kind.flags.iter().chain(zeros).copied().collect();
+    let mut taken = without(settings, &left_out);
+    for &flag in kind.flags.iter().filter(is_set) {
+        put(&mut taken, flag, &[]);
+    }
+    taken
 }
 
 /// The VLANs of each port are told in another way.
@@ -373,9 +405,8 @@ impl<'a> Maker<'a> {
     fn make(&mut self) -> Result<bool, NetworkError> {
         let mut pending: Vec<(usize, &'a Link)> = Vec::new();
         for (network, wanted) in self.networks.iter().enumerate().take(self.namespaces.len()) {
-            let missing = |link: &&Link| {
-                link.made.is_some() && self.link(network, &link.name).is_none()
-            };
+            let missing =
+                |link: &&Link| link.made.is_some() && self.link(network, &link.name).is_none();
             pending.extend(wanted.links.iter().filter(missing).map(|link| (network, link)));
         }
         let anything = !pending.is_empty();
@@ -421,6 +452,9 @@ impl<'a> Maker<'a> {
         let mut from = network;
         let mut stands = vec![(network, link.clone())];
         let mut settings = made.settings.clone();
+        if KINDS.iter().any(|kind| kind.name == made.kind && kind.afterwards) {
+            settings.clear();
+        }
         match &made.parent {
             Some(place) if made.kind == "veth" => {
                 let other = self.wanted(place).ok_or_else(|| no_link(place))?;

@@ -35,9 +35,13 @@ pub(super) fn capture(
     fresh: &BTreeMap<String, String>,
 ) -> Result<Vec<Setting>, NetworkError> {
     let found = netns.run(read_all).map_err(system("enter a network namespace"))?;
+    // Setting one of the first for all sets it for each link, also where it had been set back.
+    let forwards = FIRST.iter().any(|&path| found.get(path) != fresh.get(path));
     let mut settings: Vec<_> = found
         .into_iter()
-        .filter(|(path, value)| fresh_value(fresh, path) != Some(value))
+        .filter(|(path, value)| {
+            fresh_value(fresh, path) != Some(value) || forwards && path.ends_with("/forwarding")
+        })
         .map(|(path, value)| Setting { path, value })
         .collect();
     settings.sort_by_key(|setting| !FIRST.contains(&setting.path.as_str()));
