@@ -45,6 +45,8 @@ pub struct Target {
     /// What only a task of the VE can open, by the place in [`Files::files`]: see
     /// [`open_inside`].
     pub opened: HashMap<usize, OwnedFd>,
+    /// The network namespaces of the VE, in the same way.
+    pub networks: Vec<OwnedFd>,
     /// Our own `/proc/self/fd`, which the VE's mounts do not show.
     descriptors: OwnedFd,
     /// Our own `/proc`.
@@ -63,6 +65,7 @@ impl Target {
             ahead_ns: 0,
             mounts: Vec::new(),
             opened: HashMap::new(),
+            networks: Vec::new(),
             descriptors: open("/proc/self/fd", flags, Mode::empty())?,
             proc: open("/proc", flags, Mode::empty())?,
         })
@@ -141,8 +144,9 @@ pub(super) struct Rebuild<'a> {
     pub(super) connections: Vec<tcp::Connection>,
     /// Ends of unix sockets whose peers are gone, by the end that is left.
     pub(super) gone: HashMap<u32, OwnedFd>,
-    /// The mount namespace that the thread is in.
+    /// The mount and the network namespace that the thread is in.
     entered: u32,
+    network: u32,
 }
 
 /// The rebuilt descriptions, before the VE runs.
@@ -187,6 +191,7 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
         connections: Vec::new(),
         gone: HashMap::new(),
         entered: 0,
+        network: 0,
     };
     identity::own_new_files(target.id_base, target.id_base)
         .map_err(|source| RebuildError::Kernel { object: "file owner", source })?;
@@ -205,6 +210,7 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
         }
     }
     rebuild.enter(0)?;
+    rebuild.enter_network(0)?;
     terminal::settle(&mut rebuild)?;
     unix::fill(&mut rebuild)?;
     for (place, file) in files.files.iter().enumerate() {
@@ -239,6 +245,19 @@ impl Rebuild<'_> {
         namespace::join(namespace.as_fd(), libc::CLONE_NEWNS)
             .map_err(|source| RebuildError::Kernel { object: "mount namespace", source })?;
         self.entered = mounts;
+        Ok(())
+    }
+
+    /// Goes into a network namespace, for the sockets that belong there.
+    pub(super) fn enter_network(&mut self, network: u32) -> Result<(), RebuildError> {
+        if network == self.network {
+            return Ok(());
+        }
+        let namespace = usize::try_from(network).ok().and_then(|at| self.target.networks.get(at));
+        let namespace = namespace.ok_or(RebuildError::Damaged)?;
+        namespace::join(namespace.as_fd(), libc::CLONE_NEWNET)
+            .map_err(|source| RebuildError::Kernel { object: "network namespace", source })?;
+        self.network = network;
         Ok(())
     }
 

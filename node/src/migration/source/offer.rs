@@ -1,6 +1,7 @@
 //! Looks at everything that could fail before anything has changed, and asks the target.
 
 use std::{
+    io,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -139,7 +140,7 @@ impl Session {
             loop {
                 let mut bytes = vec![0; 1 << 20];
                 let count =
-                    std::io::Read::read(&mut archive, &mut bytes).map_err(MigrateError::Archive)?;
+                    io::Read::read(&mut archive, &mut bytes).map_err(MigrateError::Archive)?;
                 bytes.truncate(count);
                 let item =
                     if count == 0 { Item::TemplateEnd } else { Item::Template(bytes.into()) };
@@ -216,38 +217,34 @@ fn survey(handle: &Handle) -> Result<(Found, Network), MigrateError> {
     let mut blockers = lasting_blockers(init, handle.id_base, freezer)?;
     let own = cgroups::check(&handle.cgroups.visible(), handle.id_base);
     blockers.extend(own.map_err(CopyError::Cgroups)?);
-    let netns = Netns::of_process(init).map_err(MigrateError::Inside)?;
-    let network = state::capture(&netns, &expected(handle), None)?;
-    blockers.extend(network.blockers);
     let pids = procfs::cgroup_processes(freezer).map_err(MigrateError::Inside)?;
-    match container::capture(init, &pids)? {
-        Ok(mut found) => {
-            found.plan.nested.networks = nested_networks(&found.spaces, &mut blockers)?;
-            match blockers.is_empty() {
-                true => Ok((found, network.network)),
-                false => Err(MigrateError::Blocked(blockers)),
-            }
-        }
+    let mut found = match container::capture(init, &pids)? {
+        Ok(found) => found,
         Err(found) => {
             blockers.extend(found);
-            Err(MigrateError::Blocked(blockers))
+            let own = Netns::of_process(init).map_err(MigrateError::Inside)?;
+            blockers.extend(state::capture(&[own], &expected(handle), None)?.blockers);
+            return Err(MigrateError::Blocked(blockers));
         }
+    };
+    let namespaces = networks(init, &found.spaces).map_err(MigrateError::Inside)?;
+    let state::Captured { mut networks, blockers: of_networks } =
+        state::capture(&namespaces, &expected(handle), None)?;
+    blockers.extend(of_networks);
+    if !blockers.is_empty() {
+        return Err(MigrateError::Blocked(blockers));
     }
+    found.plan.nested.networks = networks.split_off(1);
+    Ok((found, networks.pop().unwrap_or_default()))
 }
 
-/// What is in the network namespaces that programs have made.
-fn nested_networks(
-    spaces: &Spaces,
-    blockers: &mut Vec<Blocker>,
-) -> Result<Vec<Network>, MigrateError> {
-    let mut networks = Vec::new();
+/// The network namespaces of a VE, its own first.
+fn networks(init: i32, spaces: &Spaces) -> io::Result<Vec<Netns>> {
+    let mut namespaces = vec![Netns::of_process(init)?];
     for namespace in spaces.networks() {
-        let namespace = namespace.try_clone().map_err(MigrateError::Inside)?;
-        let found = state::capture(&Netns::from_fd(namespace), &[], None)?;
-        blockers.extend(found.blockers);
-        networks.push(found.network);
+        namespaces.push(Netns::from_fd(namespace.try_clone()?));
     }
-    Ok(networks)
+    Ok(namespaces)
 }
 
 /// Reads the VE from outside, and finds what would stop a move. Changes nothing. Without
@@ -260,7 +257,9 @@ pub(in crate::migration) fn look_at(
     let (init, id_base) = (handle.init, handle.id_base);
     let freezer = handle.cgroups.freezer().to_owned();
     let (Found { plan, spaces }, network) = survey(handle)?;
-    let netns = Netns::of_process(init).map_err(MigrateError::Inside)?;
+    let namespaces = networks(init, &spaces).map_err(MigrateError::Inside)?;
+    let nested = plan.nested.networks.iter();
+    let settings = std::iter::once(&network).chain(nested).map(|it| it.settings.clone()).collect();
     let mut trees = source_trees(spaces.mount_namespaces(), &plan, &handle.upper, id_base)
         .map_err(CopyError::Files)?;
     trees.retain(|tree| own_files || !matches!(tree.kind, SourceKind::Own { .. }));
@@ -274,7 +273,7 @@ pub(in crate::migration) fn look_at(
         configuration: handle.config.clone(),
         template: handle.template,
         container: plan,
-        network: network.clone(),
+        network,
         vdso: facts::vdso_hash(),
         extended_state_len: facts::extended_state_len(),
         memory_bytes: memory_bytes(&freezer),
@@ -304,9 +303,9 @@ pub(in crate::migration) fn look_at(
         visible: handle.cgroups.visible(),
         clock_offsets: clock_offsets(init).map_err(MigrateError::Inside)?,
         files,
-        netns,
+        networks: namespaces,
         expected: expected(handle),
-        network,
+        settings,
         hold,
         brake,
         watchdog,
