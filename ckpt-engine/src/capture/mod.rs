@@ -5,6 +5,7 @@
 //! thread. Afterwards every thread is as it was, still frozen.
 
 mod check;
+mod common;
 mod controls;
 mod process;
 mod seccomp;

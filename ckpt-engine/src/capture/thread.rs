@@ -4,7 +4,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use ckpt_format::{
     controls::ThreadControls,
-    process::{Credentials, Rseq, Scheduling, SignalInfo, Thread},
+    process::{Credentials, Directories, Rseq, Scheduling, SignalInfo, Thread},
 };
 
 use super::{CaptureError, IdMap, controls, seccomp::Filters};
@@ -93,8 +93,20 @@ pub(super) fn from_outside(
         parent_death_signal: 0,
         timer_slack_ns: 0,
         filters: filters.lock().unwrap_or_else(PoisonError::into_inner).of_thread(tid, &status)?,
+        directories: directories(host, tid, &status)?,
         controls: ThreadControls { dispatch: stopped.dispatch, ..ThreadControls::default() },
     })
+}
+
+/// The directories of a thread that has them apart from its process.
+fn directories(host: i32, tid: i32, status: &Status) -> Result<Option<Directories>, CaptureError> {
+    let control = |source| InjectError::Control { tid, source };
+    if tid == host || task::share(host, tid, task::Common::Directories).map_err(control)? {
+        return Ok(None);
+    }
+    let link = |name: &str| procfs::link(host, &format!("task/{tid}/{name}"));
+    let umask = status.number("Umask", 8)? as u32;
+    Ok(Some(Directories { root: link("root")?, cwd: link("cwd")?, umask }))
 }
 
 /// Adds the answers.

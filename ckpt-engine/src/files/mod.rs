@@ -34,7 +34,6 @@ use std::{collections::HashMap, os::fd::BorrowedFd};
 use ckpt_format::blocker::Blocker;
 
 mod address;
-mod btf;
 mod capture;
 mod deleted;
 mod epoll;

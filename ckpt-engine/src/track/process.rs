@@ -14,9 +14,11 @@ use ckpt_format::{
 
 use super::{
     Output, Sink, TrackError,
+    direct::Doubted,
     sharing::{common, has_shared},
 };
 use crate::{
+    aio,
     areas::{AddressSpace, heritage, kept},
     container::Spaces,
     inject::{InjectError, memory},
@@ -70,6 +72,8 @@ struct Life {
     /// Where the target's copy began with what the parent's had: a page that both still have in
     /// common need not be sent.
     inherited: Ranges,
+    /// What was sent and may have been written by a device since.
+    doubted: Doubted,
 }
 
 /// What a scan of a frozen process finds beside what was written.
@@ -124,7 +128,9 @@ impl Tracked {
 
     /// What must be known to capture it.
     pub fn patient(&self) -> Patient {
-        Patient { host: self.host, inner: self.inner, vdso: self.space().vdso() }
+        let space = self.space();
+        let rings = aio::any(&space.areas);
+        Patient { host: self.host, inner: self.inner, vdso: space.vdso(), rings }
     }
 
     /// The areas as last read.
@@ -168,6 +174,7 @@ impl Tracked {
         life.sent = life.sent.common(&good);
         life.owed = life.owed.common(&good);
         life.inherited = life.inherited.common(&good);
+        life.doubted.keep(&good);
         let all: Ranges = space.areas.iter().map(|area| (area.start, area.end)).collect();
         for (start, end) in all.without(&good).iter() {
             life.anew.insert(start, end);
@@ -298,6 +305,9 @@ impl Tracked {
         if let Some(parent) = parent.and_then(|parent| parent.life.as_ref()) {
             due = life.without_heritage(due, parent);
         }
+        if aio::any(&life.space.areas) {
+            due = life.doubted.settle(due, frozen.then_some(&standing.present));
+        }
         if frozen {
             life.send_guards(pid, &standing.guards, output)?;
             let vanished = life.sent.without(&standing.present);
@@ -319,7 +329,7 @@ impl Tracked {
 fn borrows_memory(host: i32) -> bool {
     let parent = procfs::Stat::read(host).and_then(|stat| stat.field(4, "ppid"));
     // What cannot be compared has ended, or is a process of the host.
-    parent.is_ok_and(|parent| task::share_memory(host, parent).unwrap_or(false))
+    parent.is_ok_and(|parent| task::share(host, parent, task::Common::Memory).unwrap_or(false))
 }
 
 fn gone(host: i32, name: &str, source: io::Error) -> ProcError {
@@ -354,6 +364,7 @@ impl Life {
             guarded: false,
             announced: None,
             inherited: Ranges::default(),
+            doubted: Doubted::default(),
         };
         Ok((life, text))
     }
