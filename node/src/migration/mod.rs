@@ -71,6 +71,9 @@ pub struct MigrateRequest {
     pub max_downtime_ms: u64,
     /// Keep the files at the source, without the right to run them.
     pub keep: bool,
+    /// Freeze at once, so that everything is copied while the VE stands still.
+    #[serde(default)]
+    pub no_precopy: bool,
 }
 
 /// What a process that was started with [`WATCHDOG_ARGUMENT`] does.
@@ -127,6 +130,7 @@ impl Migrations {
             target: request.node.clone(),
             max_downtime: Duration::from_millis(request.max_downtime_ms),
             keep: request.keep,
+            precopy: !request.no_precopy,
         };
         let mut attempt = 0;
         let moved = loop {

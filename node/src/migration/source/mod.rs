@@ -69,6 +69,8 @@ pub(super) struct Wish {
     pub(super) max_downtime: Duration,
     /// Keep the files here, without the right to run them.
     pub(super) keep: bool,
+    /// Copy while the VE runs.
+    pub(super) precopy: bool,
 }
 
 /// The parts of the daemon that a migration needs.
@@ -101,7 +103,10 @@ pub(super) async fn migrate(
     let start = Instant::now();
     let offer = Offer::look(context, operation, &wish.target).await?;
     let precopy = offer.propose(sink).await?;
-    let (mut precopy, rounds) = precopy.copy(wish.max_downtime, sink).await?;
+    let (mut precopy, rounds) = match wish.precopy {
+        true => precopy.copy(wish.max_downtime, sink).await?,
+        false => precopy.copy_nothing(),
+    };
     let copied = loop {
         match precopy.stop(rounds.predicted).await?.send_rest().await? {
             Rest::Sent(copied) => break copied,
@@ -210,6 +215,12 @@ impl Precopy {
                 }
             }
         }
+    }
+
+    /// No round: all of it is copied while the VE stands still.
+    fn copy_nothing(self) -> (Self, Rounds) {
+        let predicted = Prediction::of_all(self.live.memory_bytes());
+        (self, Rounds { reports: Vec::new(), predicted })
     }
 
     /// One round, until the target has applied it.
