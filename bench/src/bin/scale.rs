@@ -5,6 +5,7 @@
 //! of the blackout that depends on the VE: freeze, capture and rebuild. A straight line through the
 //! points says what one more costs, and how straight it is.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -152,6 +153,29 @@ fn measure(
     Ok(point)
 }
 
+/// The steps of the daemons that take longer with the most than with the least, the worst first.
+fn growing(thing: Thing, points: &[Point]) -> Option<Table> {
+    const LEAST_MS: f64 = 0.5;
+    let (least, most) = (points.first()?, points.last().filter(|_| points.len() > 1)?);
+    let step = |point: &Point, name: &str| {
+        point.median(|moved| moved.laps.get(name).copied().unwrap_or(0.0)).unwrap_or(0.0)
+    };
+    let names: BTreeSet<&String> = most.moves.iter().flat_map(|moved| moved.laps.keys()).collect();
+    let mut steps: Vec<(&String, f64)> = names
+        .into_iter()
+        .map(|name| (name, step(most, name) - step(least, name)))
+        .filter(|(_, ms)| *ms >= LEAST_MS)
+        .collect();
+    steps.sort_by(|one, other| other.1.total_cmp(&one.1));
+    let title = format!("{}: steps that grow", thing.name());
+    let more = (most.size - least.size) as f64;
+    let mut table = Table::new(&title, &["step", "ms more", "µs for one more"]);
+    for (name, ms) in steps {
+        table.row([name.clone(), digits(ms), digits(ms * 1e3 / more)]);
+    }
+    Some(table)
+}
+
 /// The table of one thing, its goals, and its curve with sizes as shares of the largest.
 fn tell(outcome: &mut Outcome, thing: Thing, points: &[Point]) -> Option<Curve> {
     let name = thing.name();
@@ -175,6 +199,7 @@ fn tell(outcome: &mut Outcome, thing: Thing, points: &[Point]) -> Option<Curve> 
         outcome.less(&format!("{} {name}: freeze + capture + rebuild", point.size), "ms", &sums);
     }
     outcome.tables.push(table);
+    outcome.tables.extend(growing(thing, points));
     let fitted = Line::through(&line);
     if let Some(Line { base, slope, fit }) = fitted {
         outcome.notes.push(format!(

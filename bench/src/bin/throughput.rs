@@ -205,6 +205,16 @@ fn judge(outcome: &mut Outcome, ways: &[Moved], carried: [&Carried; 4]) {
         outcome.less(&format!("daemon's peak, {name}"), "MiB", &[carried.peak_mib]);
     }
     outcome.tables.push(table);
+    // Says more than rates on a machine that has other things to do.
+    let cost =
+        |way: &Moved| median(&way.costs.iter().map(|both| both.0 + both.1).collect::<Vec<_>>());
+    let tuned = ways.iter().find(|way| way.name == "QUIC library with our settings");
+    if let Some((own, bare)) = cost(&random.moved).zip(tuned.and_then(cost)) {
+        outcome.notes.push(format!(
+            "a move takes {:.2} times the processor time of the library alone, both sides together",
+            own / bare
+        ));
+    }
     if let Some(share) = against("plain TCP") {
         outcome.notes.push(format!("a move is {share:.2} times as fast as plain TCP"));
     }

@@ -8,7 +8,7 @@ pub mod templates;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use chaos_tests::client::remote::{RemoteError, RemoteLoad};
@@ -16,6 +16,7 @@ use chaos_tests::scene::{Scene, SceneError};
 use chaos_tests::testbed::{Host, Options, Rate, TestbedError};
 use node::cgroup::{Controller, Hierarchies};
 use node::migration::Report;
+use tempfile::NamedTempFile;
 
 use self::guard::Guard;
 use self::laps::{Laps, LogMark};
@@ -75,6 +76,8 @@ pub struct Stage {
     /// The program with the parts of a benchmark that run elsewhere. Not where the daemon is, if
     /// that is of another revision.
     pub part: PathBuf,
+    /// The same without what only a debugger wants: it is moved with each VE.
+    stripped: NamedTempFile,
     guard: Guard,
 }
 
@@ -118,7 +121,8 @@ impl Stage {
             }
             guard.watch(Some(&options.name));
         })?;
-        Ok(Self { scene, part, guard: guard.clone() })
+        let stripped = strip(&part)?;
+        Ok(Self { scene, part, stripped, guard: guard.clone() })
     }
 
     /// Limits the links of both nodes.
@@ -141,7 +145,7 @@ impl Stage {
 
     /// Copies the parts of a benchmark into a VE.
     fn put_part(&self, host: Host, ve: &str) -> Result<(), StageError> {
-        let file = File::open(&self.part).map_err(system("open benchpart"))?;
+        let file = File::open(self.stripped.path()).map_err(system("open benchpart"))?;
         let copy = "cat > /usr/local/bin/benchpart && chmod 755 /usr/local/bin/benchpart";
         self.scene.run_with(host, &["vzctl", "exec2", ve, copy], file.into())?.good()?;
         Ok(())
@@ -264,6 +268,18 @@ impl Drop for Stage {
         // The scene goes now, and another may have its name afterwards.
         self.guard.watch(None);
     }
+}
+
+/// A copy of a program without its symbols.
+fn strip(program: &Path) -> Result<NamedTempFile, StageError> {
+    let copy = NamedTempFile::new().map_err(system("make a file"))?;
+    let mut command = Command::new("strip");
+    command.arg("-o").arg(copy.path()).arg(program).stdin(Stdio::null());
+    let status = command.status().map_err(system("run strip"))?;
+    if status.success() {
+        return Ok(copy);
+    }
+    Err(StageError::Said { program: "strip".to_owned(), said: status.to_string() })
 }
 
 /// A counter in a file where each line of names is followed by one of numbers.
