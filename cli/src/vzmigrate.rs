@@ -23,6 +23,10 @@ struct Arguments {
     /// Only check whether it would work; change nothing.
     #[arg(short = 'c', long, visible_alias = "dry-run")]
     check_only: bool,
+    /// Freeze it at once and copy everything while it stands still: the whole move is the
+    /// blackout. For comparison, and for a VE that nobody waits for.
+    #[arg(long, conflicts_with = "max_downtime")]
+    no_precopy: bool,
     /// The blackout that is acceptable, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = MAX_DOWNTIME_DEFAULT_MS)]
     max_downtime: u64,
@@ -76,6 +80,7 @@ fn migrate(arguments: &Arguments) -> Result<u8, Failure> {
         keep: arguments.remove == Answer::No,
         strict: arguments.strict,
         bandwidth: arguments.bwlimit.0,
+        no_precopy: arguments.no_precopy,
     });
     let client = arguments.common.connect()?;
     talk::cancel_on_interrupt(&client)?;

@@ -79,6 +79,9 @@ pub struct MigrateRequest {
     /// The most that is sent while the VE runs, in bytes per second.
     #[serde(default)]
     pub bandwidth: Option<u64>,
+    /// Freeze at once, so that everything is copied while the VE stands still.
+    #[serde(default)]
+    pub no_precopy: bool,
 }
 
 /// What a process that was started with [`WATCHDOG_ARGUMENT`] does.
@@ -139,6 +142,7 @@ impl Migrations {
             keep: request.keep,
             strict: request.strict,
             bandwidth: request.bandwidth,
+            precopy: !request.no_precopy,
         };
         let mut attempt = 0;
         let moved = loop {

@@ -58,6 +58,15 @@ pub(super) struct Prediction {
     pub(super) total: Duration,
 }
 
+impl Prediction {
+    /// For a VE of which nothing was copied while it ran. It says nothing about this node, so
+    /// nothing is learned from it.
+    pub(super) fn of_all(bytes: u64) -> Self {
+        let delta = Duration::from_secs_f64(bytes as f64 / RATE);
+        Self { delta, fixed: Duration::ZERO, total: delta }
+    }
+}
+
 /// How the costs of this node compare to those of [`Fixed`], learned from the moves so far.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Experience {
@@ -125,6 +134,9 @@ const BETTER: f64 = 0.95;
 /// Where the last round is predicted to carry no more than this there is nothing to gain any
 /// more: the rest is fixed.
 const GOOD_ENOUGH: Duration = Duration::from_millis(2);
+
+/// Bytes per second of a link that nothing is known of.
+const RATE: f64 = 100e6;
 
 /// Decides after each round.
 #[derive(Debug)]
@@ -225,8 +237,6 @@ impl Policy {
     /// How long it takes to send what the VE will have written when it is frozen, and how long
     /// the last round will take with that.
     fn expected_delta(&self) -> Option<(Duration, Duration)> {
-        /// Of a link that nothing is known of.
-        const RATE: f64 = 100e6;
         let (last, previous) = (self.rounds[0]?, self.rounds[1]?);
         // The more time, the more is written, but programs write the same pages again and again.
         let share = ratio(last.time, previous.time).powf(self.growth).min(1.0);

@@ -74,6 +74,8 @@ pub(super) struct Wish {
     pub(super) strict: bool,
     /// The most that is sent while the VE runs, in bytes per second.
     pub(super) bandwidth: Option<u64>,
+    /// Copy while the VE runs.
+    pub(super) precopy: bool,
 }
 
 /// The parts of the daemon that a migration needs.
@@ -108,7 +110,10 @@ pub(super) async fn migrate(
     let start = Instant::now();
     let offer = Offer::look(context, operation, &wish.target).await?;
     let precopy = offer.propose(wish, sink).await?;
-    let (mut precopy, rounds) = precopy.copy(wish, sink).await?;
+    let (mut precopy, rounds) = match wish.precopy {
+        true => precopy.copy(wish, sink).await?,
+        false => precopy.copy_nothing(),
+    };
     let copied = loop {
         match precopy.stop(rounds.predicted).await?.send_rest().await? {
             Rest::Sent(copied) => break copied,
@@ -224,6 +229,12 @@ impl Precopy {
                 }
             }
         }
+    }
+
+    /// No round: all of it is copied while the VE stands still.
+    fn copy_nothing(self) -> (Self, Rounds) {
+        let predicted = Prediction::of_all(self.live.memory_bytes());
+        (self, Rounds { reports: Vec::new(), predicted })
     }
 
     /// One round, until the target has applied it.
