@@ -135,7 +135,7 @@ pub(super) fn open(context: &mut Context) -> Result<(), Failure> {
     let mut turn = 0u64;
     while context.step(Duration::from_millis(20))? {
         turn += 1;
-        std::io::Write::write_all(&mut depth, (turn % 1000).to_string().as_bytes())?;
+        Write::write_all(&mut depth, (turn % 1000).to_string().as_bytes())?;
         if context.progress.plant() {
             fs::write(path.join("cgroup.max.depth"), "7777")?;
         }
