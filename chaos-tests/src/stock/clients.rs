@@ -19,10 +19,20 @@ use crate::client::remote::RemoteLoad;
 use crate::scene::Scene;
 use crate::testbed::Host;
 
-/// Enters the files of the template: `$1` are they, `$2` is a directory of ours that is seen in
-/// `/mnt`, the rest is the command.
-const ENTER: &str = "mount --rbind /dev \"$1/dev\" && mount --bind \"$2\" \"$1/mnt\" && \
-     root=$1 && shift 2 && exec chroot \"$root\" \"$@\"";
+/// Enters the files of the template, with a layer above them that is gone with the command: `$1`
+/// are they, `$2` is a directory of ours that is seen in `/mnt`, the rest is the command.
+const ENTER: &str = "set -e
+files=$1 own=$2 space=$2/space
+shift 2
+mkdir -p $space
+mount -t tmpfs space $space
+cd $space
+mkdir upper work root
+mount -t overlay root -o lowerdir=$files,upperdir=$space/upper,workdir=$space/work root
+mkdir -p root/dev root/mnt
+mount --rbind /dev root/dev
+mount --bind $own root/mnt
+exec chroot root \"$@\"";
 
 /// Where the template is unpacked, and a directory for what clients need.
 #[derive(Debug)]

@@ -267,15 +267,21 @@ fn peers_are_seen_as_the_users_that_they_were() {
 #[test]
 fn the_ends_of_a_named_connection_may_see_different_users() {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("journal");
-    let listener = UnixListener::bind(&path).unwrap();
     for accepted_first in [true, false] {
-        let client = crate::sys::identity::act_as(33, 34, || UnixStream::connect(&path)).unwrap();
-        let (server, _) = listener.accept().unwrap();
-        let mut held = [server.as_fd(), client.as_fd(), listener.as_fd()];
-        if !accepted_first {
-            held.reverse();
+        let path = directory.path().join(format!("journal {accepted_first}"));
+        let listener = UnixListener::bind(&path).unwrap();
+        // For everybody, as the journal is.
+        for place in [directory.path(), &path] {
+            std::fs::set_permissions(place, std::fs::Permissions::from_mode(0o777)).unwrap();
         }
+        let mut client =
+            crate::sys::identity::act_as(33, 34, || UnixStream::connect(&path)).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        if accepted_first {
+            // Under a higher number, by which they are ordered.
+            client = client.try_clone().unwrap();
+        }
+        let held = [server.as_fd(), client.as_fd(), listener.as_fd()];
         let child = Child::holding(&held);
         let numbers = [server.as_raw_fd(), client.as_raw_fd()];
         let captured = child.capture();
