@@ -181,9 +181,8 @@ pub(super) fn rebuild(
             result => result?,
         }
     }
-    let is_missing = |route: &&Route| {
-        !is_by_itself(route) && !found.iter().any(|found| same(route, found))
-    };
+    let is_missing =
+        |route: &&Route| !is_by_itself(route) && !found.iter().any(|found| same(route, found));
     let mut missing: Vec<_> = wanted.iter().filter(is_missing).collect();
     // Those on the link first: gateways are reached by them.
     missing.sort_by_key(|route| route.hops.iter().any(|hop| hop.gateway.is_some()));
