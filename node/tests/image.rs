@@ -59,6 +59,7 @@ fn state() -> State {
         tables: BTreeMap::new(),
         cgroups: Vec::new(),
         network: Network::default(),
+        nested_networks: Vec::new(),
         clocks: Clocks::default(),
         clock_offsets: Clocks::default(),
     }

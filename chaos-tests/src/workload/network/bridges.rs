@@ -106,7 +106,8 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     }
     // A network that goes takes its end of a pair along, and the other end with that.
     let mut networks = Vec::new();
-    for (server, network) in servers {
+    // The second one talks to the first.
+    for (server, network) in servers.into_iter().rev() {
         server.finish()?;
         networks.push(network);
     }
