@@ -156,3 +156,34 @@ pub(crate) fn fits(ring: &Ring, size: u64) -> bool {
 pub(crate) fn any(areas: &[Area]) -> bool {
     areas.iter().any(|area| area.backing == Backing::Ring)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, os::fd::AsFd};
+
+    use super::*;
+    use crate::sys::program::{
+        aio::{Act, Queue},
+        map::{Backing, Map},
+    };
+
+    #[test]
+    fn a_request_that_waits_is_refused_until_it_is_answered() {
+        let own = std::process::id().cast_signed();
+        let (reader, mut writer) = io::pipe().unwrap();
+        let map = Map::new(1, Backing::Private).unwrap();
+        let queue = Queue::new(4).unwrap();
+        queue.submit(Act::Poll, reader.as_fd(), &map, (0, 0, 0), 7).unwrap();
+        assert!(matches!(check(own), Err(Refusal::Waits)));
+        assert!(matches!(capture(own), Err(Refusal::Waits)));
+        writer.write_all(b"x").unwrap();
+        while matches!(check(own), Err(Refusal::Waits)) {}
+        let rings = capture(own).unwrap();
+        let ring = rings.iter().find(|ring| ring.start == queue.number()).unwrap();
+        assert_eq!((ring.requests, ring.head, ring.tail), (4, 0, 1));
+        assert!(fits(ring, PAGE));
+        assert!(!fits(ring, 2 * PAGE));
+        // What was asked for stands at the beginning of the first event.
+        assert_eq!(word(&ring.contents, HEADER), Some(7));
+    }
+}

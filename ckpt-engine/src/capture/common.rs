@@ -64,3 +64,38 @@ pub(super) fn has_table_apart(host: i32) -> bool {
     procfs::threads(host)
         .is_ok_and(|tids| tids.into_iter().any(|tid| tid != host && apart(tid) && !ending(tid)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    #[test]
+    fn a_thread_with_a_table_of_its_own_is_found() {
+        let own = std::process::id().cast_signed();
+        assert!(!has_table_apart(own));
+        let (end, ended) = channel::<()>();
+        let (told, parted) = channel();
+        let thread = std::thread::spawn(move || {
+            told.send(unshare(CloneFlags::CLONE_FILES)).unwrap();
+            ended.recv()
+        });
+        parted.recv().unwrap().unwrap();
+        assert!(has_table_apart(own));
+        drop(end);
+        thread.join().unwrap().unwrap_err();
+    }
+
+    #[test]
+    fn processes_without_anything_in_common_can_be_moved() {
+        let mut sleeper = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let hosts = [std::process::id().cast_signed(), sleeper.id().cast_signed()];
+        let refused = check(&hosts);
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        assert_eq!(refused, []);
+    }
+}
