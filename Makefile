@@ -9,7 +9,7 @@ AGAINST ?=
 PROGRAMS ?=
 OPTIONS ?=
 
-.PHONY: all build deps demo workloads test test-kernel bench verify fix chaos install uninstall
+.PHONY: all build deps demo workloads stock test test-kernel bench verify fix chaos install uninstall
 
 all: build
 
@@ -28,6 +28,11 @@ demo: build
 # Every self-checking workload: unmoved, moved, moved twice, checkpointed and restored.
 workloads: build
 	target/release/workloads
+
+# Stock Debian 12 and 13 with the services of an ordinary server under load: fifty moves and ten
+# checkpoints each, after which nobody may have noticed anything.
+stock: build
+	target/release/stock
 
 # All tests, the end-to-end ones included. The last line is "N passed, N failed".
 test:

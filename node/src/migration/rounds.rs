@@ -17,6 +17,9 @@ pub(super) struct Measured {
     pub(super) bytes: u64,
     /// From its start until the target had applied all of it.
     pub(super) time: Duration,
+    /// How much of it the data waited for nothing but a limit of the bandwidth, which does not
+    /// count in the blackout.
+    pub(super) waited: Duration,
 }
 
 /// What cannot be made smaller by more rounds.
@@ -213,8 +216,9 @@ impl Policy {
         /// A round this large is worth more than all before it: links change.
         const BULK: u64 = 4 << 20;
         const SMALLEST: u64 = 64 << 10;
-        if round.bytes >= SMALLEST && !round.time.is_zero() {
-            let rate = round.bytes as f64 / round.time.as_secs_f64();
+        let busy = round.time.saturating_sub(round.waited);
+        if round.bytes >= SMALLEST && !busy.is_zero() {
+            let rate = round.bytes as f64 / busy.as_secs_f64();
             let before = self.rate.filter(|_| round.bytes < BULK).unwrap_or(0.0);
             self.rate = Some(rate.max(before));
         }
@@ -240,7 +244,8 @@ impl Policy {
         let seconds = |bytes: f64| Duration::from_secs_f64(bytes / rate);
         let bytes = seconds(last.bytes as f64 * share);
         let saved = seconds(last.bytes as f64 * (1.0 - share));
-        Some((bytes, last.time.saturating_sub(saved).max(bytes)))
+        let busy = last.time.saturating_sub(last.waited);
+        Some((bytes, busy.saturating_sub(saved).max(bytes)))
     }
 }
 
@@ -256,7 +261,7 @@ mod tests {
 
     fn round(mebibytes: f64, ms: u64) -> Measured {
         let bytes = (mebibytes * 1048576.0) as u64;
-        Measured { bytes, time: Duration::from_millis(ms) }
+        Measured { bytes, time: Duration::from_millis(ms), waited: Duration::ZERO }
     }
 
     fn policy(can_slow: bool) -> Policy {
@@ -339,6 +344,24 @@ mod tests {
             last = policy.after(round(10.0, 1000), Fixed::default());
         }
         assert!(matches!(last, Next::Freeze(it) if it.total > Duration::from_millis(900)));
+    }
+
+    #[test]
+    fn a_limit_of_the_bandwidth_is_not_taken_for_a_slow_link() {
+        let mut policy = policy(false);
+        let limited = |mebibytes: f64, ms| {
+            let round = round(mebibytes, ms);
+            Measured { waited: round.time * 9 / 10, ..round }
+        };
+        assert_eq!(policy.after(limited(200.0, 20_000), Fixed::default()), Next::Again);
+        let mut last = Next::Again;
+        while last == Next::Again {
+            last = policy.after(limited(2.0, 200), Fixed::default());
+        }
+        assert!(
+            matches!(last, Next::Freeze(it) if it.total < Duration::from_millis(50)),
+            "{last:?}"
+        );
     }
 
     #[test]
