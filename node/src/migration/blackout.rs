@@ -289,17 +289,6 @@ impl Live {
         fixed
     }
 
-    /// What its processes have in memory, counted by each of those that share it.
-    pub(super) fn memory_bytes(&self) -> u64 {
-        let pids = procfs::cgroup_processes(&self.freezer).unwrap_or_default();
-        let resident = |pid: i32| {
-            let status = procfs::Status::read(pid).ok()?;
-            let text = status.text("VmRSS").ok()?;
-            text.trim_end_matches(" kB").trim().parse::<u64>().ok()
-        };
-        pids.into_iter().filter_map(resident).sum::<u64>() << 10
-    }
-
     /// Files that processes can write without anybody noticing: they are mapped, shared and
     /// writable.
     fn mapped_files(&self) -> MappedFiles {
