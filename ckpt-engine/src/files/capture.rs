@@ -17,8 +17,8 @@ use ckpt_format::{
 use super::{
     Holder, Source, deleted, epoll, event,
     find::{Found, Object, Refusal},
-    inotify, lock, mailbox, memfd, nsfs, path, pipe, process, socket, tcp, terminal, timer, udp,
-    unix,
+    inotify, lock, mailbox, memfd, nsfs, path, pipe, pressure, process, socket, tcp, terminal,
+    timer, udp, unix,
 };
 use crate::{
     ipc::{self, Opened},
@@ -288,6 +288,7 @@ impl<'a> Capture<'a> {
                     return Err(unknown(object));
                 }
                 self.inside_the_mounts(object)?;
+                pressure::check(object)?;
                 Ok(match deleted::is_deleted(object) {
                     false => Class::ByPath,
                     true if object.file_type() == libc::S_IFDIR => Class::DeletedDirectory,

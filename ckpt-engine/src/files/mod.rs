@@ -53,6 +53,7 @@ mod options;
 mod packet;
 mod path;
 mod pipe;
+mod pressure;
 mod process;
 mod rebuild;
 mod remote;

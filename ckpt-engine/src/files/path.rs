@@ -16,6 +16,7 @@ use super::{
     capture::Capture,
     deleted,
     find::{Object, Refusal},
+    pressure,
     rebuild::{RebuildError, lossy},
 };
 use crate::sys::{descriptor, task};
@@ -113,6 +114,7 @@ pub(super) fn rebuild(file: &PathFile, flags: u32) -> Result<OwnedFd, RebuildErr
     if late_offset(file).is_some() {
         return Ok(fd);
     }
+    let fd = pressure::rebuild(fd, file, flags).map_err(failed)?;
     seek(fd, file.offset).map_err(failed)
 }
 

@@ -221,3 +221,47 @@ fn devices_of_the_host_are_blockers_and_common_ones_are_not() {
         assert_eq!(child.blockers().len(), 1);
     }
 }
+
+/// A cgroup that goes away with the test.
+struct Group(std::path::PathBuf);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // A test that fails leaves what it can.
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn a_watch_on_pressure_is_made_again_or_refused() {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).unwrap();
+    let place = std::path::Path::new(mount.split(' ').nth(4).unwrap());
+    let group = Group(place.join(format!("pressure-{}", std::process::id())));
+    std::fs::create_dir(&group.0).unwrap();
+    let watch = |text: &[u8]| {
+        let path = group.0.join("memory.pressure");
+        let mut file = File::options().read(true).write(true).open(path).unwrap();
+        file.write_all(text).unwrap();
+        file
+    };
+    let is_ready = |fd: std::os::fd::BorrowedFd<'_>| {
+        let mut polled = [nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLPRI)];
+        nix::poll::poll(&mut polled, 0u8).unwrap() != 0
+    };
+    let file = watch(b"some 200000 2000000\0");
+    assert!(!is_ready(file.as_fd()), "it waits");
+    let child = Child::holding(&[file.as_fd()]);
+    let number = file.as_raw_fd();
+    let captured = child.capture();
+    drop((file, child));
+    let copy = rebuild(&captured);
+    let mut file = File::from(copy.of(number));
+    assert!(!is_ready(file.as_fd()), "it waits as before");
+    assert_eq!(file.stream_position().unwrap(), 20);
+    drop((file, copy));
+
+    let file = watch(b"some 1500000 10000000");
+    let child = Child::holding(&[file.as_fd()]);
+    assert_eq!(child.blockers()[0].object, "a watch on pressure with limits of its own");
+}
