@@ -2,6 +2,7 @@
 //! remember another user as its peer.
 
 use std::{
+    collections::BTreeMap,
     io,
     os::fd::{AsFd, OwnedFd},
 };
@@ -45,6 +46,24 @@ pub(super) fn make<'a>(
     for &(id, unix) in sockets {
         connections.extend(connection(rebuild, id, unix, shares_name)?);
     }
+    // Both ends are in the network of the listener.
+    let mut by_network: BTreeMap<u32, Vec<Connection<'a>>> = BTreeMap::new();
+    for connection in connections {
+        let network = rebuild.files.get(connection.accepted).map_or(0, |it| it.network);
+        by_network.entry(network).or_default().push(connection);
+    }
+    for (network, connections) in by_network {
+        rebuild.enter_network(network)?;
+        make_here(rebuild, connections)?;
+    }
+    Ok(())
+}
+
+/// The same for connections of the network that the thread is in.
+fn make_here(
+    rebuild: &mut Rebuild<'_>,
+    connections: Vec<Connection<'_>>,
+) -> Result<(), RebuildError> {
     let (paths, others): (Vec<_>, Vec<_>) =
         connections.into_iter().partition(|it| it.name.is_some_and(is_path));
     let mut made = Vec::new();

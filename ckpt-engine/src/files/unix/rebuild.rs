@@ -60,6 +60,8 @@ pub(in super::super) fn rebuild(rebuild: &mut Rebuild<'_>) -> Result<(), Rebuild
     accepted::make(rebuild, &sockets, &shares_name)?;
     for &(id, unix) in &sockets {
         if rebuild.made(id).is_none() {
+            // Both ends of a pair are where the client was made.
+            rebuild.enter_network(files.get(id).map_or(0, |file| file.network))?;
             make(rebuild, id, unix)?;
         }
     }
@@ -235,12 +237,14 @@ fn name_seen(rebuild: &Rebuild<'_>, sockets: &Sockets<'_>) -> Result<(), Rebuild
     Ok(())
 }
 
-fn connect_by_name(rebuild: &Rebuild<'_>, sockets: &Sockets<'_>) -> Result<(), RebuildError> {
+fn connect_by_name(rebuild: &mut Rebuild<'_>, sockets: &Sockets<'_>) -> Result<(), RebuildError> {
     let is_unseen = |unix: &UnixSocket| {
         unix.node.is_none() && unix.name.as_ref().is_none_or(|name| is_path(name))
     };
-    for (_, unix) in sockets.iter().filter(|(_, unix)| !is_unseen(unix)) {
+    for (id, unix) in sockets.iter().filter(|(_, unix)| !is_unseen(unix)) {
         let UnixState::Listening { pending, .. } = &unix.state else { continue };
+        // Clients that are gone are made here.
+        rebuild.enter_network(rebuild.files.get(*id).map_or(0, |file| file.network))?;
         let clients = pending_of(rebuild, pending)?;
         let address = address_of(unix).ok_or(RebuildError::Damaged)?;
         connect_clients(unix.socket_type, &clients, &address).map_err(failed)?;
