@@ -34,7 +34,6 @@ use std::{collections::HashMap, os::fd::BorrowedFd};
 use ckpt_format::blocker::Blocker;
 
 mod address;
-mod btf;
 mod capture;
 mod deleted;
 mod epoll;
@@ -74,7 +73,7 @@ mod udp;
 mod unix;
 
 pub use capture::{Captured, Undo, capture, check, mend};
-pub use rebuild::{RebuildError, Rebuilt, Target, rebuild};
+pub use rebuild::{RebuildError, Rebuilt, Target, open_inside, rebuild};
 pub use remote::{Argument, Remote};
 
 /// The processes whose files are looked at.

@@ -42,6 +42,9 @@ pub struct Target {
     pub ahead_ns: i64,
     /// The mount namespaces of the VE, its own first; empty if there is no other.
     pub mounts: Vec<OwnedFd>,
+    /// What only a task of the VE can open, by the place in [`Files::files`]: see
+    /// [`open_inside`].
+    pub opened: HashMap<usize, OwnedFd>,
     /// The network namespaces of the VE, in the same way.
     pub networks: Vec<OwnedFd>,
     /// Our own `/proc/self/fd`, which the VE's mounts do not show.
@@ -61,6 +64,7 @@ impl Target {
             mailboxes: Vec::new(),
             ahead_ns: 0,
             mounts: Vec::new(),
+            opened: HashMap::new(),
             networks: Vec::new(),
             descriptors: open("/proc/self/fd", flags, Mode::empty())?,
             proc: open("/proc", flags, Mode::empty())?,
@@ -154,6 +158,24 @@ pub struct Rebuilt {
     connections: Vec<tcp::Connection>,
 }
 
+/// Opens from inside what shows who has opened it, for [`Target::opened`]. `init` is a pidfd of
+/// the VE's pid 1.
+pub fn open_inside(
+    files: &Files,
+    init: &OwnedFd,
+    remote: &mut dyn Remote,
+) -> Result<HashMap<usize, OwnedFd>, RebuildError> {
+    let mut opened = HashMap::new();
+    for (place, file) in files.files.iter().enumerate() {
+        if let Kind::Path(named) = &file.kind
+            && let Some(inside) = path::open_inside(named, file.flags, init, remote)?
+        {
+            opened.insert(place, inside);
+        }
+    }
+    Ok(opened)
+}
+
 /// Makes all files of `files`.
 ///
 /// Runs on a thread of its own that has entered the mount, network, UTS and IPC namespaces of
@@ -176,8 +198,15 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
     socket::rebuild(&mut rebuild)?;
     for (place, file) in files.files.iter().enumerate() {
         if rebuild.made[place].is_none() {
-            rebuild.enter(file.mounts)?;
-            rebuild.made[place] = Some(rebuild.make(file)?);
+            let opened = target.opened.get(&place).map(OwnedFd::try_clone);
+            rebuild.made[place] = Some(match opened {
+                Some(opened) => opened
+                    .map_err(|source| RebuildError::Kernel { object: "file of /proc", source })?,
+                None => {
+                    rebuild.enter(file.mounts)?;
+                    rebuild.make(file)?
+                }
+            });
         }
     }
     rebuild.enter(0)?;
@@ -281,24 +310,6 @@ impl Rebuilt {
     /// The description for this id, to be installed in descriptor tables.
     pub fn descriptor(&self, file: FileId) -> Option<BorrowedFd<'_>> {
         Some(self.made.get(file.0 as usize)?.as_ref()?.as_fd())
-    }
-
-    /// Opens once more, from inside, what shows who has opened it. To be called before the
-    /// descriptors are installed; `init` is a pidfd of the VE's pid 1.
-    pub fn open_inside(
-        &mut self,
-        files: &Files,
-        init: &OwnedFd,
-        remote: &mut dyn Remote,
-    ) -> Result<(), RebuildError> {
-        for (made, file) in self.made.iter_mut().zip(&files.files) {
-            if let Kind::Path(named) = &file.kind
-                && let Some(inside) = path::open_inside(named, file.flags, init, remote)?
-            {
-                *made = Some(inside);
-            }
-        }
-        Ok(())
     }
 
     /// Does what only tasks of the VE can do. The descriptors are installed; the processes stand

@@ -151,7 +151,7 @@ impl Live {
         let large = find_large(holders.0.iter().map(|(host, ..)| *host), self.id_base);
         self.hold_contents(large)?;
         let round = self.tracker.round(&mut pipe.clone())?;
-        pipe.item(&Item::Barrier(number)).map_err(|_| CopyError::Link)?;
+        pipe.item(Item::Barrier(number)).map_err(|_| CopyError::Link)?;
         self.brake.look()?;
         Ok(round)
     }
@@ -183,7 +183,7 @@ impl Live {
 
     fn send_files(&mut self, last: bool, pipe: &Pipe) -> Result<(), CopyError> {
         let mapped = self.mapped_files();
-        let mut sink = |record| pipe.item(&Item::File(record)).map_err(|_| SinkClosed);
+        let mut sink = |record| pipe.item(Item::File(record)).map_err(|_| SinkClosed);
         self.files.round(&mapped, last, &mut sink)?;
         Ok(())
     }
@@ -197,22 +197,13 @@ impl Live {
         pipe: &Pipe,
     ) -> (Option<Undo>, Result<State, CopyError>) {
         let mut watch = Stopwatch::start("rest of a VE");
-        if let Err(error) = self.send_files(true, pipe) {
-            return (None, Err(error));
-        }
-        watch.lap("files");
-        let captured = Holders::of(&self.freezer).and_then(|holders| {
-            let mounts = Some(self.mounts()?);
-            let networks = self.spaces.networks().iter().map(AsFd::as_fd).collect();
-            let holders = holders.source(self.init, self.id_base);
-            let source = files::Source { mounts, networks, ..holders };
-            Ok(files::capture(&source).map_err(CaptureError::Blocked)?)
-        });
-        let mut captured = match captured {
-            Ok(captured) => captured,
-            Err(error) => return (None, Err(error)),
+        let (sent, captured) = self.send_files_beside_descriptors(pipe);
+        let mut captured = match (sent, captured) {
+            (Ok(()), Ok(captured)) => captured,
+            (Err(error), captured) => return (captured.ok().map(|it| it.undo), Err(error)),
+            (Ok(()), Err(error)) => return (None, Err(error)),
         };
-        watch.lap("descriptors");
+        watch.lap("files and descriptors");
         let sets = captured.files.ipc.semaphores.clone();
         let rest = || {
             let surgeon = self.watchdog.surgeon();
@@ -244,6 +235,30 @@ impl Live {
         (Some(captured.undo), state)
     }
 
+    /// Neither looks at what the other does.
+    fn send_files_beside_descriptors(
+        &mut self,
+        pipe: &Pipe,
+    ) -> (Result<(), CopyError>, Result<files::Captured, CopyError>) {
+        let (init, id_base, spaces) = (self.init, self.id_base, self.spaces.clone());
+        let found = Holders::of(&self.freezer).and_then(|holders| Ok((holders, self.mounts()?)));
+        let (holders, mounts) = match found {
+            Ok(found) => found,
+            Err(error) => return (Ok(()), Err(error)),
+        };
+        std::thread::scope(|scope| {
+            let capturing = scope.spawn(|| {
+                let networks = spaces.networks().iter().map(AsFd::as_fd).collect();
+                let source = holders.source(init, id_base);
+                files::capture(&files::Source { mounts: Some(mounts), networks, ..source })
+            });
+            let sent = self.send_files(true, pipe);
+            let captured =
+                capturing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            (sent, captured.map_err(|blockers| CaptureError::Blocked(blockers).into()))
+        })
+    }
+
     /// The processes that the host has put into the VE (`vzctl exec`) and that cannot move.
     fn strangers(&self) -> Vec<Blocker> {
         let hosts = self.tracker.strangers().iter();
@@ -272,6 +287,17 @@ impl Live {
             fixed.descriptors += count("fd");
         }
         fixed
+    }
+
+    /// What its processes have in memory, counted by each of those that share it.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let pids = procfs::cgroup_processes(&self.freezer).unwrap_or_default();
+        let resident = |pid: i32| {
+            let status = procfs::Status::read(pid).ok()?;
+            let text = status.text("VmRSS").ok()?;
+            text.trim_end_matches(" kB").trim().parse::<u64>().ok()
+        };
+        pids.into_iter().filter_map(resident).sum::<u64>() << 10
     }
 
     /// Files that processes can write without anybody noticing: they are mapped, shared and

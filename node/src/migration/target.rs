@@ -17,8 +17,8 @@ use super::{
     admit,
     builder::{BuildError, Builder, News, Order, Site},
     journal::{Journal, Step},
-    messages::{Item, Offer, ToSource, ToTarget},
-    settle,
+    messages::{Offer, ToSource, ToTarget},
+    packing, settle,
     source::Context,
 };
 use crate::{
@@ -197,7 +197,7 @@ impl Incoming {
             tokio::select! {
                 piece = stream.recv() => {
                     let bytes = piece?.ok_or(TakeInError::Protocol)?;
-                    let item: Item = codec::decode(&bytes)?;
+                    let item = packing::unpack(bytes)?;
                     // A builder that has ended says why below.
                     let _ = builder.orders.send(Order::Item(item)).await;
                 }

@@ -18,7 +18,7 @@ use coordinator::{Command, Coordinator, Epoch, MigrationId, ProposeError, Refuse
 use tokio::task::spawn_blocking;
 use transport::NodeId;
 
-use super::{ANSWER, Begun, Context, Precopy, Session, Talk};
+use super::{ANSWER, Begun, Context, Precopy, Session, Talk, Wish};
 use crate::{
     api::Sink,
     migration::{
@@ -27,6 +27,7 @@ use crate::{
         error::MigrateError,
         facts,
         journal::{Journal, Step},
+        limiter::Pace,
         messages::{Item, Offer as Message, ToSource},
         pipe::Pipe,
         settle,
@@ -100,13 +101,14 @@ impl Offer {
     }
 
     /// Enters the migration into the log, has the target make room, and opens the stream.
-    pub(super) async fn propose(self, sink: &Sink) -> Result<Precopy, MigrateError> {
+    pub(super) async fn propose(self, wish: &Wish, sink: &Sink) -> Result<Precopy, MigrateError> {
         let Self { context, operation, live, mut message, target, names } = self;
         let mut talk = Talk::open(&context, target, &names.1).await?;
         let coordinator = context.coordinator();
         let migration = message.migration;
         let journal = Journal::new(operation.ve.directory());
         // The journal first: a daemon that dies in between calls off what may have begun.
+        let limiter = context.limiter.clone();
         let begun = Begun { context, migration, journal, settled: false };
         begun.journal.write(migration, Step::Copying).map_err(MigrateError::Journal)?;
         message.epoch = begin(&coordinator, &message, target, sink).await?;
@@ -117,7 +119,8 @@ impl Offer {
             ToSource::Refused(failure) => return Err(MigrateError::Refused(failure)),
             _ => return Err(MigrateError::Protocol),
         };
-        let (pipe, pump) = Pipe::start(talk.bulk.open().await?);
+        let pace = Pace::new(wish.bandwidth, limiter);
+        let (pipe, pump) = Pipe::start(talk.bulk.open().await?, pace);
         let mut session = Session { begun, operation, talk, pipe, pump, names, vain_stops: 0 };
         if template_missing {
             session.send_template(message.template, sink).await?;
@@ -139,8 +142,9 @@ impl Session {
                 let count =
                     io::Read::read(&mut archive, &mut bytes).map_err(MigrateError::Archive)?;
                 bytes.truncate(count);
-                let item = if count == 0 { Item::TemplateEnd } else { Item::Template(bytes) };
-                pipe.item(&item).map_err(|_| MigrateError::Broken)?;
+                let item =
+                    if count == 0 { Item::TemplateEnd } else { Item::Template(bytes.into()) };
+                pipe.item(item).map_err(|_| MigrateError::Broken)?;
                 if count == 0 {
                     return Ok::<_, MigrateError>(());
                 }
