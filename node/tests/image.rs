@@ -37,6 +37,7 @@ fn shape(pid: i32, parent: i32) -> Shape {
         zombie: None,
         heir: false,
         namespaces: Default::default(),
+        common: Default::default(),
     }
 }
 
