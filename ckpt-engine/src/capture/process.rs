@@ -1,6 +1,6 @@
 //! The state that all threads of a process share.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Mutex};
 
 use ckpt_format::{
     blocker::Blocker,
@@ -48,7 +48,7 @@ pub(super) fn capture(
     threads: &mut [Stopped],
     ids: IdMap,
     sets: &[SemaphoreSet],
-    filters: &mut Filters,
+    filters: &Mutex<Filters>,
 ) -> Result<Process, CaptureError> {
     let host = patient.host;
     let vdso = patient.vdso.ok_or(InjectError::NoVdso)?;

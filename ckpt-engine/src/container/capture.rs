@@ -46,6 +46,8 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
     let clocks = clocks(&offsets).map_err(step("read the clocks"))?;
     let Some(first) = tables.first() else { return Err(ContainerError::Gone) };
     let mut reader = Reader::new(base, first);
+    reader.networks.clone_from(spaces.network_numbers());
+    reader.loopbacks = spaces.loopbacks().map_err(step("read the networks"))?;
     let mut mounts: Vec<Vec<Mount>> = tables.iter().map(|table| reader.read(table)).collect();
     let Reader { filesystems, mut blockers, .. } = reader;
     blockers.extend(foreign_namespaces(init, pids));

@@ -25,6 +25,7 @@ mod place;
 mod refused;
 mod seed;
 mod spaces;
+mod sysfs;
 mod table;
 
 use std::{

@@ -21,7 +21,7 @@ use ckpt_format::container::{
 };
 use nix::mount::{MntFlags, umount2};
 
-use super::{groups::Groups, nested::Own, place};
+use super::{groups::Groups, nested::Own, place, sysfs};
 use crate::sys::{
     mount::{
         FilesystemContext, Propagation, attach, clone_tree, set_attributes,
@@ -48,10 +48,15 @@ pub(super) struct Built {
 }
 
 /// Attaches everything and makes it the root.
-pub(super) fn build(plan: &Plan, root: OwnedFd, own: &Own) -> Result<Built, Failure> {
+pub(super) fn build(
+    plan: &Plan,
+    root: OwnedFd,
+    own: &Own,
+    networks: &[OwnedFd],
+) -> Result<Built, Failure> {
     let here = File::open("/").map_err(at("open", "/"))?;
     set_private_recursively(here.as_fd()).map_err(at("keep private", "/"))?;
-    let filesystems = superblocks(plan, root)?;
+    let filesystems = superblocks(plan, root, own, networks)?;
     let mut trees = Vec::new();
     let wanted = parts(plan).map_err(|point| at("find", point)(io::ErrorKind::NotFound.into()))?;
     for part in wanted {
@@ -84,13 +89,29 @@ pub(super) fn build(plan: &Plan, root: OwnedFd, own: &Own) -> Result<Built, Fail
     Ok(Built { trees, namespaces })
 }
 
-/// Makes all file systems.
-fn superblocks(plan: &Plan, root: OwnedFd) -> Result<Vec<OwnedFd>, Failure> {
+/// Makes all file systems. `networks` are those that programs have made.
+fn superblocks(
+    plan: &Plan,
+    root: OwnedFd,
+    own: &Own,
+    networks: &[OwnedFd],
+) -> Result<Vec<OwnedFd>, Failure> {
     let mut root = Some(root);
+    let network = own.open("net").map_err(at("keep", "the network"))?;
+    let all: Vec<&OwnedFd> = std::iter::once(&network).chain(networks).collect();
+    let of = |filesystem: &Filesystem| {
+        let place = usize::try_from(filesystem.network).ok();
+        let found = place.and_then(|place| all.get(place).copied());
+        found.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
+    };
     let mut filesystems = Vec::new();
     for filesystem in &plan.filesystems {
         let made = match filesystem.kind {
             FilesystemKind::Root => root.take().ok_or_else(|| io::ErrorKind::InvalidInput.into()),
+            FilesystemKind::Network => of(filesystem).and_then(OwnedFd::try_clone),
+            FilesystemKind::Sysfs if filesystem.network != 0 => of(filesystem).and_then(|other| {
+                sysfs::make_in(other.as_fd(), network.as_fd(), || make(filesystem))
+            }),
             _ => make(filesystem),
         };
         filesystems.push(made.map_err(at("make", filesystem.kind.name()))?);
@@ -99,7 +120,7 @@ fn superblocks(plan: &Plan, root: OwnedFd) -> Result<Vec<OwnedFd>, Failure> {
     // with the host's tree.
     let aside = File::open("/proc").map_err(at("open", "/proc"))?;
     for (made, filesystem) in filesystems.iter().zip(&plan.filesystems) {
-        if !matches!(filesystem.kind, FilesystemKind::Device { .. }) {
+        if !matches!(filesystem.kind, FilesystemKind::Device { .. } | FilesystemKind::Network) {
             attach(made.as_fd(), aside.as_fd(), Path::new(""))
                 .map_err(at("attach", filesystem.kind.name()))?;
         }

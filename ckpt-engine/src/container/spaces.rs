@@ -5,27 +5,30 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     os::{
-        fd::OwnedFd,
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::{FileExt, MetadataExt},
     },
 };
 
 use ckpt_format::{blocker::Blocker, container::Namespaces};
 use nix::{
-    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
-    sys::stat::{major, minor},
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2},
+    sys::stat::{Mode, major, minor},
 };
 
 use super::{
     mountinfo::Line,
-    read_proc,
-    table::{Node, Table},
+    read_proc, sysfs,
+    table::{Node, Table, inode_of_network},
 };
 use crate::sys::namespace;
 
 /// The kinds of namespaces that a program in a container may have of its own, in the order of
 /// [`Namespaces`].
 const KINDS: [&str; 5] = ["mnt", "uts", "ipc", "net", "cgroup"];
+
+/// Where the networks are in [`KINDS`].
+const NETWORKS: usize = 3;
 
 /// The kinds that all processes of a container must share.
 const COMMON: [&str; 3] = ["user", "pid", "time"];
@@ -62,7 +65,30 @@ impl Spaces {
         for place in 0..this.kinds[0].len() {
             this.mounts.push(MountTable::open(&this.kinds[0][place])?);
         }
+        this.add_mounted_networks()?;
         Ok(this)
+    }
+
+    /// Network namespaces that nobody is in, but that are mounted somewhere (`ip netns add`).
+    fn add_mounted_networks(&mut self) -> io::Result<()> {
+        for place in 0..self.mounts.len() {
+            let lines: Vec<Line> =
+                self.mounts[place].text.lines().filter_map(Line::parse).collect();
+            for line in lines.iter().filter(|line| line.kind == "nsfs") {
+                let Some(inode) = inode_of_network(&line.root) else { continue };
+                if self.numbers[NETWORKS].contains_key(&inode) {
+                    continue;
+                }
+                // What hides one is a blocker of the mount.
+                let found = inside(&self.kinds[0][place], |proc| mounted(proc, &line.point, inode));
+                if let Some(namespace) = found? {
+                    let number = u32::try_from(self.kinds[NETWORKS].len());
+                    self.numbers[NETWORKS].insert(inode, number.map_err(io::Error::other)?);
+                    self.kinds[NETWORKS].push(namespace);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn add(&mut self, kind: usize, path: &str) -> io::Result<()> {
@@ -104,7 +130,24 @@ impl Spaces {
 
     /// The network namespaces that programs have made.
     pub fn networks(&self) -> &[OwnedFd] {
-        self.kinds[3].get(1..).unwrap_or_default()
+        self.kinds[NETWORKS].get(1..).unwrap_or_default()
+    }
+
+    /// The numbers of all network namespaces by inode.
+    pub(super) fn network_numbers(&self) -> &HashMap<u64, u32> {
+        &self.numbers[NETWORKS]
+    }
+
+    /// The numbers of all network namespaces by what `/sys` shows of them; empty if there is
+    /// only the container's own.
+    pub(super) fn loopbacks(&self) -> io::Result<HashMap<u64, u32>> {
+        match self.networks() {
+            [] => Ok(HashMap::new()),
+            _ => (0..)
+                .zip(&self.kinds[NETWORKS])
+                .map(|(number, namespace)| Ok((sysfs::loopback_of(namespace)?, number)))
+                .collect(),
+        }
     }
 
     /// The UTS namespaces that programs have made.
@@ -173,20 +216,39 @@ impl MountTable {
 
     fn read(&self, namespace: &OwnedFd) -> io::Result<Table> {
         let lines: Vec<Line> = self.text.lines().filter_map(Line::parse).collect();
-        let nodes = inside(namespace, |_| Ok(lines.iter().map(|line| node(&line.point)).collect()));
+        let nodes = inside(namespace, |_| Ok(lines.iter().map(node).collect()));
         Ok(Table { nodes: nodes?, lines })
     }
 }
 
-/// What stands at a path of the caller's tree.
-fn node(path: &str) -> Option<Node> {
+/// What stands at a path of the caller's tree, without anything on the way that leads elsewhere.
+fn place(path: &str) -> Option<OwnedFd> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let place = openat2(nix::fcntl::AT_FDCWD, path, how).ok()?;
+    openat2(nix::fcntl::AT_FDCWD, path, how).ok()
+}
+
+/// The network namespace that is mounted at a path of the caller's tree, if it is this one.
+fn mounted(proc: &OwnedFd, path: &str, inode: u64) -> io::Result<Option<OwnedFd>> {
+    let Some(place) = place(path) else { return Ok(None) };
+    if nix::sys::stat::fstat(&place)?.st_ino != inode
+        || nix::sys::statfs::fstatfs(&place)?.filesystem_type() != nix::sys::statfs::NSFS_MAGIC
+    {
+        return Ok(None);
+    }
+    let number = place.as_raw_fd();
+    let path = format!("thread-self/fd/{number}");
+    Ok(Some(openat(proc, path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?))
+}
+
+/// What stands at the mount point of a line.
+fn node(line: &Line) -> Option<Node> {
+    let place = place(&line.point)?;
     let status = nix::sys::stat::fstat(&place).ok()?;
     let file_type = status.st_mode & libc::S_IFMT;
-    Some(Node { file_type, device: (major(status.st_rdev), minor(status.st_rdev)) })
+    let loopback = (line.kind == "sysfs").then(|| sysfs::loopback(place.as_fd())).flatten();
+    Some(Node { file_type, device: (major(status.st_rdev), minor(status.st_rdev)), loopback })
 }
 
 /// Runs `work` in a mount namespace, with the host's `/proc` in its hand.

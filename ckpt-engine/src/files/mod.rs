@@ -73,7 +73,7 @@ mod udp;
 mod unix;
 
 pub use capture::{Captured, Undo, capture, check, mend};
-pub use rebuild::{RebuildError, Rebuilt, Target, rebuild};
+pub use rebuild::{RebuildError, Rebuilt, Target, open_inside, rebuild};
 pub use remote::{Argument, Remote};
 
 /// The processes whose files are looked at.
@@ -88,6 +88,9 @@ pub struct Source<'a> {
     /// The mount namespace of each mount of the VE, see
     /// [`Spaces::mounts`](crate::container::Spaces::mounts); `None` is those of init alone.
     pub mounts: Option<HashMap<u64, u32>>,
+    /// The network namespaces that programs have made, see
+    /// [`Spaces::networks`](crate::container::Spaces::networks).
+    pub networks: Vec<BorrowedFd<'a>>,
 }
 
 /// One process that may hold files.

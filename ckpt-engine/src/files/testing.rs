@@ -48,7 +48,8 @@ impl Child {
     }
 
     pub(super) fn source(&self) -> Source<'_> {
-        Source { processes: vec![self.holder()], init: self.pid, id_base: 0, mounts: None }
+        let (processes, networks) = (vec![self.holder()], Vec::new());
+        Source { processes, init: self.pid, id_base: 0, mounts: None, networks }
     }
 
     pub(super) fn capture(&self) -> Captured {

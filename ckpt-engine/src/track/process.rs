@@ -509,13 +509,17 @@ impl Life {
         (start, end): (u64, u64),
         output: &mut Output<'_, S>,
     ) -> Result<(), TrackError> {
-        let mut data = vec![0u8; (end - start) as usize];
+        let len = (end - start) as usize;
         // That call would give the process copies of its own of pages that it shares.
-        let read = match has_shared(&self.pagemap, start, end) {
-            Ok(false) => vm::read_process(host, &mut data, &[(start, (end - start) as usize)]),
-            _ => Ok(0),
+        let copied = match has_shared(&self.pagemap, start, end) {
+            Ok(false) => vm::copy_of_process(host, start, len),
+            _ => Ok(Vec::new()),
         };
-        let mut good = read.unwrap_or(0) as u64 / PAGE * PAGE;
+        let mut data = copied.unwrap_or_default();
+        let mut good = data.len() as u64 / PAGE * PAGE;
+        if good < end - start {
+            data.resize(len, 0);
+        }
         if good == 0 && self.memory.read_exact_at(&mut data, start).is_ok() {
             good = end - start;
         }
@@ -530,7 +534,7 @@ impl Life {
         if good > 0 {
             data.truncate(good as usize);
             let runs = [run(start, start + good)];
-            output.pages(Space::Process(pid), &runs, &data, |address| self.is_blank(address))?;
+            output.pages(Space::Process(pid), &runs, data, |address| self.is_blank(address))?;
             self.sent.insert(start, start + good);
         }
         self.owed.insert(start + good, end);

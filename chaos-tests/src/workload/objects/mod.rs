@@ -15,6 +15,7 @@ pub(super) const AREA: Area = Area {
     workloads: &[
         local("epoll", "level, edge, one-shot and nested epoll", epoll::run),
         local("epoll-signals", "a signalfd in an epoll set", epoll::signals),
+        local("epoll-made-up", "a file of /proc in an epoll set", epoll::made_up),
         local("epoll-numbers", "epoll entries under closed and reused numbers", sets::numbers),
         local("epoll-deep", "epoll in epoll in epoll in epoll", sets::deep),
         local("epoll-excl", "exclusive epoll entries", sets::exclusive),

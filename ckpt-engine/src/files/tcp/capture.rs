@@ -176,7 +176,7 @@ pub(in super::super) fn capture(
         CLOSE => (TcpState::Closed, Held::Nothing),
         SYN_SENT => {
             // getpeername(2) does not tell.
-            let remote = network.remote("tcp", v6, object)?.ok_or_else(passing)?;
+            let remote = network.remote("tcp", object)?.ok_or_else(passing)?;
             (TcpState::Connecting { remote }, Held::Nothing)
         }
         ESTABLISHED | FIN_WAIT1 | FIN_WAIT2 | CLOSE_WAIT | LAST_ACK | CLOSING => {
