@@ -29,6 +29,7 @@ mod sysfs;
 mod table;
 
 use std::{
+    collections::VecDeque,
     fs::File,
     io::{self, Read},
     os::fd::{AsFd, OwnedFd},
@@ -134,7 +135,7 @@ impl Container {
         let [root, view] = spec.layers.mount(users.as_fd(), spec.id_base)?;
         socket.send(&Order::Mapped, &[root.as_fd()])?;
         drop(root);
-        let (born, early) = receive_born(&socket)?;
+        let (born, mut early) = receive_born(&socket)?;
         let mut this = match born {
             (Reply::Born { pid }, mut descriptors) => {
                 let pidfd = descriptors.pop().ok_or(ContainerError::Foreign)?;
@@ -145,10 +146,11 @@ impl Container {
         };
         child.0.wait().map_err(step("wait for the seed"))?;
         let mut received = Vec::new();
-        let mut next = early.map_or_else(|| socket.receive::<Reply>(), Ok)?;
+        let mut hear = || early.pop_front().map_or_else(|| socket.receive::<Reply>(), Ok);
+        let mut next = hear()?;
         while let (Reply::Descriptors, some) = next {
             received.extend(some);
-            next = socket.receive::<Reply>()?;
+            next = hear()?;
         }
         let Reply::Ready { trees, nested } = next.0 else {
             return Err(next.0.into_error("ready"));
@@ -248,16 +250,19 @@ impl Drop for Reaped {
 type Received = (Reply, Vec<OwnedFd>);
 
 /// Waits until the seed tells which process it has made. On a busy host that process may be
-/// faster with a word of its own, which is then the second value.
-fn receive_born(socket: &Socket) -> Result<(Received, Option<Received>), ContainerError> {
-    let first = socket.receive::<Reply>()?;
-    if matches!(first.0, Reply::Born { .. }) {
-        return Ok((first, None));
-    }
-    match socket.receive::<Reply>() {
-        Ok(born @ (Reply::Born { .. }, _)) => Ok((born, Some(first))),
-        // The seed itself gave up: this is all that it had to say.
-        _ => Err(first.0.into_error("born")),
+/// faster with words of its own, which are then the second value.
+fn receive_born(socket: &Socket) -> Result<(Received, VecDeque<Received>), ContainerError> {
+    let mut early: VecDeque<Received> = VecDeque::new();
+    loop {
+        match socket.receive::<Reply>() {
+            Ok(born @ (Reply::Born { .. }, _)) => return Ok((born, early)),
+            Ok(other) => early.push_back(other),
+            // The seed itself gave up: the first is all that it had to say.
+            Err(error) => match early.pop_front() {
+                Some((said, _)) => return Err(said.into_error("born")),
+                None => return Err(error),
+            },
+        }
     }
 }
 

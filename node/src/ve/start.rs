@@ -26,7 +26,7 @@ use super::{
 use crate::{
     api::{Sink, chain},
     cgroup::Cgroups,
-    network::{Interface, InterfaceConfig, NetworkError},
+    network::{Announcer, Interface, InterfaceConfig, NetworkError},
 };
 
 /// How long `--wait` waits for the end of the boot.
@@ -161,7 +161,15 @@ impl Runtime {
             return Ok(None);
         };
         let netns = Interface::netns_of(init)?;
-        Interface::attach(&netns, &self.bridge, &config).map(Some)
+        let interface = Interface::attach(&netns, &self.bridge, &config)?;
+        // A VE of this number may have been on another host a moment ago, where switches and
+        // neighbours would look for it until it says something by itself.
+        let addresses: Vec<_> = config.addresses.iter().map(|cidr| cidr.address()).collect();
+        match Announcer::prepare(&netns, INTERFACE, interface.mac, &addresses) {
+            Ok(announcer) => drop(announcer.send()),
+            Err(error) => warn!(%id, "cannot announce its addresses: {}", chain(&error)),
+        }
+        Ok(Some(interface))
     }
 
     /// Waits until the boot of a VE is complete, as its template tells.
