@@ -11,6 +11,7 @@ use super::blackout::CopyError;
 use crate::{
     api::{Failure, chain},
     network::NetworkError,
+    storage::TreeError,
     template::TemplateError,
     ve::VeError,
 };
@@ -157,7 +158,11 @@ impl MigrateError {
     pub(super) fn is_about_arrangement(&self) -> bool {
         matches!(
             self,
-            Self::Copy(CopyError::Rearranged | CopyError::Memory(TrackError::Unshared { .. }))
+            Self::Copy(
+                CopyError::Rearranged
+                    | CopyError::Memory(TrackError::Unshared { .. })
+                    | CopyError::Files(TreeError::Hidden { .. })
+            )
         )
     }
 }

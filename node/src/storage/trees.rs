@@ -64,7 +64,11 @@ pub fn source_trees(
             let clone = |&index: &usize| clone_part(&root, plan, &wanted[index]);
             Ok((view, here.iter().map(clone).collect::<io::Result<Vec<Option<OwnedFd>>>>()?))
         };
-        let found = in_mounts_of(namespace, found).map_err(at("reach the mounts around", b""))?;
+        let found = in_mounts_of(namespace, found).map_err(|source| match source.kind() {
+            // A service that has just ended has taken its mounts away.
+            io::ErrorKind::NotFound => hidden("/"),
+            _ => at("reach the mounts around", b"")(source),
+        })?;
         view.get_or_insert(found.0);
         for (index, top) in here.into_iter().zip(found.1) {
             tops[index] = top;

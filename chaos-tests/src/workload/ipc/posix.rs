@@ -79,13 +79,16 @@ pub(super) fn shared(context: &mut Context) -> Result<(), Failure> {
     })?;
     let mut answered = 0;
     let mut waited = 0;
+    let mut asked = 0;
     while context.step(Duration::from_millis(4))? {
         child.check()?;
         let found = map.word(600).load(SeqCst);
-        if found == map.word(0).load(SeqCst) {
+        same("what was asked", map.word(0).load(SeqCst), asked)?;
+        if found == asked {
             answered += 1;
             waited = 0;
-            map.word(0).fetch_add(1, SeqCst);
+            asked += 1;
+            map.word(0).store(asked, SeqCst);
         } else {
             waited += 1;
             ensure(waited < 2000, || "the brother answers no more".to_owned())?;
