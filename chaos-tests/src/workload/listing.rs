@@ -30,10 +30,10 @@ mod tests {
 
     #[test]
     fn only_the_list_is_made_anew() {
-        let page = format!("# Page\n{BEGIN}old\n{END}rest\n");
+        let page = format!("# Page\n{BEGIN}outdated\n{END}rest\n");
         let new = refreshed(&page).unwrap();
         assert!(new.starts_with("# Page\n") && new.ends_with("rest\n"), "{new}");
-        assert!(new.contains("| `pipes` |") && !new.contains("old"), "{new}");
+        assert!(new.contains("| `pipes` |") && !new.contains("outdated"), "{new}");
         assert_eq!(refreshed(&new).as_ref(), Some(&new));
         assert_eq!(refreshed("# Page\n"), None);
     }

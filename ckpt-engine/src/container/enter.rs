@@ -68,7 +68,7 @@ pub fn enter(
     };
     let [input, output, errors] = streams;
     socket.send(&order, &[entry.init, input, output, errors])?;
-    let (born, early) = super::receive_born(&socket)?;
+    let (born, mut early) = super::receive_born(&socket)?;
     let entered = match born {
         (Reply::Born { pid }, mut descriptors) => {
             Entered { pid, pidfd: descriptors.pop().ok_or(ContainerError::Foreign)? }
@@ -76,7 +76,7 @@ pub fn enter(
         (other, _) => return Err(other.into_error("born")),
     };
     child.0.wait().map_err(step("wait for the seed"))?;
-    match early.map_or_else(|| socket.receive::<Reply>(), Ok) {
+    match early.pop_front().map_or_else(|| socket.receive::<Reply>(), Ok) {
         // The exec itself closes the socket.
         Err(ContainerError::Gone) => Ok(entered),
         Err(other) => Err(other),
