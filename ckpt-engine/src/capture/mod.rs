@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 pub use self::check::check;
 use crate::{
     freeze::{FreezeError, Frozen},
-    inject::{InjectError, Stopped},
+    inject::{InjectError, Stopped, let_go_late_stops},
     procfs::{self, ProcError},
     surgeon::Patient,
     sys::ptrace,
@@ -98,6 +98,8 @@ pub(crate) fn capture(
     ids: IdMap,
     sets: &[SemaphoreSet],
 ) -> Result<Processes, CaptureError> {
+    // What this thread has seized in vain before could not be stopped by another one.
+    let_go_late_stops();
     let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
     let count = cpus.min(patients.len() / SHARE_MIN).max(1);
     let share = patients.len().div_ceil(count).max(1);
