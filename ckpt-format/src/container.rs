@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     cgroup::{Cgroup, Setting},
-    mounts::{Cover, Mount, Part, covers, inside, parts},
-    namespaces::{Names, Namespaces, Nested},
+    mounts::{Cover, Mount, Part, covers, inside, locked, parts},
+    namespaces::{IdRange, Names, Namespaces, Nested, Owners, Users},
 };
 
 /// What a container looks like, as found on the source and made again on the target.
@@ -98,6 +98,13 @@ pub enum FilesystemKind {
     Mqueue,
     /// The VE's part of the cgroup tree.
     Cgroup,
+    /// A namespace that a program has made, kept by a mount of its file.
+    Namespace {
+        /// Which kind, as `/proc/PID/ns` names it.
+        kind: String,
+        /// Its number; see [`Nested`].
+        number: u32,
+    },
     /// A device node of the host, by its name below `/dev`; see [`HOST_DEVICES`].
     Device {
         /// The name.
@@ -117,6 +124,7 @@ impl FilesystemKind {
             Self::Devpts => "devpts",
             Self::Mqueue => "mqueue",
             Self::Cgroup => "cgroup2",
+            Self::Namespace { .. } => "nsfs",
             Self::Device { name } => name,
         }
     }
@@ -219,6 +227,7 @@ impl Container {
             peers: None,
             master: None,
             unbindable: false,
+            locked: false,
         });
     }
 }

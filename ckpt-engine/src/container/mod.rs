@@ -23,9 +23,11 @@ mod order;
 mod overlay;
 mod place;
 mod refused;
+mod roots;
 mod seed;
 mod spaces;
 mod table;
+mod users;
 
 use std::{
     fs::File,

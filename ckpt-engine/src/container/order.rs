@@ -50,7 +50,7 @@ pub(super) enum Reply {
     Descriptors,
     /// pid 1 has made everything. It has sent so many trees before, and so many namespaces of
     /// each kind, in this order.
-    Ready { trees: usize, nested: [usize; 4] },
+    Ready { trees: usize, nested: [usize; 5] },
     /// Nothing of what pid 1 has inherited is open in it any more. Comes by the channel.
     Alone,
     /// It did not work.

@@ -1,34 +1,49 @@
 //! Which namespaces the processes of a running container are in.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
+    ffi::{CStr, CString},
     fs::{self, File},
     io::{self, Read},
     os::{
-        fd::OwnedFd,
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::{FileExt, MetadataExt},
     },
 };
 
-use ckpt_format::{blocker::Blocker, container::Namespaces};
+use ckpt_format::{
+    blocker::Blocker,
+    container::{Mount, Namespaces, Owners, Users},
+};
 use nix::{
     fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
-    sys::stat::{major, minor},
+    sys::{
+        stat::{major, minor},
+        statfs::fstatfs,
+    },
 };
 
 use super::{
     mountinfo::Line,
-    read_proc,
+    read_proc, roots,
     table::{Node, Table},
+    users::{UserSpaces, inode_of},
 };
-use crate::sys::namespace;
+use crate::sys::{
+    namespace,
+    program::descriptor::namespace_kind,
+    users::{self, locked_mounts},
+};
+
+/// What tells the file system of namespaces.
+const NSFS_MAGIC: libc::c_long = 0x6e73_6673;
 
 /// The kinds of namespaces that a program in a container may have of its own, in the order of
 /// [`Namespaces`].
 const KINDS: [&str; 5] = ["mnt", "uts", "ipc", "net", "cgroup"];
 
 /// The kinds that all processes of a container must share.
-const COMMON: [&str; 3] = ["user", "pid", "time"];
+const COMMON: [&str; 2] = ["pid", "time"];
 
 /// The namespaces of a running container: its own, and those that programs in it have made.
 #[derive(Debug, Default)]
@@ -38,6 +53,9 @@ pub struct Spaces {
     /// Their numbers by inode.
     numbers: [HashMap<u64, u32>; 5],
     mounts: Vec<MountTable>,
+    users: UserSpaces,
+    /// By kind, without the container's own: the user namespaces that they belong to.
+    owners: [Vec<u32>; 5],
 }
 
 /// An open mount table, with what it said when the container was captured.
@@ -52,32 +70,108 @@ impl Spaces {
     pub fn of(init: i32, pids: &[i32]) -> io::Result<Self> {
         let mut this = Self::default();
         for (index, pid) in std::iter::once(&init).chain(pids).enumerate() {
-            for (kind, name) in KINDS.iter().enumerate() {
-                match this.add(kind, &format!("/proc/{pid}/ns/{name}")) {
-                    Err(error) if index > 0 && is_gone(&error) => break,
-                    done => done?,
-                }
+            match this.add_process(*pid) {
+                Err(error) if index > 0 && is_gone(&error) => (),
+                done => done?,
             }
         }
-        for place in 0..this.kinds[0].len() {
-            this.mounts.push(MountTable::open(&this.kinds[0][place])?);
+        for pid in pids {
+            this.add_held(*pid)?;
         }
+        // Those that a mount keeps can have mounts, too.
+        while let Some(namespace) = this.kinds[0].get(this.mounts.len()) {
+            let table = MountTable::open(namespace)?;
+            let bound = table.bound(namespace)?;
+            this.mounts.push(table);
+            bound.into_iter().try_for_each(|namespace| this.add_found(namespace))?;
+        }
+        this.find_owners()?;
         Ok(this)
+    }
+
+    fn find_owners(&mut self) -> io::Result<()> {
+        for (kind, owners) in self.owners.iter_mut().enumerate() {
+            for namespace in self.kinds[kind].iter().skip(1) {
+                owners.push(self.users.owner(namespace.as_fd())?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Those that a process holds open.
+    fn add_held(&mut self, pid: i32) -> io::Result<()> {
+        let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Ok(()) };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let names_one = fs::read_link(&path).is_ok_and(|link| {
+                let link = link.to_string_lossy();
+                [&KINDS[..4], &["user"]]
+                    .concat()
+                    .iter()
+                    .any(|kind| link.strip_prefix(kind).is_some_and(|rest| rest.starts_with(":[")))
+            });
+            // It may be closed by now.
+            if names_one && let Ok(opened) = File::open(&path) {
+                self.add_found(opened.into())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds one that nobody need be in. What is not the container's is left to others to refuse.
+    fn add_found(&mut self, namespace: OwnedFd) -> io::Result<()> {
+        let kind = match namespace_kind(namespace.as_fd())? {
+            libc::CLONE_NEWUSER => {
+                return match self.users.is_below(namespace.as_fd())? {
+                    true => self.users.add(namespace).map(drop),
+                    false => Ok(()),
+                };
+            }
+            libc::CLONE_NEWNS => 0,
+            libc::CLONE_NEWUTS => 1,
+            libc::CLONE_NEWIPC => 2,
+            libc::CLONE_NEWNET => 3,
+            _ => return Ok(()),
+        };
+        let inode = inode_of(namespace.as_fd())?;
+        let belongs = |users: &OwnedFd| self.users.is_below(users.as_fd());
+        if self.numbers[kind].contains_key(&inode)
+            || !users::owner(namespace.as_fd()).is_ok_and(|it| belongs(&it).unwrap_or(false))
+        {
+            return Ok(());
+        }
+        self.insert(kind, inode, namespace)
+    }
+
+    fn insert(&mut self, kind: usize, inode: u64, namespace: OwnedFd) -> io::Result<()> {
+        let number = u32::try_from(self.kinds[kind].len()).map_err(io::Error::other)?;
+        if let Entry::Vacant(place) = self.numbers[kind].entry(inode) {
+            place.insert(number);
+            self.kinds[kind].push(namespace);
+        }
+        Ok(())
+    }
+
+    /// All that can be told by a number: their kinds and numbers by inode.
+    pub fn numbers(&self) -> HashMap<u64, (&'static str, u32)> {
+        let named = KINDS[..4].iter().zip(&self.numbers);
+        let all = named.flat_map(|(kind, of)| of.iter().map(|(&inode, &it)| (inode, (*kind, it))));
+        all.chain(self.users.numbers().map(|(inode, it)| (inode, ("user", it)))).collect()
+    }
+
+    fn add_process(&mut self, pid: i32) -> io::Result<()> {
+        let users = File::open(format!("/proc/{pid}/ns/user"))?;
+        self.users.add(users.into())?;
+        let mut kinds = KINDS.iter().enumerate();
+        kinds.try_for_each(|(kind, name)| self.add(kind, &format!("/proc/{pid}/ns/{name}")))
     }
 
     fn add(&mut self, kind: usize, path: &str) -> io::Result<()> {
         let inode = fs::metadata(path)?.ino();
         if !self.numbers[kind].contains_key(&inode) {
-            let opened = File::open(path)?;
+            let opened = OwnedFd::from(File::open(path)?);
             // It may be another one by now.
-            let inode = opened.metadata()?.ino();
-            let number = u32::try_from(self.kinds[kind].len()).map_err(io::Error::other)?;
-            if let std::collections::hash_map::Entry::Vacant(place) =
-                self.numbers[kind].entry(inode)
-            {
-                place.insert(number);
-                self.kinds[kind].push(opened.into());
-            }
+            let inode = inode_of(opened.as_fd())?;
+            self.insert(kind, inode, opened)?;
         }
         Ok(())
     }
@@ -94,7 +188,9 @@ impl Spaces {
             }
         }
         let [mounts, names, ipc, network, cgroup] = found;
-        Ok(Some(Namespaces { mounts, names, ipc, network, cgroup }))
+        let users = fs::metadata(format!("/proc/{pid}/ns/user"))?.ino();
+        let Some(user) = self.users.number(users) else { return Ok(None) };
+        Ok(Some(Namespaces { mounts, names, ipc, network, cgroup, user }))
     }
 
     /// One descriptor for each mount namespace, the container's own first.
@@ -117,9 +213,52 @@ impl Spaces {
         self.kinds[2].len().saturating_sub(1)
     }
 
-    /// How many cgroup namespaces programs have made.
-    pub(super) fn cgroups(&self) -> usize {
-        self.kinds[4].len().saturating_sub(1)
+    /// The cgroups that the cgroup namespaces of programs have as their tops. `None` for one that
+    /// cannot be made again.
+    pub(super) fn cgroups(&self, init: i32, pids: &[i32]) -> io::Result<Vec<Option<String>>> {
+        let mut members: Vec<Vec<i32>> = vec![Vec::new(); self.kinds[4].len()];
+        if members.len() > 1 {
+            for &pid in pids {
+                let Ok(Some(of)) = self.number(pid) else { continue };
+                let place = usize::try_from(of.cgroup).map_err(io::Error::other)?;
+                members[place].push(pid);
+            }
+        }
+        let namespaces = self.kinds[4].iter().zip(&members).skip(1);
+        let root = |((namespace, members), owner): ((&OwnedFd, &Vec<i32>), &u32)| match owner {
+            0 => roots::of(init, members, namespace),
+            // Whoever is in there cannot make it in the VE's own user namespace.
+            _ => Ok(None),
+        };
+        namespaces.zip(&self.owners[4]).map(root).collect()
+    }
+
+    /// The user namespaces that programs have made, in a container whose ids start at `base`.
+    pub(super) fn users(&self, base: u32) -> io::Result<Vec<Users>> {
+        self.users.describe(base)
+    }
+
+    /// Which user namespaces the others belong to.
+    pub(super) fn owners(&self) -> Owners {
+        let [mounts, names, ipcs, networks, _] = self.owners.clone();
+        Owners { mounts, names, ipcs, networks }
+    }
+
+    /// Tells of the mounts of a namespace of a program, which begins with its root, which of
+    /// them are locked.
+    pub(super) fn lock(&self, place: usize, mounts: &mut [Mount]) -> io::Result<()> {
+        let owner = self.owners[0].get(place).copied().unwrap_or(0);
+        let (Some(users), 1..) = (self.users.get(owner), owner) else { return Ok(()) };
+        let Some((_, mounts)) = mounts.split_first_mut() else { return Ok(()) };
+        // What was mounted last can be taken away first.
+        let points = mounts.iter().rev().map(|mount| CString::new(mount.point.as_str()));
+        let points = points.collect::<Result<Vec<_>, _>>()?;
+        let points: Vec<&CStr> = points.iter().map(CString::as_c_str).collect();
+        let locked = locked_mounts(users.as_fd(), self.kinds[0][place + 1].as_fd(), &points)?;
+        for (mount, locked) in mounts.iter_mut().rev().zip(locked) {
+            mount.locked = locked;
+        }
+        Ok(())
     }
 
     /// The mount namespaces, the container's own first.
@@ -154,6 +293,20 @@ impl MountTable {
         Ok(Self { file, text })
     }
 
+    /// The namespaces that mounts of it keep.
+    fn bound(&self, namespace: &OwnedFd) -> io::Result<Vec<OwnedFd>> {
+        let lines = self.text.lines().filter_map(Line::parse);
+        let points: Vec<String> =
+            lines.filter(|line| line.kind == "nsfs").map(|line| line.point).collect();
+        if points.is_empty() {
+            return Ok(Vec::new());
+        }
+        inside(namespace, |proc| {
+            // One that something is mounted over is refused later.
+            Ok(points.iter().filter_map(|point| open_bound(proc, point)).collect())
+        })
+    }
+
     fn is_unchanged(&self) -> io::Result<bool> {
         let mut known = self.text.as_bytes();
         let mut buffer = [0; 4096];
@@ -178,12 +331,28 @@ impl MountTable {
     }
 }
 
-/// What stands at a path of the caller's tree.
-fn node(path: &str) -> Option<Node> {
+/// A place in the caller's tree.
+fn look(path: &str) -> Option<OwnedFd> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let place = openat2(nix::fcntl::AT_FDCWD, path, how).ok()?;
+    openat2(nix::fcntl::AT_FDCWD, path, how).ok()
+}
+
+/// The namespace whose file is mounted at a path of the caller's tree.
+fn open_bound(proc: &OwnedFd, path: &str) -> Option<OwnedFd> {
+    let place = look(path)?;
+    // Nothing else is ever opened.
+    if fstatfs(&place).ok()?.filesystem_type().0 != NSFS_MAGIC {
+        return None;
+    }
+    let how = OpenHow::new().flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC);
+    openat2(proc, format!("thread-self/fd/{}", place.as_raw_fd()).as_str(), how).ok()
+}
+
+/// What stands at a path of the caller's tree.
+fn node(path: &str) -> Option<Node> {
+    let place = look(path)?;
     let status = nix::sys::stat::fstat(&place).ok()?;
     let file_type = status.st_mode & libc::S_IFMT;
     Some(Node { file_type, device: (major(status.st_rdev), minor(status.st_rdev)) })

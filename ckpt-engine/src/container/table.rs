@@ -31,6 +31,8 @@ pub(super) struct Node {
 #[derive(Debug)]
 pub(super) struct Reader {
     base: u32,
+    /// Namespaces by inode: kind and number.
+    namespaces: HashMap<u64, (&'static str, u32)>,
     /// The widest part of the cgroup tree that is mounted: what the VE sees as its top.
     cgroup_top: String,
     pub(super) filesystems: Vec<Filesystem>,
@@ -42,11 +44,16 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// For a container whose ids start at `base`.
-    pub(super) fn new(base: u32, own: &Table) -> Self {
+    /// For a container whose ids start at `base`, with namespaces by inode: kind and number.
+    pub(super) fn new(
+        base: u32,
+        own: &Table,
+        namespaces: HashMap<u64, (&'static str, u32)>,
+    ) -> Self {
         let roots = own.lines.iter().filter(|it| it.kind == "cgroup2").map(|it| it.root.as_str());
         Self {
             base,
+            namespaces,
             cgroup_top: roots.min_by_key(|root| root.len()).unwrap_or("/").to_owned(),
             filesystems: Vec::new(),
             known: HashMap::new(),
@@ -84,6 +91,7 @@ impl Reader {
             Some(name) => (FilesystemKind::Device { name: name.to_owned() }, "/".to_owned()),
             None => match self.kind(line)? {
                 FilesystemKind::Cgroup => (FilesystemKind::Cgroup, self.cgroup_root(line)),
+                kind @ FilesystemKind::Namespace { .. } => (kind, "/".to_owned()),
                 kind => (kind, line.root.clone()),
             },
         };
@@ -100,6 +108,7 @@ impl Reader {
             peers: line.shared,
             master: line.master,
             unbindable: line.unbindable,
+            locked: false,
         })
     }
 
@@ -114,7 +123,21 @@ impl Reader {
             "devpts" => Ok(FilesystemKind::Devpts),
             "mqueue" => Ok(FilesystemKind::Mqueue),
             "cgroup2" => Ok(FilesystemKind::Cgroup),
+            "nsfs" => self.namespace(line),
             other => Err(format!("file system of type {other}")),
+        }
+    }
+
+    /// The namespace whose file is mounted. None that has mounts itself: whether it can be mounted
+    /// depends on which is older.
+    fn namespace(&self, line: &Line) -> Result<FilesystemKind, String> {
+        let number = line.root.split_once(":[").and_then(|(_, rest)| rest.strip_suffix(']'));
+        let known = number.and_then(|inode| self.namespaces.get(&inode.parse().ok()?));
+        match known {
+            Some(&(kind, number)) if kind != "mnt" => {
+                Ok(FilesystemKind::Namespace { kind: kind.to_owned(), number })
+            }
+            _ => Err(format!("the namespace {}", line.root)),
         }
     }
 
@@ -123,6 +146,7 @@ impl Reader {
         // Device nodes of the host share one file system there; here each stands alone.
         let key = match &kind {
             FilesystemKind::Device { name } => format!("device {name}"),
+            FilesystemKind::Namespace { kind, number } => format!("namespace {kind} {number}"),
             _ => line.device.clone(),
         };
         if let Some(&known) = self.known.get(&key) {

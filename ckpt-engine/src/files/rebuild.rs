@@ -42,6 +42,8 @@ pub struct Target {
     pub ahead_ns: i64,
     /// The mount namespaces of the VE, its own first; empty if there is no other.
     pub mounts: Vec<OwnedFd>,
+    /// The namespaces that are there for programs, by kind and number.
+    pub namespaces: HashMap<(&'static str, u32), OwnedFd>,
     /// Our own `/proc/self/fd`, which the VE's mounts do not show.
     descriptors: OwnedFd,
     /// Our own `/proc`.
@@ -59,6 +61,7 @@ impl Target {
             mailboxes: Vec::new(),
             ahead_ns: 0,
             mounts: Vec::new(),
+            namespaces: HashMap::new(),
             descriptors: open("/proc/self/fd", flags, Mode::empty())?,
             proc: open("/proc", flags, Mode::empty())?,
         })
@@ -223,7 +226,9 @@ impl Rebuild<'_> {
                 return deleted::rebuild_directory(path, file.flags);
             }
             Kind::Mailbox { mailbox } => return mailbox::rebuild(self, *mailbox, file.flags),
-            Kind::Namespace { name, pid } => return nsfs::rebuild(self.target, name, *pid),
+            Kind::Namespace { name, pid, number } => {
+                return nsfs::rebuild(self.target, name, *pid, *number);
+            }
             Kind::Memfd { object, offset } => {
                 return memfd::rebuild(self, *object, *offset, file.flags);
             }

@@ -48,7 +48,13 @@ impl Child {
     }
 
     pub(super) fn source(&self) -> Source<'_> {
-        Source { processes: vec![self.holder()], init: self.pid, id_base: 0, mounts: None }
+        Source {
+            processes: vec![self.holder()],
+            init: self.pid,
+            id_base: 0,
+            mounts: None,
+            namespaces: HashMap::new(),
+        }
     }
 
     pub(super) fn capture(&self) -> Captured {

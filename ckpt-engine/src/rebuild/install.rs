@@ -29,7 +29,10 @@ impl Skeleton {
             if process.threads.is_empty() {
                 return Err(Inconsistency::NoThreads(process.pid).into());
             }
-            self.make_threads(process, &processes.filters)?;
+            // What joins a user namespace must have no other threads yet.
+            if !self.is_user_apart(process.pid)? {
+                self.make_threads(process, &processes.filters)?;
+            }
         }
         self.bear_zombies()
     }
@@ -50,6 +53,10 @@ impl Skeleton {
             let bone = self.bone(pid)?;
             ipc::restore_undo(&bone.thread, self.gate, &self.semaphores, &process.semaphore_undo)
                 .map_err(bone.failed("set what its end does to semaphores"))?;
+            if self.is_user_apart(pid)? {
+                self.enter_users(process)?;
+                self.make_threads(process, &processes.filters)?;
+            }
             let table = tables.get(&pid).map(Vec::as_slice).unwrap_or_default();
             self.install_descriptors(pid, table, files)?;
         }

@@ -202,7 +202,9 @@ impl Live {
         watch.lap("files");
         let captured = Holders::of(&self.freezer).and_then(|holders| {
             let mounts = Some(self.mounts()?);
-            let source = files::Source { mounts, ..holders.source(self.init, self.id_base) };
+            let namespaces = self.spaces.numbers();
+            let own = holders.source(self.init, self.id_base);
+            let source = files::Source { mounts, namespaces, ..own };
             Ok(files::capture(&source).map_err(CaptureError::Blocked)?)
         });
         let mut captured = match captured {
@@ -562,7 +564,7 @@ impl Holders {
                 pidfd: pidfd.as_fd(),
             })
             .collect();
-        files::Source { processes, init, id_base, mounts: None }
+        files::Source { processes, init, id_base, mounts: None, namespaces: HashMap::new() }
     }
 }
 
@@ -576,7 +578,9 @@ pub(super) fn blockers(
     let mut all = capture::check(freezer).map_err(list)?;
     let holders = Holders::of(freezer)?;
     let pids: Vec<i32> = holders.0.iter().map(|(host, ..)| *host).collect();
-    let mounts = Spaces::of(init, &pids).and_then(|spaces| spaces.mounts()).map_err(list)?;
-    all.extend(files::check(&files::Source { mounts, ..holders.source(init, id_base) }));
+    let spaces = Spaces::of(init, &pids).map_err(list)?;
+    let (mounts, namespaces) = (spaces.mounts().map_err(list)?, spaces.numbers());
+    let source = files::Source { mounts, namespaces, ..holders.source(init, id_base) };
+    all.extend(files::check(&source));
     Ok(all)
 }

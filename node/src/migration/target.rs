@@ -355,7 +355,8 @@ pub(super) fn site(
         }
         None => None,
     };
-    let nested = std::mem::take(&mut prepared.container.nested);
+    let mut nested = std::mem::take(&mut prepared.container.nested);
+    nested.cgroups.clone_from(&plan.nested.cgroups);
     for (namespace, network) in nested.networks.iter().zip(&plan.nested.networks) {
         let namespace = namespace.try_clone().map_err(system("open a network of a program"))?;
         let namespace = Netns::from_fd(namespace);
