@@ -118,7 +118,7 @@ impl Container {
         place(child.0.id().cast_signed(), &spec.cgroups)?;
         let (channel, inner) = pair(SockType::SeqPacket).map_err(step("make a channel"))?;
         let order = Order::Create {
-            plan: spec.plan.clone(),
+            plan: Box::new(spec.plan.clone()),
             links: spec.links.clone(),
             clock_offsets: spec.clock_offsets,
         };

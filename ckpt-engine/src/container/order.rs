@@ -24,7 +24,7 @@ const MESSAGE_MAX: usize = 160 << 10;
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Order {
     /// Make a container; its channel comes beside it.
-    Create { plan: Plan, links: Vec<(String, String)>, clock_offsets: Option<Clocks> },
+    Create { plan: Box<Plan>, links: Vec<(String, String)>, clock_offsets: Option<Clocks> },
     /// The ids are mapped; the root comes beside it.
     Mapped,
     /// Become this program, as the container's init.

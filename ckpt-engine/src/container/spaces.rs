@@ -159,8 +159,12 @@ impl Spaces {
     }
 
     fn add_process(&mut self, pid: i32) -> io::Result<()> {
-        let users = File::open(format!("/proc/{pid}/ns/user"))?;
-        self.users.add(users.into())?;
+        let users = OwnedFd::from(File::open(format!("/proc/{pid}/ns/user"))?);
+        // One of the host is told as foreign, because its pid namespace is, too.
+        if !self.users.is_empty() && !self.users.is_below(users.as_fd())? {
+            return Ok(());
+        }
+        self.users.add(users)?;
         let mut kinds = KINDS.iter().enumerate();
         kinds.try_for_each(|(kind, name)| self.add(kind, &format!("/proc/{pid}/ns/{name}")))
     }

@@ -64,6 +64,10 @@ impl UserSpaces {
         self.numbers.get(&inode).copied()
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
     pub(super) fn numbers(&self) -> impl Iterator<Item = (u64, u32)> {
         self.numbers.iter().map(|(&inode, &number)| (inode, number))
     }

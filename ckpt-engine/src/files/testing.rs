@@ -53,7 +53,7 @@ impl Child {
             init: self.pid,
             id_base: 0,
             mounts: None,
-            namespaces: HashMap::new(),
+            namespaces: std::collections::HashMap::new(),
         }
     }
 
