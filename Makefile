@@ -5,8 +5,11 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 SEED ?=
 NODES ?= 3
+AGAINST ?=
+PROGRAMS ?=
+OPTIONS ?=
 
-.PHONY: all build deps demo workloads test test-kernel verify fix chaos install uninstall
+.PHONY: all build deps demo workloads stock test test-kernel bench verify fix chaos install uninstall
 
 all: build
 
@@ -25,6 +28,11 @@ demo: build
 # Every self-checking workload: unmoved, moved, moved twice, checkpointed and restored.
 workloads: build
 	target/release/workloads
+
+# Stock Debian 12 and 13 with the services of an ordinary server under load: fifty moves and ten
+# checkpoints each, after which nobody may have noticed anything.
+stock: build
+	target/release/stock
 
 # All tests, the end-to-end ones included. The last line is "N passed, N failed".
 test:
@@ -52,6 +60,12 @@ chaos: build
 # Moves on the kernel of another Debian release, in an emulated machine: SUITE=trixie, for example.
 test-kernel: build
 	tools/test-kernel $(SUITE)
+
+# How far we are from the physical limit and from the ways people do it today. AGAINST=REV compares
+# with another revision; PROGRAMS="blackout scale" picks, OPTIONS=--quick hurries.
+bench: build
+	@tools/deps --bench
+	PROGRAMS="$(PROGRAMS)" OPTIONS="$(OPTIONS)" tools/bench $(AGAINST)
 
 install: build
 	tools/install "$(DESTDIR)" "$(PREFIX)"

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod scene;
+pub mod stock;
 pub mod table;
 pub mod testbed;
 pub mod workload;

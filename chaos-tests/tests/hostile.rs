@@ -32,6 +32,32 @@ wait
 X
 setsid sh /tmp/crowd.sh </dev/null >/dev/null 2>&1 &";
 
+/// Forks as fast as its limit of processes lets it, and takes up what others give back.
+const BOMB: &str = "cat > /tmp/bomb.sh <<'X'
+bomb() { bomb | bomb & }
+while :; do bomb; sleep 0.2; done 2>/dev/null
+X
+setsid sh /tmp/bomb.sh </dev/null >/dev/null 2>&1 &";
+
+/// Holds nearly all the memory that it may have, and asks for more all the time.
+const GREEDY: &str = "cat > /tmp/greedy.sh <<'X'
+head -c 40m /dev/zero | tail -c 40m | { sleep 1000000; cat; } >/dev/null &
+while :; do head -c 60m /dev/urandom | tail -c 60m >/dev/null; done 2>/dev/null
+X
+setsid sh /tmp/greedy.sh </dev/null >/dev/null 2>&1 &";
+
+/// Opens, closes and duplicates descriptors, without a pause.
+const FICKLE: &str = "cat > /tmp/fickle.sh <<'X'
+while :; do
+  exec 3</etc/passwd 4<&3 5>/tmp/file 6>&5
+  echo x >&6
+  exec 3<&- 7<>/tmp/file 4<&- 5>&-
+  rm -f /tmp/file
+  exec 6>&- 7>&-
+done
+X
+for i in 1 2 3 4; do setsid sh /tmp/fickle.sh </dev/null >/dev/null 2>&1 & done";
+
 /// Moves the VE there and back, again and again. Each move ends in time; if it fails it says why,
 /// and the VE runs where it was. Returns how many succeeded.
 fn shuttle(scene: &Scene, moves: usize) -> usize {
@@ -80,4 +106,39 @@ fn a_ve_that_has_filled_its_limit_of_processes_moves() {
     scene.good(Host::Node(1), &["vzctl", "set", VE, "--numproc", "150", "--save"]).unwrap();
     scene.inside(Host::Node(1), VE, CROWDED).unwrap();
     assert_eq!(shuttle(&scene, 2), 2);
+}
+
+#[test]
+fn a_ve_that_forks_as_fast_as_it_can_harms_nobody() {
+    let scene = Scene::up("bomb", 2).unwrap();
+    scene.make_ve(Host::Node(1), VE, ADDRESS).unwrap();
+    scene.good(Host::Node(1), &["vzctl", "set", VE, "--numproc", "120", "--save"]).unwrap();
+    scene.inside(Host::Node(1), VE, BOMB).unwrap();
+    let good = shuttle(&scene, 4);
+    println!("{good} of 4 moves succeeded");
+    // Whatever became of the moves, it can be stopped like any other.
+    let node = scene.running_on(VE).unwrap()[0];
+    scene.good(node, &["vzctl", "stop", VE, "--fast"]).unwrap();
+}
+
+#[test]
+fn a_ve_that_has_filled_its_memory_moves() {
+    let scene = Scene::up("greedy", 2).unwrap();
+    scene.make_ve(Host::Node(1), VE, ADDRESS).unwrap();
+    scene.good(Host::Node(1), &["vzctl", "set", VE, "--ram", "96M", "--save"]).unwrap();
+    scene.inside(Host::Node(1), VE, GREEDY).unwrap();
+    let good = shuttle(&scene, 4);
+    assert!(good >= 2, "{good} of 4 moves succeeded");
+}
+
+#[test]
+fn a_ve_whose_descriptors_change_all_the_time_moves() {
+    let scene = Scene::up("fickle", 2).unwrap();
+    scene.make_ve(Host::Node(1), VE, ADDRESS).unwrap();
+    scene.inside(Host::Node(1), VE, FICKLE).unwrap();
+    let good = shuttle(&scene, 6);
+    assert!(good >= 5, "{good} of 6 moves succeeded");
+    let node = scene.running_on(VE).unwrap()[0];
+    let left = scene.inside(node, VE, "ps ax | grep -c '[/]tmp/fickle.sh'").unwrap();
+    assert_eq!(left.trim(), "4", "its programs are left");
 }

@@ -39,3 +39,13 @@ fn a_process_of_a_thousand_threads_moves() {
 fn a_process_of_fifty_thousand_areas_moves() {
     move_with("manyarea", "many-areas");
 }
+
+#[test]
+fn a_process_of_two_thousand_connections_moves() {
+    move_with("manyconn", "many-connections");
+}
+
+#[test]
+fn a_process_of_ten_thousand_files_moves() {
+    move_with("manyfile", "many-files");
+}

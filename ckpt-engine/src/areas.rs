@@ -10,7 +10,7 @@ use std::{
 use ckpt_format::memory::{Area, Backing, SharedKind, SharedObject};
 
 use crate::{
-    ipc,
+    aio, ipc,
     procfs::{self, AreaFlags, MapLine, ProcError},
     ranges::Ranges,
     unnamed,
@@ -87,8 +87,6 @@ fn unsupported(line: &MapLine, flags: AreaFlags) -> Option<&'static str> {
         Some("a shadow stack")
     } else if flags.userfault {
         Some("memory served by the program's own userfaultfd")
-    } else if line.name.starts_with("/[aio]") {
-        Some("an AIO context")
     } else if line.name.starts_with("anon_inode:") {
         Some("memory of the kernel")
     } else {
@@ -106,6 +104,7 @@ fn backing(pid: i32, line: &MapLine) -> Backing {
         "[vdso]" => Backing::Vdso,
         "[vvar]" | "[vvar_vclock]" => Backing::Vvar,
         "[vsyscall]" => Backing::Vsyscall,
+        _ if aio::is_ring(line) => Backing::Ring,
         _ if is_segment(line) => Backing::Shared { object: ipc::segment_id(line.inode) },
         _ if line.inode == 0 => {
             let name = line.name.strip_prefix("[anon:").and_then(|name| name.strip_suffix(']'));

@@ -21,6 +21,9 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// The cgroup did not reach the wanted state.
 #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum FreezeError {
+    /// Another part of the same work has failed, and says why.
+    #[error("the freeze was given up")]
+    Abandoned,
     /// One of its files could not be used.
     #[error("cannot use {}", path.display())]
     File {

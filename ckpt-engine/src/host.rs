@@ -83,7 +83,7 @@ fn scan_own_page() -> io::Result<()> {
 
 fn kcmp() -> io::Result<()> {
     let own = std::process::id().cast_signed();
-    task::share_memory(own, own).map(drop)
+    task::share(own, own, task::Common::Memory).map(drop)
 }
 
 fn repair() -> io::Result<()> {

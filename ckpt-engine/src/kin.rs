@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use ckpt_format::process::Shape;
+use ckpt_format::process::{Common, Shape};
 
 /// What a process has from its birth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,17 +13,21 @@ pub(crate) struct Kin {
     pub(crate) parent: i32,
     pub(crate) session: i32,
     pub(crate) exit_signal: i32,
+    pub(crate) common: Common,
 }
 
 impl Kin {
     pub(crate) fn of(shape: &Shape) -> Self {
-        Self { parent: shape.parent, session: shape.session, exit_signal: shape.exit_signal }
+        let Shape { parent, session, exit_signal, common, .. } = *shape;
+        Self { parent, session, exit_signal, common }
     }
 
-    /// The kernel gives orphans to init, and a process may begin a session.
+    /// The kernel gives orphans to init, and a process may begin a session. What it had in common
+    /// with a parent that has ended it has alone.
     fn can_become(self, shape: &Shape) -> bool {
         self.exit_signal == shape.exit_signal
-            && (self.parent == shape.parent || shape.parent == 1)
+            && (self.parent == shape.parent && self.common == shape.common
+                || self.parent != shape.parent && shape.parent == 1)
             && (self.session == shape.session || shape.session == shape.pid)
     }
 }

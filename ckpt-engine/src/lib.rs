@@ -3,7 +3,9 @@
 //! The engine knows no cluster and no network between hosts: it turns processes into the types
 //! of `ckpt_format` and back. Everything that talks to the kernel directly is in [`sys`].
 
+mod aio;
 pub mod areas;
+mod btf;
 pub mod capture;
 pub mod container;
 mod due;

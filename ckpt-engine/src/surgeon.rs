@@ -25,6 +25,7 @@ use ckpt_format::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    aio,
     capture::{self, CaptureError, IdMap},
     freeze::Frozen,
     inject::{InjectError, Stopped},
@@ -49,6 +50,8 @@ pub struct Patient {
     pub inner: i32,
     /// Where its vdso is.
     pub vdso: Option<u64>,
+    /// Whether it has rings of AIO contexts.
+    pub rings: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -229,6 +232,7 @@ fn arm(host: i32, vdso: u64) -> Result<OwnedFd, InjectError> {
     let Some(thread) = stopped.pop() else { return Err(InjectError::Ended { tid: host }) };
     let made = make_userfault(&thread, host, vdso);
     thread.detach()?;
+    aio::prepare(host);
     made
 }
 

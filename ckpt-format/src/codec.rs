@@ -15,6 +15,12 @@ pub enum DecodeError {
     /// The bytes do not hold a value of the wanted type.
     #[error("damaged or foreign data")]
     Damaged(#[source] bincode::error::DecodeError),
+    /// There are fewer bytes than were announced.
+    #[error("{wanted} bytes are announced, and not there")]
+    Missing {
+        /// How many should follow.
+        wanted: usize,
+    },
     /// Bytes are left over behind the value.
     #[error("{surplus} surplus bytes behind the value")]
     Surplus {

@@ -61,6 +61,10 @@ pub struct Filesystem {
     pub source: String,
     /// Its own options, e.g. `size=64k`; ids in them are the VE's.
     pub options: Vec<MountOption>,
+    /// Of which network namespace it is, for `/sys` and for one that is mounted itself: see
+    /// [`Namespaces::network`].
+    #[serde(default)]
+    pub network: u32,
 }
 
 impl Filesystem {
@@ -98,7 +102,9 @@ pub enum FilesystemKind {
     Mqueue,
     /// The VE's part of the cgroup tree.
     Cgroup,
-    /// A namespace that a program has made, kept by a mount of its file.
+    /// A network namespace that is mounted on a file, which keeps it without a process.
+    Network,
+    /// A namespace of another kind that is kept in the same way.
     Namespace {
         /// Which kind, as `/proc/PID/ns` names it.
         kind: String,
@@ -124,7 +130,7 @@ impl FilesystemKind {
             Self::Devpts => "devpts",
             Self::Mqueue => "mqueue",
             Self::Cgroup => "cgroup2",
-            Self::Namespace { .. } => "nsfs",
+            Self::Network | Self::Namespace { .. } => "nsfs",
             Self::Device { name } => name,
         }
     }
@@ -215,7 +221,8 @@ impl Container {
         });
         let filesystem = u32::try_from(self.filesystems.len()).expect("a handful");
         let source = kind.name().to_owned();
-        self.filesystems.push(Filesystem { kind, source, options: options.collect() });
+        let options = options.collect();
+        self.filesystems.push(Filesystem { kind, source, options, network: 0 });
         let parent = mounts::parent(&self.mounts, point);
         self.mounts.push(Mount {
             point: point.to_owned(),

@@ -62,6 +62,9 @@ pub struct File {
     /// [`Namespaces`](crate::container::Namespaces).
     #[serde(default)]
     pub mounts: u32,
+    /// The network namespace that a socket is in, in the same way.
+    #[serde(default)]
+    pub network: u32,
     /// What it is.
     pub kind: Kind,
 }

@@ -68,6 +68,8 @@ pub enum Backing {
     Vvar,
     /// The legacy page at the top of the address space: the same for every process.
     Vsyscall,
+    /// The ring of an AIO context: see [`Ring`](crate::process::Ring).
+    Ring,
 }
 
 /// Flags of an area that are set by calls other than mmap(2), as in the `VmFlags` line of smaps.

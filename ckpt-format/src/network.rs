@@ -35,6 +35,13 @@ pub struct Network {
     /// `IPCTNL_MSG_CT_NEW` makes it.
     #[serde(default)]
     pub flows: Vec<FilterPart>,
+    /// The numbers by which this network knows others of the VE: theirs here, and their place in
+    /// [`Namespaces`](crate::container::Namespaces).
+    #[serde(default)]
+    pub known: Vec<(u32, u32)>,
+    /// Entries of bridges and tunnels that say who is behind which port.
+    #[serde(default)]
+    pub stations: Vec<Station>,
 }
 
 /// One part of a packet filter, as the kernel tells it and takes it: a message of nfnetlink.
@@ -62,6 +69,57 @@ pub struct Link {
     pub flags: u32,
     /// The length of the send queue, in packets.
     pub queue_length: u32,
+    /// The number, which programs remember.
+    #[serde(default)]
+    pub index: u32,
+    /// The group of links.
+    #[serde(default)]
+    pub group: u32,
+    /// What an administrator has noted about it.
+    #[serde(default)]
+    pub note: Option<String>,
+    /// Its other names.
+    #[serde(default)]
+    pub other_names: Vec<String>,
+    /// Of what it is a port, such as of a bridge.
+    #[serde(default)]
+    pub port: Option<Port>,
+    /// How it is made, if a program has made it.
+    #[serde(default)]
+    pub made: Option<Made>,
+}
+
+/// How a link is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// The kernel's name for what it is (`IFLA_INFO_KIND`).
+    pub kind: String,
+    /// What is special about it: attributes as they are told and taken (`IFLA_INFO_DATA`).
+    #[serde(with = "serde_bytes")]
+    pub settings: Vec<u8>,
+    /// The link that it stands on, or the other end of the pair.
+    pub parent: Option<LinkPlace>,
+}
+
+/// A link of some network of the VE.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkPlace {
+    /// The number of the network, see [`Namespaces`](crate::container::Namespaces).
+    pub network: u32,
+    /// The link's name there.
+    pub link: String,
+}
+
+/// What a link is a port of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// The name of that link.
+    pub of: String,
+    /// What is special about the port (`IFLA_INFO_SLAVE_KIND` and `IFLA_INFO_SLAVE_DATA`).
+    pub kind: String,
+    /// The attributes.
+    #[serde(with = "serde_bytes")]
+    pub settings: Vec<u8>,
 }
 
 /// One address of a link.
@@ -183,6 +241,20 @@ pub struct Neighbour {
     pub permanent: bool,
     /// `NTF_ROUTER`, `NTF_PROXY`.
     pub flags: u8,
+}
+
+/// An entry of a bridge or a tunnel that a program has made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Station {
+    /// The name of the port, or of the tunnel.
+    pub link: String,
+    /// `NUD_*`.
+    pub state: u16,
+    /// `NTF_*`.
+    pub flags: u8,
+    /// The attributes.
+    #[serde(with = "serde_bytes")]
+    pub attributes: Vec<u8>,
 }
 
 /// A setting below `/proc/sys/net`.

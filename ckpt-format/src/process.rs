@@ -48,6 +48,18 @@ pub struct Shape {
     /// The namespaces that it is in.
     #[serde(default)]
     pub namespaces: Namespaces,
+    /// What it has in common with its parent.
+    #[serde(default)]
+    pub common: Common,
+}
+
+/// What a process uses together with its parent, although it is no thread of it (clone(2)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Common {
+    /// `CLONE_FILES`: the descriptor table.
+    pub descriptors: bool,
+    /// `CLONE_FS`: root, working directory and umask.
+    pub directories: bool,
 }
 
 /// All that is left to say once the VE is frozen.
@@ -110,8 +122,30 @@ pub struct Process {
     pub stopped: Option<i32>,
     /// What the end of the process adds to semaphores.
     pub semaphore_undo: Vec<SemaphoreUndo>,
+    /// The rings of AIO contexts.
+    #[serde(default)]
+    pub rings: Vec<Ring>,
     /// The threads; the first is the leader.
     pub threads: Vec<Thread>,
+}
+
+/// The ring of an AIO context (io_setup(2)), all of whose requests are completed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ring {
+    /// Its address, by which the program knows the context.
+    pub start: u64,
+    /// How many requests the program asked for; 0 for a ring that a child has from its parent,
+    /// which is only memory there.
+    pub requests: u32,
+    /// How many events it has room for.
+    pub events: u32,
+    /// The place of the first event that is not read.
+    pub head: u32,
+    /// The place of the next event to come.
+    pub tail: u32,
+    /// What stands in it, up to the last byte that is not zero.
+    #[serde(with = "serde_bytes")]
+    pub contents: Vec<u8>,
 }
 
 /// One entry of a descriptor table.
@@ -163,6 +197,20 @@ pub struct Thread {
     pub filters: Vec<u32>,
     /// Switches of prctl(2).
     pub controls: ThreadControls,
+    /// For one that has them apart from the other threads (`CLONE_FS` of unshare(2)).
+    #[serde(default)]
+    pub directories: Option<Directories>,
+}
+
+/// Where a thread of its own mind is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Directories {
+    /// The root directory inside the VE.
+    pub root: String,
+    /// The working directory inside the VE.
+    pub cwd: String,
+    /// umask(2).
+    pub umask: u32,
 }
 
 /// One signal action (`struct kernel_sigaction`).

@@ -25,6 +25,9 @@ pub struct State {
     pub cgroups: Vec<Cgroup>,
     /// Links, addresses, routes and neighbours at the freeze.
     pub network: Network,
+    /// The same for the networks that programs have made.
+    #[serde(default)]
+    pub nested_networks: Vec<Network>,
     /// What the VE's clocks showed at the freeze: they never show less afterwards.
     pub clocks: Clocks,
     /// How far the VE's clocks are ahead of those of the host that it was captured on.

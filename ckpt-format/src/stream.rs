@@ -1,5 +1,6 @@
 //! What flows from the engine on the source to the engine on the target.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -34,8 +35,7 @@ pub enum Record {
         /// Which pages.
         runs: Vec<Run>,
         /// Their contents, as long as all runs together.
-        #[serde(with = "serde_bytes")]
-        data: Vec<u8>,
+        data: Bytes,
     },
     /// These pages hold zeros, or what their file holds: whatever was sent for them is void.
     Drop {

@@ -10,6 +10,7 @@
 //! Something that is on its way to another name, or whose name may only seem to be gone, is
 //! *parked* under a number in between: it is in the tree no more, but keeps its contents.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 /// The most file data in one record, in bytes. A larger one is refused.
@@ -96,8 +97,7 @@ pub enum Step {
         /// Where the part begins, in bytes.
         offset: u64,
         /// What it holds.
-        #[serde(with = "serde_bytes")]
-        data: Vec<u8>,
+        data: Bytes,
     },
     /// A part of a file that holds zeros and needs no space.
     Hole {

@@ -51,6 +51,29 @@ pub(crate) fn parse<T: Parser>(arguments: Vec<OsString>) -> Result<T, ExitCode> 
     })
 }
 
+/// Bytes per second; `None` for no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rate(pub(crate) Option<u64>);
+
+/// Reads a rate such as `50M`, with vzctl's suffixes.
+pub(crate) fn rate(text: &str) -> Result<Rate, String> {
+    if text == "unlimited" {
+        return Ok(Rate(None));
+    }
+    let bad = || format!("{text} is no rate; try 50M, 1G (bytes per second) or unlimited");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| bad())?;
+    let factor = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 1,
+        "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        _ => return Err(bad()),
+    };
+    let rate = number.checked_mul(factor).filter(|&rate| rate > 0).ok_or_else(bad)?;
+    Ok(Rate(Some(rate)))
+}
+
 /// Ends a program: prints the failure, if it is one, and chooses the exit status.
 pub(crate) fn end(outcome: Result<u8, Failure>) -> ExitCode {
     match outcome {
@@ -146,5 +169,22 @@ impl Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_have_the_suffixes_of_vzctl() {
+        let read = |text| rate(text).ok().map(|rate| rate.0);
+        assert_eq!(read("1000"), Some(Some(1000)));
+        assert_eq!(read("50M"), Some(Some(50 << 20)));
+        assert_eq!(read("2g"), Some(Some(2 << 30)));
+        assert_eq!(read("unlimited"), Some(None));
+        for bad in ["", "0", "M", "5T5", "-1", "99999999999999999999", "9999999999999999G"] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
     }
 }

@@ -51,6 +51,12 @@ enum Command {
         #[arg(short, long)]
         json: bool,
     },
+    /// Limit what the moves from each node may send together while their VEs run.
+    Bandwidth {
+        /// Bytes per second, with K, M or G as in vzctl, or `unlimited`.
+        #[arg(value_name = "RATE", value_parser = talk::rate)]
+        limit: talk::Rate,
+    },
     /// Remove another node that owns no VE. It may be dead.
     Remove {
         /// Its name or number.
@@ -108,6 +114,10 @@ fn carry_out(common: &Common, command: Command) -> Result<u8, Failure> {
             }
         }
         Command::Check { json } => return check(common, json),
+        Command::Bandwidth { limit } => {
+            let request = ClusterRequest::Bandwidth { limit: limit.0 };
+            let () = common.call(&Request::Cluster(request))?;
+        }
         Command::Remove { node } => {
             let request = Request::Cluster(ClusterRequest::Remove { node: node.clone() });
             let _: u64 = common.call(&request)?;
@@ -167,6 +177,9 @@ fn show(status: &ClusterStatus) {
         (true, false) => "no majority answers; what follows may be old",
     };
     talk::print(&format!("cluster {}: {state}, leader {leader}", status.cluster));
+    if let Some(bandwidth) = status.bandwidth {
+        talk::print(&format!("moves from each node send at most {bandwidth} bytes per second"));
+    }
     let mut table =
         vec![["NODE", "STATE", "ADDRESS", "ROLE", "PROTOCOL", "VERSION", "VES"].map(str::to_owned)];
     table.extend(status.nodes.iter().map(node_row));

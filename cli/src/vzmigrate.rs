@@ -23,9 +23,19 @@ struct Arguments {
     /// Only check whether it would work; change nothing.
     #[arg(short = 'c', long, visible_alias = "dry-run")]
     check_only: bool,
+    /// Freeze it at once and copy everything while it stands still: the whole move is the
+    /// blackout. For comparison, and for a VE that nobody waits for.
+    #[arg(long, conflicts_with = "max_downtime")]
+    no_precopy: bool,
     /// The blackout that is acceptable, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = MAX_DOWNTIME_DEFAULT_MS)]
     max_downtime: u64,
+    /// Rather leave the VE where it is than stop it for longer than that.
+    #[arg(long)]
+    strict: bool,
+    /// The most that is sent while the VE runs: bytes per second, with K, M or G.
+    #[arg(long, value_name = "RATE", default_value = "unlimited", value_parser = talk::rate)]
+    bwlimit: talk::Rate,
     /// Remove the VE's files from the source after the move.
     #[arg(short = 'r', long = "remove-area", value_name = "yes|no", default_value = "yes")]
     remove: Answer,
@@ -68,6 +78,9 @@ fn migrate(arguments: &Arguments) -> Result<u8, Failure> {
         check_only: arguments.check_only,
         max_downtime_ms: arguments.max_downtime,
         keep: arguments.remove == Answer::No,
+        strict: arguments.strict,
+        bandwidth: arguments.bwlimit.0,
+        no_precopy: arguments.no_precopy,
     });
     let client = arguments.common.connect()?;
     talk::cancel_on_interrupt(&client)?;

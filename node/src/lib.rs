@@ -2,8 +2,9 @@
 //!
 //! One daemon per host. It creates and runs VEs ([`ve`]), keeps their files ([`storage`],
 //! [`template`]), connects them ([`network`]), limits them ([`cgroup`]), moves them to other
-//! nodes ([`migration`], which also checkpoints them into files, [`image`]) when the cluster's log allows it ([`cluster`]), and takes orders from
-//! the vz programs over a unix socket ([`api`]). VEs do not die with the daemon.
+//! nodes ([`migration`], which also checkpoints them into files, [`image`]) when the cluster's log
+//! allows it ([`cluster`]), and takes orders from the vz programs over a unix socket ([`api`]). VEs
+//! do not die with the daemon.
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -14,6 +15,7 @@ pub mod daemon;
 pub mod image;
 pub mod migration;
 pub mod network;
+pub mod program;
 pub mod storage;
 pub mod template;
 pub mod ve;

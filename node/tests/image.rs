@@ -49,7 +49,7 @@ fn noise(seed: u64) -> Vec<u8> {
 
 fn pages(pid: i32, data: Vec<u8>) -> stream::Record {
     let runs = vec![Run { start: 0x40_0000, pages: data.len() as u64 / PAGE }];
-    stream::Record::Pages { space: Space::Process(pid), runs, data }
+    stream::Record::Pages { space: Space::Process(pid), runs, data: data.into() }
 }
 
 fn state() -> State {
@@ -59,6 +59,7 @@ fn state() -> State {
         tables: BTreeMap::new(),
         cgroups: Vec::new(),
         network: Network::default(),
+        nested_networks: Vec::new(),
         clocks: Clocks::default(),
         clock_offsets: Clocks::default(),
     }
@@ -81,7 +82,9 @@ fn write(path: &Path, level: u8, seed: u64) -> node::image::Written {
     writer.file(&file(made)).expect("it works");
     let data = b"what is in it".to_vec();
     let path_inside = b"run/file".to_vec();
-    writer.file(&file(Step::Data { path: path_inside, offset: 7, data })).expect("it works");
+    writer
+        .file(&file(Step::Data { path: path_inside, offset: 7, data: data.into() }))
+        .expect("it works");
     writer.state(&state()).expect("it works");
     let own = OwnFile {
         path: b"etc/hosts".to_vec(),

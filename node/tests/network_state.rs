@@ -7,18 +7,52 @@
 use std::{
     io::Read,
     process::{Child, Command, Stdio},
+    slice::from_ref,
     time::Instant,
 };
 
 use ckpt_engine::sys::netns::Netns;
-use ckpt_format::{codec, network::Mac};
-use node::network::{
-    Bridge, BridgeConfig, Gate, Interface, InterfaceConfig,
-    state::{
-        Captured, Expected, RESTORE_WINDOW, Routes, capture, check_filter, rebuild, set_filter,
-        set_routes,
-    },
+use ckpt_format::{
+    blocker::Blocker,
+    codec,
+    network::{Mac, Network, Setting},
 };
+use node::network::{
+    Bridge, BridgeConfig, Gate, Interface, InterfaceConfig, NetworkError,
+    state::{self, Expected, RESTORE_WINDOW, Routes},
+};
+
+/// What is in one network alone, which most of these tests are about.
+struct Captured {
+    network: Network,
+    blockers: Vec<Blocker>,
+}
+
+fn capture(
+    netns: &Netns,
+    expected: &[Expected],
+    known: Option<&[Setting]>,
+) -> Result<Captured, NetworkError> {
+    let known = known.map(|known| vec![known.to_vec()]);
+    let mut found = state::capture(from_ref(netns), expected, known.as_deref())?;
+    Ok(Captured { network: found.networks.remove(0), blockers: found.blockers })
+}
+
+fn rebuild(netns: &Netns, network: &Network, routes: Routes) -> Result<(), NetworkError> {
+    state::rebuild(from_ref(netns), from_ref(network), routes)
+}
+
+fn set_filter(netns: &Netns, network: &Network) -> Result<(), NetworkError> {
+    state::set_filter(from_ref(netns), from_ref(network))
+}
+
+fn check_filter(netns: &Netns, network: &Network) -> Result<(), NetworkError> {
+    state::check_filter(from_ref(netns), from_ref(network))
+}
+
+fn set_routes(netns: &Netns, network: &Network, routes: Routes) -> Result<(), NetworkError> {
+    state::set_routes(from_ref(netns), from_ref(network), routes)
+}
 
 struct Ve {
     netns: Netns,
@@ -271,7 +305,7 @@ fn a_packet_filter_is_the_same_after_it_was_rebuilt() {
     let again = capture(&target.netns, &expected(mac), None).unwrap();
     assert_eq!(again.network.filter.len(), captured.network.filter.len());
     // And away with it.
-    set_filter(&target.netns, &ckpt_format::network::Network::default()).unwrap();
+    set_filter(&target.netns, &Network::default()).unwrap();
     assert_eq!(listed(&target.netns), "");
 }
 
@@ -294,7 +328,7 @@ fn what_cannot_be_moved_is_named() {
     let ve = ve(mac, Gate::Open);
     shell(
         &ve.netns,
-        "ip link add br9 type bridge
+        "ip tuntap add dev tap9 mode tap
          tc qdisc add dev eth0 root tbf rate 1mbit burst 10kb latency 50ms
          ip nexthop add id 7 via 10.99.0.9 dev eth0
          ip route add 10.60.0.0/16 nhid 7
@@ -306,7 +340,7 @@ fn what_cannot_be_moved_is_named() {
     assert_eq!(
         found,
         [
-            "network link br9",
+            "network link tap9 of a kind that cannot be made again",
             "route with a next-hop object",
             "routing rule of a kind that is not known",
             "traffic control tbf on eth0",
@@ -314,6 +348,100 @@ fn what_cannot_be_moved_is_named() {
     );
     let other = capture(&ve.netns, &expected(Mac::local([1; 6])), Some(&[])).unwrap();
     assert!(objects(&other).contains(&"changed hardware address of eth0"));
+}
+
+/// Links that a program makes, also across networks: `$BLUE` and `$RED` are others of the VE.
+const LINKS: &str = "
+ip link add name pair-near mtu 1400 txqueuelen 55 type veth peer name pair-far netns $BLUE
+ip link set pair-near group 7 alias 'a note' address 02:00:00:00:09:01
+ip link property add dev pair-near altname a-name-longer-than-fifteen-characters
+ip addr add 10.31.0.1/24 dev pair-near
+ip link set pair-near up
+ip link add br9 type bridge ageing_time 12000 forward_delay 300 mcast_snooping 0
+ip link add name port type veth peer name other netns $RED
+ip link set port master br9 up
+ip link set br9 up
+bridge link set dev port hairpin on cost 55 isolated on
+bridge fdb add 02:00:00:00:00:77 dev port master static
+ip link add tunnel type vxlan id 42 local 10.31.0.1 dev pair-near dstport 4789 ttl 9 nolearning
+bridge fdb append 00:00:00:00:00:00 dev tunnel dst 10.31.0.9
+ip link set tunnel master br9
+ip link add upper link pair-near type macvlan mode bridge
+ip link add across link pair-near netns $BLUE type macvlan mode private
+ip link add middle type ifb
+";
+
+const FAR: &str = "
+ip link set lo up
+ip addr add 10.31.0.2/24 dev pair-far
+ip link set pair-far up
+ip route add default via 10.31.0.1
+sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.pair-far.rp_filter=1
+ip rule add from 10.31.0.2 table 100 priority 500
+ip neigh add 10.31.0.9 lladdr 02:00:00:00:00:09 dev pair-far nud permanent
+";
+
+#[test]
+fn links_that_programs_made_are_the_same_in_all_networks() {
+    let mac = Mac::local([12; 6]);
+    let family = || {
+        let main = ve(mac, Gate::Closed);
+        let others = [Netns::create().unwrap(), Netns::create().unwrap()];
+        (main, others)
+    };
+    let (source, [blue, red]) = family();
+    let owners = [&blue, &red].map(|netns| {
+        let mut child = netns.run(|| Command::new("sleep").arg("1000").spawn()).unwrap().unwrap();
+        let pid = child.id();
+        assert!(child.try_wait().unwrap().is_none());
+        (Owner(child), pid)
+    });
+    let script =
+        LINKS.replace("$BLUE", &owners[0].1.to_string()).replace("$RED", &owners[1].1.to_string());
+    shell(&source.netns, &script);
+    shell(&blue, FAR);
+    shell(&red, "ip link set other up");
+    [&source.netns, &blue, &red].into_iter().for_each(settle);
+    let all = |own: &Netns, others: [&Netns; 2]| {
+        [own, others[0], others[1]].map(|netns| netns.try_clone().unwrap())
+    };
+    let networks = all(&source.netns, [&blue, &red]);
+    let captured = state::capture(&networks, &expected(mac), None).unwrap();
+    let told: Vec<&str> = captured.blockers.iter().map(|it| it.object.as_str()).collect();
+    assert_eq!(told, [""; 0]);
+
+    let (target, [new_blue, new_red]) = family();
+    let rebuilt = all(&target.netns, [&new_blue, &new_red]);
+    let wanted: Vec<Network> = codec::decode(&codec::encode(&captured.networks)).unwrap();
+    for _ in 0..2 {
+        state::rebuild(&rebuilt, &wanted, Routes::Exact).unwrap();
+        let again = state::capture(&rebuilt, &expected(mac), None).unwrap();
+        for (found, wanted) in again.networks.into_iter().zip(&captured.networks) {
+            let alone =
+                |network: &Network| Captured { network: network.clone(), blockers: Vec::new() };
+            let mut stations = [&found, wanted].map(|network| network.stations.clone());
+            for list in &mut stations {
+                list.sort_by_key(|station| format!("{station:?}"));
+            }
+            assert_eq!(stations[0], stations[1]);
+            // A number can be taken already.
+            let others = |network: &Network| {
+                network.known.iter().map(|(_, other)| *other).collect::<Vec<_>>()
+            };
+            assert_eq!(others(&found), others(wanted));
+            same(&alone(&found), &alone(wanted));
+        }
+    }
+    // A link that is gone on the source is gone on the target, and so is the other end of a pair.
+    shell(&source.netns, "ip link del upper; ip link del port");
+    let captured = state::capture(&networks, &expected(mac), None).unwrap();
+    state::rebuild(&rebuilt, &captured.networks, Routes::Exact).unwrap();
+    let again = state::capture(&rebuilt, &expected(mac), None).unwrap();
+    let names = |networks: &[Network]| -> Vec<Vec<String>> {
+        let names = |network: &Network| network.links.iter().map(|it| it.name.clone()).collect();
+        networks.iter().map(names).collect()
+    };
+    assert_eq!(names(&again.networks), names(&captured.networks));
 }
 
 #[test]

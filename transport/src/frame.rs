@@ -55,9 +55,18 @@ pub(crate) async fn write(
     payload: Bytes,
     limit: usize,
 ) -> Result<(), LinkError> {
-    let length = check(payload.len() as u64, limit)?;
+    write_joined(stream, [payload, Bytes::new()], limit).await
+}
+
+/// Writes one frame that is in two parts, without a copy.
+pub(crate) async fn write_joined(
+    stream: &mut quinn::SendStream,
+    [first, second]: [Bytes; 2],
+    limit: usize,
+) -> Result<(), LinkError> {
+    let length = check((first.len() + second.len()) as u64, limit)?;
     let header = Bytes::copy_from_slice(&length.to_le_bytes());
-    stream.write_all_chunks(&mut [header, payload]).await.map_err(write_error)
+    stream.write_all_chunks(&mut [header, first, second]).await.map_err(write_error)
 }
 
 /// Writes the mark behind the last frame.

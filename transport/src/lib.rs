@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+pub mod bare;
 mod endpoint;
 mod error;
 mod frame;

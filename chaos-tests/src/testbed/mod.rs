@@ -21,8 +21,10 @@ use std::{
     collections::BTreeMap,
     ffi::OsStr,
     io,
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command},
+    time::Duration,
 };
 
 use node::network::NetworkError;
@@ -219,6 +221,21 @@ impl Options {
     }
 }
 
+/// Makes connections from a host of a testbed.
+#[derive(Clone, Debug)]
+pub struct Connector {
+    layout: Layout,
+    host: Host,
+}
+
+impl Connector {
+    /// Connects to an address of the LAN.
+    pub fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let netns = self.layout.open_netns(&self.host).map_err(io::Error::other)?;
+        netns.run(|| TcpStream::connect_timeout(&address, Duration::from_secs(20)))?
+    }
+}
+
 /// A testbed that stands.
 #[derive(Debug)]
 pub struct Testbed {
@@ -364,6 +381,11 @@ impl Testbed {
             .map_err(system("run", program))?;
         cgroups::adopt(&self.layout, child.id())?;
         Ok(child)
+    }
+
+    /// Makes connections from a host, for as long as the testbed stands.
+    pub fn connector(&self, host: &Host) -> Connector {
+        Connector { layout: self.layout.clone(), host: *host }
     }
 
     /// Moves the calling thread, which must be the only one of its process, into a host for

@@ -19,6 +19,7 @@ mod ipc;
 mod memory;
 mod mounts;
 mod namespaces;
+mod network;
 mod objects;
 mod processes;
 mod scale;
@@ -78,6 +79,7 @@ pub const AREAS: &[Area] = &[
     objects::AREA,
     mounts::AREA,
     namespaces::AREA,
+    network::AREA,
     cgroups::AREA,
 ];
 

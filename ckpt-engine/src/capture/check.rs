@@ -4,7 +4,9 @@ use std::path::Path;
 
 use ckpt_format::blocker::Blocker;
 
+use super::common;
 use crate::{
+    aio,
     areas::AddressSpace,
     procfs::{self, ProcError, Stat, Status},
 };
@@ -14,12 +16,26 @@ use crate::{
 /// Descriptors are not looked at here. A process that ends meanwhile is left out.
 pub fn check(cgroup: &Path) -> std::io::Result<Vec<Blocker>> {
     let mut blockers = Vec::new();
-    for host in procfs::cgroup_processes(cgroup)? {
+    let hosts = procfs::cgroup_processes(cgroup)?;
+    for &host in &hosts {
         if let Ok(found) = check_process(host) {
             blockers.extend(found);
         }
     }
+    let in_common = common::check(&hosts);
+    blockers.extend(in_common.into_iter().filter_map(|(host, why)| shared(host, why).ok()));
     Ok(blockers)
+}
+
+fn shared(host: i32, why: &str) -> Result<Blocker, ProcError> {
+    let status = Status::read(host)?;
+    Ok(Blocker {
+        pid: status.innermost("NSpid")?,
+        command: status.text("Name")?.to_owned(),
+        fd: None,
+        object: why.to_owned(),
+        hint: "end the program".to_owned(),
+    })
 }
 
 fn check_process(host: i32) -> Result<Vec<Blocker>, ProcError> {
@@ -50,8 +66,18 @@ fn check_process(host: i32) -> Result<Vec<Blocker>, ProcError> {
     if status.numbers("NSpid", 10)?.len() > namespace_depth()? + 1 {
         add("process in a nested pid namespace".to_owned(), "stop the container in the VE");
     }
+    if common::has_table_apart(host) {
+        add("a thread with a descriptor table of its own".to_owned(), "end the program");
+    }
     let maps = procfs::read_text(host, "maps")?;
-    for (name, why) in AddressSpace::read(host, &maps, None)?.unsupported {
+    let space = AddressSpace::read(host, &maps, None)?;
+    if aio::any(&space.areas)
+        && let Err(why) = aio::check(host)
+    {
+        let (object, hint) = why.describe();
+        add(object, hint);
+    }
+    for (name, why) in space.unsupported {
         let shown = if name.is_empty() { String::new() } else { format!(" ({name})") };
         add(format!("{why}{shown}"), "restart the program without it");
     }

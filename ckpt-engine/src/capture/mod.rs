@@ -5,13 +5,26 @@
 //! thread. Afterwards every thread is as it was, still frozen.
 
 mod check;
+mod common;
 mod controls;
 mod process;
 mod seccomp;
 mod thread;
 mod timers;
 
-use ckpt_format::{blocker::Blocker, ipc::SemaphoreSet, process::Processes};
+use std::{
+    num::NonZero,
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{Receiver, Sender, channel},
+    },
+};
+
+use ckpt_format::{
+    blocker::Blocker,
+    ipc::SemaphoreSet,
+    process::{Process, Processes},
+};
 use serde::{Deserialize, Serialize};
 
 pub use self::check::check;
@@ -71,34 +84,146 @@ impl IdMap {
     }
 }
 
+/// With fewer processes for each than this, more threads are not worth their start.
+const SHARE_MIN: usize = 8;
+
 /// Captures processes, in this order: those that the tracker saw in its last round.
 ///
 /// All threads are stopped together, so that nothing of the VE runs while the cgroup is open
-/// for our own calls.
+/// for our own calls. A tracee belongs to the thread that has attached it, so each of our
+/// threads has a share of the processes from the first to the last.
 pub(crate) fn capture(
     frozen: &Frozen,
     patients: &[Patient],
     ids: IdMap,
     sets: &[SemaphoreSet],
 ) -> Result<Processes, CaptureError> {
-    let mut stopped = Vec::new();
-    for patient in patients {
-        let tids = procfs::threads(patient.host)?;
-        let threads = match Stopped::attach(&tids, ptrace::SUSPEND_SECCOMP) {
-            Ok(threads) => threads,
-            Err(error) => {
-                let_go(stopped);
-                return Err(error.into());
+    let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let count = cpus.min(patients.len() / SHARE_MIN).max(1);
+    let share = patients.len().div_ceil(count).max(1);
+    let ward = Ward { ids, sets, theirs: ipc_of_init(patients, sets), filters: Mutex::default() };
+    let shares = std::thread::scope(|scope| {
+        let begun = patients.chunks(share).map(|patients| {
+            let ((orders, ordered), (tell, told)) = (channel(), channel());
+            let ward = &ward;
+            let thread = scope.spawn(move || ward.treat(patients, &ordered, &tell));
+            (thread, orders, told)
+        });
+        let begun: Vec<_> = begun.collect();
+        // Each tells whether its processes are stopped, and when it has captured them. One that
+        // has panicked hangs up.
+        let stopped = begun.iter().fold(true, |all, (_, _, told)| told.recv() == Ok(true) && all);
+        let opened = if stopped { frozen.open_for_injection() } else { Ok(()) };
+        if stopped && opened.is_ok() {
+            for (_, orders, _) in &begun {
+                let _ = orders.send(());
             }
-        };
-        stopped.push((patient, threads));
+            for (_, _, told) in &begun {
+                let _ = told.recv();
+            }
+        }
+        // Frozen again first: a thread let go must not run.
+        let refrozen = frozen.again();
+        let ended = begun.into_iter().map(|(thread, orders, _)| {
+            drop(orders);
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        let ended: Vec<_> = ended.collect();
+        opened?;
+        refrozen?;
+        // What went wrong, before what was given up for it.
+        let (given_up, ended): (Vec<_>, Vec<_>) = ended
+            .into_iter()
+            .partition(|it| matches!(it, Err(CaptureError::Freeze(FreezeError::Abandoned))));
+        ended.into_iter().chain(given_up).collect::<Result<Vec<Share>, CaptureError>>()
+    })?;
+    let mut processes = Processes::default();
+    for share in shares {
+        processes.processes.extend(share.processes);
+        processes.last_pid = processes.last_pid.max(share.last_pid);
     }
-    let captured = capture_stopped(frozen, &mut stopped, ids, sets);
-    // Frozen again first: a thread let go must not run.
-    let refrozen = frozen.again();
-    let_go(stopped);
-    refrozen?;
-    captured
+    let filters = ward.filters.into_inner().unwrap_or_else(PoisonError::into_inner);
+    processes.filters = filters.into_list();
+    Ok(processes)
+}
+
+/// The IPC namespace that these semaphores are in: in one of its own a process means others by
+/// the same numbers.
+fn ipc_of_init(patients: &[Patient], sets: &[SemaphoreSet]) -> Option<String> {
+    let init = patients.iter().find(|patient| patient.inner == 1);
+    init.filter(|_| !sets.is_empty()).and_then(|init| procfs::link(init.host, "ns/ipc").ok())
+}
+
+/// What all our threads know.
+struct Ward<'a> {
+    ids: IdMap,
+    sets: &'a [SemaphoreSet],
+    theirs: Option<String>,
+    filters: Mutex<seccomp::Filters>,
+}
+
+/// What one of our threads has captured.
+struct Share {
+    processes: Vec<Process>,
+    last_pid: i32,
+}
+
+impl Ward<'_> {
+    /// Everything for some of the processes. They are captured when `ordered` says so, and let go
+    /// when it hangs up.
+    fn treat(
+        &self,
+        patients: &[Patient],
+        ordered: &Receiver<()>,
+        tell: &Sender<bool>,
+    ) -> Result<Share, CaptureError> {
+        let (mut stopped, attached) = attach(patients);
+        // Whoever asked waits for both answers; it does not go away before us.
+        let _ = tell.send(attached.is_ok());
+        let captured = match (attached, ordered.recv()) {
+            (Ok(()), Ok(())) => {
+                let captured = self.capture(&mut stopped);
+                let _ = tell.send(captured.is_ok());
+                while ordered.recv().is_ok() {}
+                captured
+            }
+            (Err(error), _) => Err(error),
+            (Ok(()), Err(_)) => Err(FreezeError::Abandoned.into()),
+        };
+        let_go(stopped);
+        captured
+    }
+
+    fn capture(&self, stopped: &mut [(&Patient, Vec<Stopped>)]) -> Result<Share, CaptureError> {
+        let mut share = Share { processes: Vec::with_capacity(stopped.len()), last_pid: 0 };
+        for (patient, threads) in stopped {
+            let seen =
+                self.theirs.is_some() && procfs::link(patient.host, "ns/ipc").ok() == self.theirs;
+            let sets = if seen { self.sets } else { &[] };
+            if patient.inner == 1
+                && let Some(init) = threads.first()
+            {
+                share.last_pid = process::last_pid(patient, init)?;
+            }
+            let process = process::capture(patient, threads, self.ids, sets, &self.filters)?;
+            share.processes.push(process);
+        }
+        Ok(share)
+    }
+}
+
+/// Stops these processes, as far as that is possible.
+fn attach(patients: &[Patient]) -> (Vec<(&Patient, Vec<Stopped>)>, Result<(), CaptureError>) {
+    let mut stopped = Vec::with_capacity(patients.len());
+    for patient in patients {
+        let tids = procfs::threads(patient.host).map_err(CaptureError::from);
+        let threads = tids.and_then(|tids| Ok(Stopped::attach(&tids, ptrace::SUSPEND_SECCOMP)?));
+        match threads {
+            Ok(threads) => stopped.push((patient, threads)),
+            Err(error) => return (stopped, Err(error)),
+        }
+    }
+    (stopped, Ok(()))
 }
 
 /// Makes sure that the freeze itself is not noticed by what goes on afterwards.
@@ -129,31 +254,4 @@ fn let_go(stopped: Vec<(&Patient, Vec<Stopped>)>) {
             tracing::warn!(tid, %error, "cannot let a thread go");
         }
     }
-}
-
-fn capture_stopped(
-    frozen: &Frozen,
-    stopped: &mut [(&Patient, Vec<Stopped>)],
-    ids: IdMap,
-    sets: &[SemaphoreSet],
-) -> Result<Processes, CaptureError> {
-    frozen.open_for_injection()?;
-    let mut processes = Processes::default();
-    let init = stopped.iter().find(|(patient, _)| patient.inner == 1);
-    let namespace = |host| procfs::link(host, "ns/ipc").ok();
-    let theirs = init.filter(|_| !sets.is_empty()).and_then(|(init, _)| namespace(init.host));
-    let mut filters = seccomp::Filters::default();
-    for (patient, threads) in stopped {
-        // In a namespace of its own the same numbers mean others.
-        let seen = theirs.is_some() && namespace(patient.host) == theirs;
-        let sets = if seen { sets } else { &[] };
-        if patient.inner == 1
-            && let Some(init) = threads.first()
-        {
-            processes.last_pid = process::last_pid(patient, init)?;
-        }
-        processes.processes.push(process::capture(patient, threads, ids, sets, &mut filters)?);
-    }
-    processes.filters = filters.into_list();
-    Ok(processes)
 }

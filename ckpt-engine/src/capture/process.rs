@@ -1,21 +1,23 @@
 //! The state that all threads of a process share.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Mutex};
 
 use ckpt_format::{
+    blocker::Blocker,
     controls::ProcessControls,
     ipc::SemaphoreSet,
     memory::MemoryMap,
-    process::{IntervalTimer, PosixTimer, Process, SignalAction, SignalInfo, Thread},
+    process::{IntervalTimer, PosixTimer, Process, Ring, SignalAction, SignalInfo, Thread},
 };
 
 use super::{
-    CaptureError, IdMap, controls,
+    CaptureError, IdMap, common, controls,
     seccomp::Filters,
     thread,
     timers::{self, TimerLine, timer_lines},
 };
 use crate::{
+    aio,
     inject::{Batch, Done, Gate, InjectError, Stopped},
     ipc,
     procfs::{self, ProcError, Stat, Status},
@@ -46,7 +48,7 @@ pub(super) fn capture(
     threads: &mut [Stopped],
     ids: IdMap,
     sets: &[SemaphoreSet],
-    filters: &mut Filters,
+    filters: &Mutex<Filters>,
 ) -> Result<Process, CaptureError> {
     let host = patient.host;
     let vdso = patient.vdso.ok_or(InjectError::NoVdso)?;
@@ -80,6 +82,13 @@ pub(super) fn capture(
         all.push(Thread { pending, ..thread::complete(outside, questions, done)? });
     }
     let mut process = from_outside(host, patient.inner, &status?)?;
+    if patient.rings {
+        process.rings = rings(patient)?;
+    }
+    if threads.len() > 1 && common::has_table_apart(host) {
+        let object = "a thread with a descriptor table of its own".to_owned();
+        return Err(blocked(patient, object, "end the program"));
+    }
     process.controls.lock_future = lock_future;
     process.stopped = threads.iter().find_map(Stopped::stop_signal);
     let inner_by_host: HashMap<i32, i32> =
@@ -94,6 +103,25 @@ pub(super) fn capture(
         timer.thread = inner_by_host.get(&timer.thread).copied().unwrap_or(0);
     }
     Ok(process)
+}
+
+/// The rings of its AIO contexts.
+fn rings(patient: &Patient) -> Result<Vec<Ring>, CaptureError> {
+    aio::capture(patient.host).map_err(|why| {
+        let (object, hint) = why.describe();
+        blocked(patient, object, hint)
+    })
+}
+
+fn blocked(patient: &Patient, object: String, hint: &str) -> CaptureError {
+    let command = procfs::read_text(patient.host, "comm").unwrap_or_default();
+    CaptureError::Blocked(vec![Blocker {
+        pid: patient.inner,
+        command: command.trim_end().to_owned(),
+        fd: None,
+        object,
+        hint: hint.to_owned(),
+    }])
 }
 
 /// Our own clock, to which timers are related.
@@ -283,6 +311,7 @@ fn from_outside(host: i32, inner: i32, status: &Status) -> Result<Process, ProcE
         personality: small("personality", 16)?,
         stopped: None,
         semaphore_undo: Vec::new(),
+        rings: Vec::new(),
         threads: Vec::new(),
     })
 }

@@ -1,8 +1,10 @@
 //! The state of one thread.
 
+use std::sync::{Mutex, OnceLock, PoisonError};
+
 use ckpt_format::{
     controls::ThreadControls,
-    process::{Credentials, Rseq, Scheduling, SignalInfo, Thread},
+    process::{Credentials, Directories, Rseq, Scheduling, SignalInfo, Thread},
 };
 
 use super::{CaptureError, IdMap, controls, seccomp::Filters};
@@ -52,7 +54,7 @@ pub(super) fn from_outside(
     host: i32,
     stopped: &mut Stopped,
     ids: IdMap,
-    filters: &mut Filters,
+    filters: &Mutex<Filters>,
 ) -> Result<Thread, CaptureError> {
     let tid = stopped.tid;
     let control = |source| InjectError::Control { tid, source };
@@ -90,9 +92,21 @@ pub(super) fn from_outside(
         },
         parent_death_signal: 0,
         timer_slack_ns: 0,
-        filters: filters.of_thread(tid, &status)?,
+        filters: filters.lock().unwrap_or_else(PoisonError::into_inner).of_thread(tid, &status)?,
+        directories: directories(host, tid, &status)?,
         controls: ThreadControls { dispatch: stopped.dispatch, ..ThreadControls::default() },
     })
+}
+
+/// The directories of a thread that has them apart from its process.
+fn directories(host: i32, tid: i32, status: &Status) -> Result<Option<Directories>, CaptureError> {
+    let control = |source| InjectError::Control { tid, source };
+    if tid == host || task::share(host, tid, task::Common::Directories).map_err(control)? {
+        return Ok(None);
+    }
+    let link = |name: &str| procfs::link(host, &format!("task/{tid}/{name}"));
+    let umask = status.number("Umask", 8)? as u32;
+    Ok(Some(Directories { root: link("root")?, cwd: link("cwd")?, umask }))
 }
 
 /// Adds the answers.
@@ -120,15 +134,22 @@ pub(super) fn complete(
 fn processors(tid: i32) -> std::io::Result<Vec<u64>> {
     let mask = task::affinity(tid)?;
     let bound: u32 = mask.iter().map(|word| word.count_ones()).sum();
-    let all = std::fs::read_dir("/sys/devices/system/cpu")?
-        .flatten()
-        .filter(|entry| {
-            let name = entry.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix("cpu"));
-            number.is_some_and(|number| number.parse::<u32>().is_ok())
-        })
-        .count();
-    Ok(if bound as usize >= all { Vec::new() } else { mask.to_vec() })
+    Ok(if bound as usize >= processors_there()? { Vec::new() } else { mask.to_vec() })
+}
+
+/// How many processors the host has, counted once: a thread may be bound to any of them.
+fn processors_there() -> std::io::Result<usize> {
+    static ALL: OnceLock<usize> = OnceLock::new();
+    if let Some(&all) = ALL.get() {
+        return Ok(all);
+    }
+    let is_processor = |entry: &std::fs::DirEntry| {
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix("cpu"));
+        number.is_some_and(|number| number.parse::<u32>().is_ok())
+    };
+    let entries = std::fs::read_dir("/sys/devices/system/cpu")?.flatten();
+    Ok(*ALL.get_or_init(|| entries.filter(is_processor).count()))
 }
 
 fn name(host: i32, tid: i32) -> Result<Vec<u8>, ProcError> {

@@ -20,8 +20,8 @@ use super::{
     table::Reader,
 };
 use crate::{
-    procfs::{self, Status},
-    sys::{clone, namespace},
+    procfs::{self, Stat, Status},
+    sys::{clone, namespace, task},
 };
 
 /// What stands in the way of moving a container, or what it looks like.
@@ -49,6 +49,7 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
     let clocks = clocks(&offsets).map_err(step("read the clocks"))?;
     let Some(first) = tables.first() else { return Err(ContainerError::Gone) };
     let mut reader = Reader::new(base, first, spaces.numbers());
+    reader.loopbacks = spaces.loopbacks().map_err(step("read the networks"))?;
     let mut mounts: Vec<Vec<Mount>> = tables.iter().map(|table| reader.read(table)).collect();
     for (place, mounts) in mounts.iter_mut().skip(1).enumerate() {
         spaces.lock(place, mounts).map_err(step("find which mounts are locked"))?;
@@ -88,27 +89,50 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
     Ok(if blockers.is_empty() { Ok(Found { plan, spaces }) } else { Err(blockers) })
 }
 
-/// Processes in user namespaces whose threads are not all the same user: they are made there, where
-/// not every user has a number.
+/// Processes in user namespaces that cannot be made there. Not every user has a number there, and
+/// whoever enters one has no threads yet, and directories of its own.
 fn uneven(spaces: &Spaces, pids: &[i32]) -> Vec<Blocker> {
     let apart = |pid: i32| spaces.number(pid).is_ok_and(|it| it.is_some_and(|it| it.user != 0));
     let mut blockers = Vec::new();
     for &pid in pids.iter().filter(|&&pid| apart(pid)) {
         let threads = procfs::threads(pid).unwrap_or_default();
-        let status = |tid| Status::of_thread(pid, tid).ok();
-        let all: Vec<Status> = threads.into_iter().filter_map(status).collect();
+        let status = |&tid: &i32| Status::of_thread(pid, tid).ok();
+        let all: Vec<Status> = threads.iter().filter_map(status).collect();
         let differs = |key| all.iter().any(|it| it.text(key).ok() != all[0].text(key).ok());
-        if ["Uid", "Gid", "Groups"].into_iter().any(differs) {
-            blockers.push(Blocker {
-                pid: all[0].innermost("NSpid").unwrap_or(pid),
-                command: all[0].text("Name").unwrap_or_default().to_owned(),
+        let objects = [
+            (
+                ["Uid", "Gid", "Groups"].into_iter().any(differs),
+                "threads that are different users in a user namespace",
+            ),
+            (
+                shares_directories(pid, &threads),
+                "directories in common with its parent, or apart between threads, in a user namespace",
+            ),
+        ];
+        blockers.extend(objects.into_iter().filter(|(found, _)| *found).map(|(_, object)| {
+            Blocker {
+                pid: all.first().and_then(|it| it.innermost("NSpid").ok()).unwrap_or(pid),
+                command: all
+                    .first()
+                    .and_then(|it| it.text("Name").ok())
+                    .unwrap_or_default()
+                    .to_owned(),
                 fd: None,
-                object: "threads that are different users in a user namespace".to_owned(),
+                object: object.to_owned(),
                 hint: "end the program".to_owned(),
-            });
-        }
+            }
+        }));
     }
     blockers
+}
+
+/// Whether root and working directory are not those of all threads, and of nobody else.
+fn shares_directories(pid: i32, threads: &[i32]) -> bool {
+    let same = |other: i32| task::share(pid, other, task::Common::Directories).ok();
+    let ended = |tid: i32| Stat::read(tid).map_or(true, |stat| "ZX".contains(stat.state));
+    let parent = Stat::read(pid).and_then(|stat| stat.field(4, "ppid"));
+    parent.is_ok_and(|parent| same(parent) == Some(true))
+        || threads.iter().any(|&tid| tid != pid && same(tid) == Some(false) && !ended(tid))
 }
 
 /// The points of locked mounts that other locked ones hide.

@@ -26,6 +26,7 @@ mod refused;
 mod roots;
 mod seed;
 mod spaces;
+mod sysfs;
 mod table;
 mod users;
 

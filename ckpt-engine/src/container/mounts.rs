@@ -24,7 +24,7 @@ use nix::mount::{MntFlags, umount2};
 use super::{
     groups::Groups,
     nested::{Handles, Own, owner},
-    place,
+    place, sysfs,
 };
 use crate::sys::{
     mount::{
@@ -100,7 +100,7 @@ pub(super) fn build(
     Ok(Built { trees, namespaces })
 }
 
-/// Makes all file systems.
+/// Makes all file systems. What is of namespaces of programs is made of `handles`.
 fn superblocks(
     plan: &Plan,
     root: OwnedFd,
@@ -108,11 +108,22 @@ fn superblocks(
     handles: &Handles,
 ) -> Result<Vec<OwnedFd>, Failure> {
     let mut root = Some(root);
+    let network = own.open("net").map_err(at("keep", "the network"))?;
+    let all: Vec<&OwnedFd> = std::iter::once(&network).chain(&handles.networks).collect();
+    let of = |filesystem: &Filesystem| {
+        let place = usize::try_from(filesystem.network).ok();
+        let found = place.and_then(|place| all.get(place).copied());
+        found.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
+    };
     let mut filesystems = Vec::new();
     for filesystem in &plan.filesystems {
         let made = match filesystem.kind {
             FilesystemKind::Root => root.take().ok_or_else(|| io::ErrorKind::InvalidInput.into()),
             FilesystemKind::Namespace { ref kind, number } => handles.find(own, kind, number),
+            FilesystemKind::Network => of(filesystem).and_then(OwnedFd::try_clone),
+            FilesystemKind::Sysfs if filesystem.network != 0 => of(filesystem).and_then(|other| {
+                sysfs::make_in(other.as_fd(), network.as_fd(), || make(filesystem))
+            }),
             _ => make(filesystem),
         };
         filesystems.push(made.map_err(at("make", filesystem.kind.name()))?);
@@ -123,7 +134,9 @@ fn superblocks(
     for (made, filesystem) in filesystems.iter().zip(&plan.filesystems) {
         if !matches!(
             filesystem.kind,
-            FilesystemKind::Device { .. } | FilesystemKind::Namespace { .. }
+            FilesystemKind::Device { .. }
+                | FilesystemKind::Network
+                | FilesystemKind::Namespace { .. }
         ) {
             attach(made.as_fd(), aside.as_fd(), Path::new(""))
                 .map_err(at("attach", filesystem.kind.name()))?;

@@ -122,12 +122,11 @@ impl Handles {
 }
 
 impl Handles {
-    /// One that the file of a mount is of.
+    /// One that the file of a mount is of, of other kinds than networks.
     pub(super) fn find(&self, own: &Own, kind: &str, number: u32) -> io::Result<OwnedFd> {
         let of = match kind {
             "uts" => &self.names,
             "ipc" => &self.ipcs,
-            "net" => &self.networks,
             "user" => &self.users,
             _ => return Err(io::ErrorKind::InvalidInput.into()),
         };

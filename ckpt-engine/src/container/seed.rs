@@ -30,6 +30,7 @@ use super::{
 };
 use crate::sys::{
     clone::{self, DefaultChild, Sibling, SingleThreaded, close_from, default_signals},
+    identity::new_session_keyring,
     namespace::{CONTAINER_NAMESPACES, join, unshare},
 };
 
@@ -121,11 +122,17 @@ fn create(
 }
 
 /// Root of the user namespace, and nobody else.
+///
+/// The session keyring, which gives whoever has it what the daemon has in its own, is left first.
+/// Then it becomes one of the VE itself, unless the VE has used up what it may have of keys.
 fn become_root() -> Result<(), Failure> {
+    new_session_keyring().map_err(at("leave the session keyring"))?;
     let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
     setgroups(&[]).map_err(system("drop the groups"))?;
     setresgid(group, group, group).map_err(system("become root's group"))?;
-    setresuid(user, user, user).map_err(system("become root"))
+    setresuid(user, user, user).map_err(system("become root"))?;
+    let _ = new_session_keyring();
+    Ok(())
 }
 
 fn offset_lines(offsets: Clocks) -> String {

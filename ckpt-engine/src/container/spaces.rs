@@ -19,13 +19,13 @@ use nix::{
     fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
     sys::{
         stat::{major, minor},
-        statfs::fstatfs,
+        statfs::{NSFS_MAGIC, fstatfs},
     },
 };
 
 use super::{
     mountinfo::Line,
-    read_proc, roots,
+    read_proc, roots, sysfs,
     table::{Node, Table},
     users::{UserSpaces, inode_of},
 };
@@ -35,12 +35,12 @@ use crate::sys::{
     users::{self, locked_mounts},
 };
 
-/// What tells the file system of namespaces.
-const NSFS_MAGIC: libc::c_long = 0x6e73_6673;
-
 /// The kinds of namespaces that a program in a container may have of its own, in the order of
 /// [`Namespaces`].
 const KINDS: [&str; 5] = ["mnt", "uts", "ipc", "net", "cgroup"];
+
+/// Where the networks are in [`KINDS`].
+const NETWORKS: usize = 3;
 
 /// The kinds that all processes of a container must share.
 const COMMON: [&str; 2] = ["pid", "time"];
@@ -129,7 +129,7 @@ impl Spaces {
             libc::CLONE_NEWNS => 0,
             libc::CLONE_NEWUTS => 1,
             libc::CLONE_NEWIPC => 2,
-            libc::CLONE_NEWNET => 3,
+            libc::CLONE_NEWNET => NETWORKS,
             _ => return Ok(()),
         };
         let inode = inode_of(namespace.as_fd())?;
@@ -204,7 +204,19 @@ impl Spaces {
 
     /// The network namespaces that programs have made.
     pub fn networks(&self) -> &[OwnedFd] {
-        self.kinds[3].get(1..).unwrap_or_default()
+        self.kinds[NETWORKS].get(1..).unwrap_or_default()
+    }
+
+    /// The numbers of all network namespaces by what `/sys` shows of them; empty if there is
+    /// only the container's own.
+    pub(super) fn loopbacks(&self) -> io::Result<HashMap<u64, u32>> {
+        match self.networks() {
+            [] => Ok(HashMap::new()),
+            _ => (0..)
+                .zip(&self.kinds[NETWORKS])
+                .map(|(number, namespace)| Ok((sysfs::loopback_of(namespace)?, number)))
+                .collect(),
+        }
     }
 
     /// The UTS namespaces that programs have made.
@@ -330,13 +342,13 @@ impl MountTable {
 
     fn read(&self, namespace: &OwnedFd) -> io::Result<Table> {
         let lines: Vec<Line> = self.text.lines().filter_map(Line::parse).collect();
-        let nodes = inside(namespace, |_| Ok(lines.iter().map(|line| node(&line.point)).collect()));
+        let nodes = inside(namespace, |_| Ok(lines.iter().map(node).collect()));
         Ok(Table { nodes: nodes?, lines })
     }
 }
 
-/// A place in the caller's tree.
-fn look(path: &str) -> Option<OwnedFd> {
+/// What stands at a path of the caller's tree, without anything on the way that leads elsewhere.
+fn place(path: &str) -> Option<OwnedFd> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS);
@@ -345,21 +357,22 @@ fn look(path: &str) -> Option<OwnedFd> {
 
 /// The namespace whose file is mounted at a path of the caller's tree.
 fn open_bound(proc: &OwnedFd, path: &str) -> Option<OwnedFd> {
-    let place = look(path)?;
+    let place = place(path)?;
     // Nothing else is ever opened.
-    if fstatfs(&place).ok()?.filesystem_type().0 != NSFS_MAGIC {
+    if fstatfs(&place).ok()?.filesystem_type() != NSFS_MAGIC {
         return None;
     }
     let how = OpenHow::new().flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC);
     openat2(proc, format!("thread-self/fd/{}", place.as_raw_fd()).as_str(), how).ok()
 }
 
-/// What stands at a path of the caller's tree.
-fn node(path: &str) -> Option<Node> {
-    let place = look(path)?;
+/// What stands at the mount point of a line.
+fn node(line: &Line) -> Option<Node> {
+    let place = place(&line.point)?;
     let status = nix::sys::stat::fstat(&place).ok()?;
     let file_type = status.st_mode & libc::S_IFMT;
-    Some(Node { file_type, device: (major(status.st_rdev), minor(status.st_rdev)) })
+    let loopback = (line.kind == "sysfs").then(|| sysfs::loopback(place.as_fd())).flatten();
+    Some(Node { file_type, device: (major(status.st_rdev), minor(status.st_rdev)), loopback })
 }
 
 /// Runs `work` in a mount namespace, with the host's `/proc` in its hand.

@@ -25,6 +25,9 @@ pub(super) struct Node {
     pub(super) file_type: u32,
     /// Major and minor number of a device.
     pub(super) device: (u64, u64),
+    /// Of a `/sys`: the inode of the loopback device that it shows, see
+    /// [`sysfs::loopback`](super::sysfs::loopback).
+    pub(super) loopback: Option<u64>,
 }
 
 /// Makes plans of tables, the container's own first.
@@ -41,6 +44,8 @@ pub(super) struct Reader {
     /// The device number of the VE's own files.
     root: Option<String>,
     pub(super) blockers: Vec<Blocker>,
+    /// The numbers of network namespaces by the inode of the loopback device.
+    pub(super) loopbacks: HashMap<u64, u32>,
 }
 
 impl Reader {
@@ -59,6 +64,7 @@ impl Reader {
             known: HashMap::new(),
             root: None,
             blockers: Vec::new(),
+            loopbacks: HashMap::new(),
         }
     }
 
@@ -91,12 +97,15 @@ impl Reader {
             Some(name) => (FilesystemKind::Device { name: name.to_owned() }, "/".to_owned()),
             None => match self.kind(line)? {
                 FilesystemKind::Cgroup => (FilesystemKind::Cgroup, self.cgroup_root(line)),
-                kind @ FilesystemKind::Namespace { .. } => (kind, "/".to_owned()),
+                kind @ (FilesystemKind::Network | FilesystemKind::Namespace { .. }) => {
+                    (kind, "/".to_owned())
+                }
                 kind => (kind, line.root.clone()),
             },
         };
+        let network = self.network(line, node, &kind)?;
         let filesystem = self
-            .filesystem(line, kind)
+            .filesystem(line, kind, network)
             .ok_or_else(|| "an id outside of those of the VE in its options".to_owned())?;
         Ok(Mount {
             point: line.point.clone(),
@@ -123,6 +132,7 @@ impl Reader {
             "devpts" => Ok(FilesystemKind::Devpts),
             "mqueue" => Ok(FilesystemKind::Mqueue),
             "cgroup2" => Ok(FilesystemKind::Cgroup),
+            "nsfs" if inode_of_network(&line.root).is_some() => Ok(FilesystemKind::Network),
             "nsfs" => self.namespace(line),
             other => Err(format!("file system of type {other}")),
         }
@@ -141,12 +151,35 @@ impl Reader {
         }
     }
 
+    /// The network that a file system is about.
+    fn network(
+        &self,
+        line: &Line,
+        node: Option<Node>,
+        kind: &FilesystemKind,
+    ) -> Result<u32, String> {
+        match kind {
+            FilesystemKind::Network => inode_of_network(&line.root)
+                .and_then(|inode| self.namespaces.get(&inode))
+                .map(|&(_, number)| number)
+                .ok_or_else(|| "a network namespace that cannot be looked into".to_owned()),
+            // With one network there is nothing to be told apart.
+            FilesystemKind::Sysfs if !self.loopbacks.is_empty() => {
+                let loopback = node.and_then(|node| node.loopback);
+                // Nothing can be seen of one that is covered, and of a part of one.
+                Ok(loopback.and_then(|inode| self.loopbacks.get(&inode).copied()).unwrap_or(0))
+            }
+            _ => Ok(0),
+        }
+    }
+
     /// The number of the line's file system, which is added if it is new.
-    fn filesystem(&mut self, line: &Line, kind: FilesystemKind) -> Option<u32> {
+    fn filesystem(&mut self, line: &Line, kind: FilesystemKind, network: u32) -> Option<u32> {
         // Device nodes of the host share one file system there; here each stands alone.
         let key = match &kind {
             FilesystemKind::Device { name } => format!("device {name}"),
-            FilesystemKind::Namespace { kind, number } => format!("namespace {kind} {number}"),
+            // So do all namespaces.
+            FilesystemKind::Network | FilesystemKind::Namespace { .. } => line.root.clone(),
             _ => line.device.clone(),
         };
         if let Some(&known) = self.known.get(&key) {
@@ -161,7 +194,7 @@ impl Reader {
         };
         let number = u32::try_from(self.filesystems.len()).ok()?;
         let source = line.source.clone();
-        self.filesystems.push(Filesystem { kind, source, options });
+        self.filesystems.push(Filesystem { kind, source, options, network });
         self.known.insert(key, number);
         Some(number)
     }
@@ -228,6 +261,11 @@ fn host_device(line: &Line, node: Option<Node>) -> Result<Option<&'static str>, 
         (None, Some(Node { device: (major, minor), .. })) => Err(format!("device {major}:{minor}")),
         (None, None) => Err(format!("device {}", line.root)),
     }
+}
+
+/// The number of a network namespace: "net:[4026532281]".
+fn inode_of_network(root: &str) -> Option<u64> {
+    root.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// An order in which every mount can be attached by its path: parents before what is on them,

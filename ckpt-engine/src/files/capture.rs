@@ -114,7 +114,7 @@ pub(super) struct Capture<'a> {
     pub(super) terminals: HashMap<u32, u32>,
     /// The mounts of the VE, each with its namespace.
     mounts: HashMap<u64, u32>,
-    pub(super) network: socket::Network,
+    pub(super) networks: socket::Networks,
     pub(super) undo: Undo,
 }
 
@@ -241,7 +241,8 @@ fn unreadable() -> File {
 
 /// A description without anything that can be put on it.
 fn plain(flags: u32, kind: Kind) -> File {
-    File { flags, owner: None, signal: 0, locks: Vec::new(), lease: None, mounts: 0, kind }
+    let (mounts, network) = (0, 0);
+    File { flags, owner: None, signal: 0, locks: Vec::new(), lease: None, mounts, network, kind }
 }
 
 impl<'a> Capture<'a> {
@@ -261,8 +262,8 @@ impl<'a> Capture<'a> {
             pipes: HashMap::new(),
             terminals: HashMap::new(),
             mounts,
-            network: socket::Network::of(source.init)
-                .map_err(|error| unreadable_part("the network namespace", &error))?,
+            networks: socket::Networks::of(source)
+                .map_err(|error| unreadable_part("the network namespaces", &error))?,
             undo: Undo::default(),
         })
     }
@@ -303,7 +304,7 @@ impl<'a> Capture<'a> {
                 path::check_device(object).map(|()| Class::ByPath)
             }
             libc::S_IFIFO => pipe::check(&self.found, object).map(|()| Class::Pipe),
-            libc::S_IFSOCK => self.network.protocol(object).map(Class::Socket),
+            libc::S_IFSOCK => self.networks.protocol(object).map(Class::Socket),
             _ => Err(unknown(object)),
         }
     }
@@ -404,7 +405,11 @@ impl<'a> Capture<'a> {
             }
         };
         let signal = descriptor::query(object.fd(), Query::GetSignal)?;
-        Ok(File { owner, signal, mounts, ..plain(flags, kind) })
+        let network = match class {
+            Class::Socket(_) => self.networks.of_socket(object)?.number,
+            _ => 0,
+        };
+        Ok(File { owner, signal, mounts, network, ..plain(flags, kind) })
     }
 }
 

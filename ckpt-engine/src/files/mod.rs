@@ -34,7 +34,6 @@ use std::{collections::HashMap, os::fd::BorrowedFd};
 use ckpt_format::blocker::Blocker;
 
 mod address;
-mod btf;
 mod capture;
 mod deleted;
 mod epoll;
@@ -74,7 +73,7 @@ mod udp;
 mod unix;
 
 pub use capture::{Captured, Undo, capture, check, mend};
-pub use rebuild::{RebuildError, Rebuilt, Target, rebuild};
+pub use rebuild::{RebuildError, Rebuilt, Target, open_inside, rebuild};
 pub use remote::{Argument, Remote};
 
 /// The processes whose files are looked at.
@@ -92,6 +91,9 @@ pub struct Source<'a> {
     /// The namespaces that programs have made, see
     /// [`Spaces::numbers`](crate::container::Spaces::numbers).
     pub namespaces: HashMap<u64, (&'static str, u32)>,
+    /// The network namespaces that programs have made, see
+    /// [`Spaces::networks`](crate::container::Spaces::networks).
+    pub networks: Vec<BorrowedFd<'a>>,
 }
 
 /// One process that may hold files.

@@ -29,9 +29,9 @@ const SOURCES: usize = 64;
 pub(super) struct Groups(Vec<(u32, IpAddr)>);
 
 impl Groups {
-    /// Of the network of a process.
-    pub(super) fn of(host_pid: i32) -> io::Result<Self> {
-        let read = |name: &str| fs::read_to_string(format!("/proc/{host_pid}/net/{name}"));
+    /// Of the network of the calling thread.
+    pub(super) fn here() -> io::Result<Self> {
+        let read = |name: &str| fs::read_to_string(format!("/proc/thread-self/net/{name}"));
         let mut groups = read_v4(&read("igmp")?);
         // Without IPv6 there is no such file.
         groups.extend(read_v6(&read("igmp6").unwrap_or_default()));

@@ -25,12 +25,12 @@ use crate::sys::socket::{self, Along, End};
 pub(super) struct Owned(Vec<u32>);
 
 impl Owned {
-    /// Of the network of a process.
-    pub(super) fn of(host_pid: i32) -> Self {
+    /// Of the network of the calling thread.
+    pub(super) fn here() -> Self {
         let mut ports = Vec::new();
         // The port is in the second column. Without the file there is no such filter.
         for name in ["nfnetlink_queue", "nfnetlink_log"] {
-            let path = format!("/proc/{host_pid}/net/netfilter/{name}");
+            let path = format!("/proc/thread-self/net/netfilter/{name}");
             let table = std::fs::read_to_string(path).unwrap_or_default();
             let port = |line: &str| line.split_whitespace().nth(1)?.parse::<u32>().ok();
             ports.extend(table.lines().filter_map(port));

@@ -74,6 +74,7 @@ const COMMON: &[Entry] = &[
     Entry(SOL, SO_TIMESTAMPNS_NEW, 4, 0),
     Entry(SOL, libc::SO_TIMESTAMPING, 8, 0),
     Entry(SOL, libc::SO_LOCK_FILTER, 4, 0),
+    Entry(SOL, libc::SO_PEEK_OFF, 4, -1),
 ];
 
 const INET: &[Entry] = &[
@@ -334,9 +335,10 @@ fn is_buffer(option: &SocketOption) -> bool {
 }
 
 /// What is set when a socket has its connection: a number of the next message can be asked for
-/// only then; and a filter that is locked takes no other.
+/// only then; a filter that is locked takes no other; and a place in the queue means something
+/// when that is filled.
 fn is_late(option: &SocketOption) -> bool {
-    let late = [libc::SO_TIMESTAMPING, libc::SO_LOCK_FILTER];
+    let late = [libc::SO_TIMESTAMPING, libc::SO_LOCK_FILTER, libc::SO_PEEK_OFF];
     is_buffer(option) || (option.level == SOL && late.contains(&option.name))
 }
 

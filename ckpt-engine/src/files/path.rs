@@ -9,7 +9,11 @@ use std::{
 };
 
 use ckpt_format::files::{Kind, PathFile};
-use nix::{fcntl::OFlag, sys::stat::Mode};
+use nix::{
+    fcntl::OFlag,
+    poll::{PollFd, PollFlags, PollTimeout},
+    sys::stat::Mode,
+};
 
 use super::{
     Argument, Remote,
@@ -98,7 +102,41 @@ pub(super) fn capture(capture: &Capture<'_>, id: usize) -> Result<Kind, Refusal>
         offset,
         file_type: object.file_type(),
         device: object.status.special,
+        trigger: has_trigger(object)?,
     }))
+}
+
+/// The files of pressure stall information (Documentation/accounting/psi.rst), of a cgroup or of
+/// the whole machine.
+const PRESSURE: [&[u8]; 4] = [b"cpu", b"memory", b"io", b"irq"];
+
+/// The trigger that systemd and most others set: told when some tasks have stalled for 200 ms
+/// within 2 s. The kernel shows nobody what was written, only that something was.
+const TRIGGER: &[u8] = b"some 200000 2000000\0";
+
+/// Whether a program has written a trigger into a file of pressure. A poll of one without a
+/// trigger is an error at once, so whoever waits for it would never sleep.
+fn has_trigger(object: &Object) -> io::Result<bool> {
+    let name = object.link.strip_prefix(b"/proc/pressure/").or_else(|| {
+        let name = object.link.rsplit(|&byte| byte == b'/').next()?;
+        name.strip_suffix(b".pressure").filter(|_| object.link.starts_with(b"/sys/fs/cgroup/"))
+    });
+    let writable = object.flags & libc::O_ACCMODE != libc::O_RDONLY;
+    if !writable || name.is_none_or(|name| !PRESSURE.contains(&name)) {
+        return Ok(false);
+    }
+    let mut polled = [PollFd::new(object.fd(), PollFlags::POLLPRI)];
+    nix::poll::poll(&mut polled, PollTimeout::ZERO)?;
+    Ok(!polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR)))
+}
+
+/// Sets the trigger of a file of pressure, if it had one.
+fn set_trigger(fd: OwnedFd, file: &PathFile) -> io::Result<OwnedFd> {
+    if file.trigger {
+        nix::unistd::write(&fd, TRIGGER)?;
+        nix::unistd::lseek(&fd, 0, nix::unistd::Whence::SeekSet)?;
+    }
+    Ok(fd)
 }
 
 pub(super) fn rebuild(file: &PathFile, flags: u32) -> Result<OwnedFd, RebuildError> {
@@ -110,6 +148,7 @@ pub(super) fn rebuild(file: &PathFile, flags: u32) -> Result<OwnedFd, RebuildErr
     if status.mode & libc::S_IFMT != file.file_type || status.special != file.device {
         return Err(RebuildError::Changed { path: lossy(&file.path) });
     }
+    let fd = set_trigger(fd, file).map_err(failed)?;
     if late_offset(file).is_some() {
         return Ok(fd);
     }
@@ -144,7 +183,7 @@ pub(super) fn open_inside(
     remote
         .call(1, libc::SYS_close, [Argument::Value(fd), none(), none(), none(), none(), none()])
         .map_err(|errno| failed(errno.into()))?;
-    fetched.map(Some)
+    fetched.and_then(|fd| set_trigger(fd, file).map_err(failed)).map(Some)
 }
 
 /// The offset of a file whose text the kernel makes up when it is read *or its offset set*: half

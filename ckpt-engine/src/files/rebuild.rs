@@ -44,6 +44,11 @@ pub struct Target {
     pub mounts: Vec<OwnedFd>,
     /// The namespaces that are there for programs, by kind and number.
     pub namespaces: HashMap<(&'static str, u32), OwnedFd>,
+    /// What only a task of the VE can open, by the place in [`Files::files`]: see
+    /// [`open_inside`].
+    pub opened: HashMap<usize, OwnedFd>,
+    /// The network namespaces of the VE, as its mount namespaces.
+    pub networks: Vec<OwnedFd>,
     /// Our own `/proc/self/fd`, which the VE's mounts do not show.
     descriptors: OwnedFd,
     /// Our own `/proc`.
@@ -62,6 +67,8 @@ impl Target {
             ahead_ns: 0,
             mounts: Vec::new(),
             namespaces: HashMap::new(),
+            opened: HashMap::new(),
+            networks: Vec::new(),
             descriptors: open("/proc/self/fd", flags, Mode::empty())?,
             proc: open("/proc", flags, Mode::empty())?,
         })
@@ -140,8 +147,9 @@ pub(super) struct Rebuild<'a> {
     pub(super) connections: Vec<tcp::Connection>,
     /// Ends of unix sockets whose peers are gone, by the end that is left.
     pub(super) gone: HashMap<u32, OwnedFd>,
-    /// The mount namespace that the thread is in.
+    /// The mount and the network namespace that the thread is in.
     entered: u32,
+    network: u32,
 }
 
 /// The rebuilt descriptions, before the VE runs.
@@ -151,6 +159,24 @@ pub struct Rebuilt {
     /// See [`path::late_offset`], by the place in `made`.
     late_offsets: Vec<(usize, u64)>,
     connections: Vec<tcp::Connection>,
+}
+
+/// Opens from inside what shows who has opened it, for [`Target::opened`]. `init` is a pidfd of
+/// the VE's pid 1.
+pub fn open_inside(
+    files: &Files,
+    init: &OwnedFd,
+    remote: &mut dyn Remote,
+) -> Result<HashMap<usize, OwnedFd>, RebuildError> {
+    let mut opened = HashMap::new();
+    for (place, file) in files.files.iter().enumerate() {
+        if let Kind::Path(named) = &file.kind
+            && let Some(inside) = path::open_inside(named, file.flags, init, remote)?
+        {
+            opened.insert(place, inside);
+        }
+    }
+    Ok(opened)
 }
 
 /// Makes all files of `files`.
@@ -168,17 +194,26 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
         connections: Vec::new(),
         gone: HashMap::new(),
         entered: 0,
+        network: 0,
     };
     identity::own_new_files(target.id_base, target.id_base)
         .map_err(|source| RebuildError::Kernel { object: "file owner", source })?;
     socket::rebuild(&mut rebuild)?;
     for (place, file) in files.files.iter().enumerate() {
         if rebuild.made[place].is_none() {
-            rebuild.enter(file.mounts)?;
-            rebuild.made[place] = Some(rebuild.make(file)?);
+            let opened = target.opened.get(&place).map(OwnedFd::try_clone);
+            rebuild.made[place] = Some(match opened {
+                Some(opened) => opened
+                    .map_err(|source| RebuildError::Kernel { object: "file of /proc", source })?,
+                None => {
+                    rebuild.enter(file.mounts)?;
+                    rebuild.make(file)?
+                }
+            });
         }
     }
     rebuild.enter(0)?;
+    rebuild.enter_network(0)?;
     terminal::settle(&mut rebuild)?;
     unix::fill(&mut rebuild)?;
     for (place, file) in files.files.iter().enumerate() {
@@ -213,6 +248,19 @@ impl Rebuild<'_> {
         namespace::join(namespace.as_fd(), libc::CLONE_NEWNS)
             .map_err(|source| RebuildError::Kernel { object: "mount namespace", source })?;
         self.entered = mounts;
+        Ok(())
+    }
+
+    /// Goes into a network namespace, for the sockets that belong there.
+    pub(super) fn enter_network(&mut self, network: u32) -> Result<(), RebuildError> {
+        if network == self.network {
+            return Ok(());
+        }
+        let namespace = usize::try_from(network).ok().and_then(|at| self.target.networks.get(at));
+        let namespace = namespace.ok_or(RebuildError::Damaged)?;
+        namespace::join(namespace.as_fd(), libc::CLONE_NEWNET)
+            .map_err(|source| RebuildError::Kernel { object: "network namespace", source })?;
+        self.network = network;
         Ok(())
     }
 
@@ -267,24 +315,6 @@ impl Rebuilt {
     /// The description for this id, to be installed in descriptor tables.
     pub fn descriptor(&self, file: FileId) -> Option<BorrowedFd<'_>> {
         Some(self.made.get(file.0 as usize)?.as_ref()?.as_fd())
-    }
-
-    /// Opens once more, from inside, what shows who has opened it. To be called before the
-    /// descriptors are installed; `init` is a pidfd of the VE's pid 1.
-    pub fn open_inside(
-        &mut self,
-        files: &Files,
-        init: &OwnedFd,
-        remote: &mut dyn Remote,
-    ) -> Result<(), RebuildError> {
-        for (made, file) in self.made.iter_mut().zip(&files.files) {
-            if let Kind::Path(named) = &file.kind
-                && let Some(inside) = path::open_inside(named, file.flags, init, remote)?
-            {
-                *made = Some(inside);
-            }
-        }
-        Ok(())
     }
 
     /// Does what only tasks of the VE can do. The descriptors are installed; the processes stand

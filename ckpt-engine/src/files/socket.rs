@@ -1,22 +1,23 @@
 //! Sockets: which protocol they speak, and in which order they are made.
 
 use std::{
+    collections::{BTreeMap, btree_map::Entry},
     io,
     net::SocketAddr,
-    os::fd::{AsFd, OwnedFd},
-    thread,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use ckpt_format::files::{Kind, TcpState};
 
 use super::{
+    Source,
     capture::Capture,
     find::{Object, Refusal},
     frames, multicast, netlink, options,
     rebuild::{Rebuild, RebuildError, set_status},
     table, tcp, udp, unix,
 };
-use crate::sys::{descriptor, socket};
+use crate::sys::{namespace::in_network_of, socket};
 
 /// The protocols whose sockets can be moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,68 +29,57 @@ pub(super) enum Protocol {
     Netlink { protocol: i32 },
 }
 
-/// The VE's network, and what it tells about sockets.
+/// One network of the VE, and what it tells about sockets.
 #[derive(Debug)]
 pub(super) struct Network {
-    /// A process in it.
-    host_pid: i32,
-    /// `SO_NETNS_COOKIE` of the VE's network.
+    /// Its number in [`Namespaces`](ckpt_format::container::Namespaces).
+    pub(super) number: u32,
+    /// `SO_NETNS_COOKIE`.
     cookie: u64,
-    namespace: std::fs::File,
-    unix: unix::Diagnosis,
+    namespace: OwnedFd,
     packet: frames::Entries,
     groups: multicast::Groups,
     netlink: netlink::Owned,
 }
 
 impl Network {
-    /// The network of a process.
-    pub(super) fn of(host_pid: i32) -> io::Result<Self> {
-        let namespace = std::fs::File::open(format!("/proc/{host_pid}/ns/net"))?;
-        // A thread of its own, because it stays in that network.
-        let work = || -> io::Result<OwnedFd> {
-            descriptor::enter(namespace.as_fd(), libc::CLONE_NEWNET)?;
+    /// Reads a network, and the unix sockets in it.
+    fn read(number: u32, namespace: OwnedFd) -> io::Result<(Self, unix::Diagnosis)> {
+        let inside = || {
             const NETLINK_SOCK_DIAG: i32 = 4;
-            socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_SOCK_DIAG)
+            let diagnosis = socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_SOCK_DIAG)?;
+            Ok((diagnosis, multicast::Groups::here()?, netlink::Owned::here()))
         };
-        let diagnosis = thread::scope(|scope| scope.spawn(work).join())
-            .unwrap_or_else(|_| Err(io::Error::other("the thread in the VE's network panicked")))?;
+        let (diagnosis, groups, netlink) = in_network_of(namespace.as_fd(), inside)?;
         let unix = unix::dump(diagnosis.as_fd())?;
         // A kernel without it has no packet sockets, or tells nothing about them.
         let packet = frames::dump(diagnosis.as_fd()).unwrap_or_default();
-        Ok(Self {
-            host_pid,
-            cookie: cookie(diagnosis.as_fd())?,
-            namespace,
-            unix,
-            packet,
-            groups: multicast::Groups::of(host_pid)?,
-            netlink: netlink::Owned::of(host_pid),
+        let cookie = cookie(diagnosis.as_fd())?;
+        Ok((Self { number, cookie, namespace, packet, groups, netlink }, unix))
+    }
+
+    fn tables(&self, names: [&str; 2]) -> io::Result<[table::Table; 2]> {
+        in_network_of(self.namespace.as_fd(), || {
+            let read = |name| table::Table::read(&format!("/proc/thread-self/net/{name}"));
+            // Without IPv6 the second one is not there.
+            Ok([read(names[0])?, read(names[1]).unwrap_or_default()])
         })
     }
 
-    fn table(&self, protocol: &str, v6: bool) -> io::Result<table::Table> {
-        let six = if v6 { "6" } else { "" };
-        table::Table::read(&format!("/proc/{}/net/{protocol}{six}", self.host_pid))
-    }
-
     /// The address that a socket is connected to, where getpeername(2) does not tell.
-    pub(super) fn remote(
-        &self,
-        protocol: &str,
-        v6: bool,
-        object: &Object,
-    ) -> io::Result<Option<SocketAddr>> {
-        let table = self.table(protocol, v6)?;
-        Ok(table.of_inode(object.status.inode).and_then(|line| line.remote()))
+    pub(super) fn remote(&self, protocol: &str, object: &Object) -> io::Result<Option<SocketAddr>> {
+        let tables = self.tables([protocol, &format!("{protocol}6")])?;
+        let of_inode =
+            |table: &table::Table| table.of_inode(object.status.inode).map(table::Line::remote);
+        Ok(tables.iter().find_map(of_inode).flatten())
     }
 
     /// Whether a handshake with a listener at this address has begun and not ended.
     pub(super) fn is_handshaking(&self, local: &SocketAddr) -> io::Result<bool> {
         const SYN_RECEIVED: u8 = 3;
         // An IPv6 socket has IPv4 clients, too, which are listed with both.
-        let lists = [self.table("tcp", false)?, self.table("tcp", true).unwrap_or_default()];
-        Ok(lists.iter().flat_map(table::Table::lines).any(|line| {
+        let tables = self.tables(["tcp", "tcp6"])?;
+        Ok(tables.iter().flat_map(table::Table::lines).any(|line| {
             line.state() == Some(SYN_RECEIVED)
                 && line.local().is_some_and(|found| found.port() == local.port())
         }))
@@ -102,12 +92,49 @@ impl Network {
 
     /// The network itself.
     pub(super) fn namespace(&self) -> io::Result<OwnedFd> {
-        self.namespace.as_fd().try_clone_to_owned()
+        self.namespace.try_clone()
+    }
+}
+
+/// The networks of the VE.
+#[derive(Debug)]
+pub(super) struct Networks {
+    /// The VE's own first.
+    all: Vec<Network>,
+    /// A unix socket may have its peer in another one.
+    unix: unix::Diagnosis,
+}
+
+impl Networks {
+    pub(super) fn of(source: &Source<'_>) -> io::Result<Self> {
+        let own = std::fs::File::open(format!("/proc/{}/ns/net", source.init))?;
+        let mut namespaces = vec![OwnedFd::from(own)];
+        for namespace in &source.networks {
+            namespaces.push(namespace.try_clone_to_owned()?);
+        }
+        let (mut all, mut unix) = (Vec::new(), unix::Diagnosis::default());
+        for (number, namespace) in (0..).zip(namespaces) {
+            let (network, sockets) = Network::read(number, namespace)?;
+            all.push(network);
+            unix.add(sockets);
+        }
+        Ok(Self { all, unix })
     }
 
-    /// The unix sockets of the network.
+    /// The unix sockets of all networks.
     pub(super) fn unix(&self) -> &unix::Diagnosis {
         &self.unix
+    }
+
+    /// The network that a socket belongs to.
+    pub(super) fn of_socket(&self, object: &Object) -> Result<&Network, Refusal> {
+        let cookie = cookie(object.fd())?;
+        self.all.iter().find(|network| network.cookie == cookie).ok_or_else(|| {
+            Refusal::new(
+                "a socket of another network than the VE's",
+                "end the program, or the command that was started from the host with it",
+            )
+        })
     }
 
     /// Which protocol a socket speaks, when it is one that can be moved.
@@ -116,12 +143,7 @@ impl Network {
         let number = |name| options::number(fd, libc::SOL_SOCKET, name);
         let (domain, kind) = (number(libc::SO_DOMAIN)?, number(libc::SO_TYPE)?);
         let protocol = number(libc::SO_PROTOCOL)?;
-        if domain != libc::AF_UNIX && cookie(fd)? != self.cookie {
-            return Err(Refusal::new(
-                "a socket of another network than the VE's",
-                "end the program, or the command that was started from the host with it",
-            ));
-        }
+        let network = self.of_socket(object)?;
         let v6 = domain == libc::AF_INET6;
         match (domain, kind, protocol) {
             (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP) => {
@@ -134,12 +156,14 @@ impl Network {
             }
             (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM | libc::SOCK_RAW, _) => {
                 let variety = udp::Variety { v6, raw: kind == libc::SOCK_RAW, protocol };
-                udp::check(object, self, variety)?;
+                udp::check(object, network, variety)?;
                 Ok(Protocol::Datagram(variety))
             }
-            (libc::AF_PACKET, ..) => frames::check(object, &self.packet).map(|()| Protocol::Packet),
+            (libc::AF_PACKET, ..) => {
+                frames::check(object, &network.packet).map(|()| Protocol::Packet)
+            }
             (libc::AF_NETLINK, _, protocol) => {
-                netlink::check(object, protocol, &self.netlink)?;
+                netlink::check(object, protocol, &network.netlink)?;
                 Ok(Protocol::Netlink { protocol })
             }
             (libc::AF_UNIX, socket_type, _) => Ok(Protocol::Unix { socket_type }),
@@ -148,7 +172,7 @@ impl Network {
     }
 }
 
-fn cookie(fd: std::os::fd::BorrowedFd<'_>) -> io::Result<u64> {
+fn cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
     const SO_NETNS_COOKIE: i32 = 71;
     let mut cookie = [0; 8];
     socket::option(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, &mut cookie)?;
@@ -187,7 +211,8 @@ pub(super) fn capture(
     match protocol {
         Protocol::Tcp { v6, multipath } => {
             let object = &capture.found.objects[place];
-            let (kind, held) = tcp::capture(object, &capture.network, v6, multipath)?;
+            let network = capture.networks.of_socket(object)?;
+            let (kind, held) = tcp::capture(object, network, v6, multipath)?;
             match held {
                 tcp::Held::Nothing => {}
                 tcp::Held::Connection(repaired) => capture.undo.connections.push(repaired),
@@ -197,11 +222,15 @@ pub(super) fn capture(
         }
         Protocol::Datagram(variety) => {
             let object = &capture.found.objects[place];
-            let (kind, seen) = udp::capture(object, &capture.network, variety)?;
+            let network = capture.networks.of_socket(object)?;
+            let (kind, seen) = udp::capture(object, network, variety)?;
             capture.undo.datagrams.extend(seen);
             Ok(kind)
         }
-        Protocol::Packet => frames::capture(&capture.found.objects[place], &capture.network.packet),
+        Protocol::Packet => {
+            let object = &capture.found.objects[place];
+            frames::capture(object, &capture.networks.of_socket(object)?.packet)
+        }
         Protocol::Netlink { protocol } => netlink::capture(&capture.found.objects[place], protocol),
         Protocol::Unix { socket_type } => unix::capture(capture, place, socket_type),
     }
@@ -219,7 +248,7 @@ pub(super) fn check_peer(
                 let info = object.info();
                 info.and_then(|info| info.number("scm_fds", 10)).is_ok_and(|count| count > 0)
             };
-            match unix::check(&capture.network.unix, &capture.found, object) {
+            match unix::check(capture.networks.unix(), &capture.found, object) {
                 // It may be in a queue, which is not read before the VE stands still.
                 Err(_) if capture.found.objects.iter().any(in_flight) => Ok(()),
                 other => other,
@@ -232,7 +261,11 @@ pub(super) fn check_peer(
 /// Makes all sockets.
 pub(super) fn rebuild(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
     let failed = |source: io::Error| RebuildError::Kernel { object: "socket", source };
-    for (place, file) in rebuild.files.files.iter().enumerate() {
+    let files = rebuild.files;
+    for (place, file) in files.files.iter().enumerate() {
+        if matches!(file.kind, Kind::Tcp(_) | Kind::Udp(_) | Kind::Packet(_) | Kind::Netlink(_)) {
+            rebuild.enter_network(file.network)?;
+        }
         let fd = match &file.kind {
             Kind::Tcp(tcp) => tcp::bind(tcp)?,
             Kind::Udp(udp) => udp::rebuild(udp)?,
@@ -244,13 +277,17 @@ pub(super) fn rebuild(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
         rebuild.made[place] = Some(fd);
     }
     // Connections come after listeners, whose ports they share.
-    for (place, file) in rebuild.files.files.iter().enumerate() {
-        let (Kind::Tcp(tcp), Some(fd)) = (&file.kind, &rebuild.made[place]) else { continue };
+    for (place, file) in files.files.iter().enumerate() {
+        let Kind::Tcp(tcp) = &file.kind else { continue };
+        rebuild.enter_network(file.network)?;
+        let Some(fd) = &rebuild.made[place] else { continue };
         rebuild.connections.extend(tcp::connect(fd.as_fd(), tcp)?);
     }
     wait(rebuild)?;
-    for (place, file) in rebuild.files.files.iter().enumerate() {
-        if let (Kind::Udp(udp), Some(fd)) = (&file.kind, &rebuild.made[place]) {
+    for (place, file) in files.files.iter().enumerate() {
+        let Kind::Udp(udp) = &file.kind else { continue };
+        rebuild.enter_network(file.network)?;
+        if let Some(fd) = &rebuild.made[place] {
             udp::fill(fd.as_fd(), udp)?;
         }
     }
@@ -258,17 +295,24 @@ pub(super) fn rebuild(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
 }
 
 /// Lets connections wait for their listeners, as on the source.
-fn wait(rebuild: &Rebuild<'_>) -> Result<(), RebuildError> {
+fn wait(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
     let failed = |source| RebuildError::Kernel { object: "waiting TCP connection", source };
-    let mut door = None;
-    for (file, made) in rebuild.files.files.iter().zip(&rebuild.made) {
-        let (Kind::Tcp(tcp), Some(listener)) = (&file.kind, made) else { continue };
+    // One for each network.
+    let mut doors = BTreeMap::new();
+    let files = rebuild.files;
+    for (place, file) in files.files.iter().enumerate() {
+        let Kind::Tcp(tcp) = &file.kind else { continue };
         let TcpState::Listening { waiting, .. } = &tcp.state else { continue };
+        if waiting.is_empty() {
+            continue;
+        }
+        rebuild.enter_network(file.network)?;
+        let door = match doors.entry(file.network) {
+            Entry::Occupied(door) => door.into_mut(),
+            Entry::Vacant(place) => place.insert(tcp::Door::here().map_err(failed)?),
+        };
+        let Some(listener) = &rebuild.made[place] else { continue };
         for waiting in waiting {
-            let door = match &mut door {
-                Some(door) => door,
-                None => door.insert(tcp::Door::here().map_err(failed)?),
-            };
             door.put(listener.as_fd(), waiting).map_err(failed)?;
         }
     }

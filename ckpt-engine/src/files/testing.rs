@@ -54,6 +54,7 @@ impl Child {
             id_base: 0,
             mounts: None,
             namespaces: std::collections::HashMap::new(),
+            networks: Vec::new(),
         }
     }
 

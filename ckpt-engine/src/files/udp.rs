@@ -77,7 +77,7 @@ pub(super) fn capture(
         local,
         remote: match address::remote(fd)? {
             // Without a port this is not told.
-            None if raw => network.remote("raw", v6, object)?,
+            None if raw => network.remote("raw", object)?,
             remote => remote,
         },
         queue,

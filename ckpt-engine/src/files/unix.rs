@@ -8,6 +8,7 @@
 //! listener. A path can be bound any number of times in an empty file system that nobody sees;
 //! an abstract name goes from a listener of the moment to the connections that it accepts.
 
+mod accepted;
 mod bind;
 mod capture;
 pub(super) mod diagnosis;

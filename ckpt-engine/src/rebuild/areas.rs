@@ -204,7 +204,8 @@ impl Work<'_> {
         let mut fd = u64::MAX;
         match &area.backing {
             Backing::Vdso | Backing::Vvar | Backing::Vsyscall => return Ok(()),
-            Backing::Anonymous { .. } => flags |= libc::MAP_ANONYMOUS,
+            // Until its context is made, other memory holds the place of a ring.
+            Backing::Anonymous { .. } | Backing::Ring => flags |= libc::MAP_ANONYMOUS,
             Backing::File { path, .. } => {
                 self.open(path, area.shared && area.may_write);
                 fd = 0;

@@ -2,19 +2,20 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     os::fd::{AsRawFd, RawFd},
 };
 
 use ckpt_format::{
-    memory::MemoryMap,
-    process::{Descriptor, Process, Processes},
+    memory::{Area, Backing, MemoryMap},
+    process::{Descriptor, Process, Processes, Ring},
 };
 
 use super::{
     Bone, CHANNEL, Inconsistency, RebuildError, Skeleton,
     areas::{Message, send_descriptors},
 };
-use crate::{files::Rebuilt, ipc};
+use crate::{aio, files::Rebuilt, ipc};
 
 /// The most descriptors in one message (`SCM_MAX_FD`).
 const BATCH: usize = 253;
@@ -48,19 +49,59 @@ impl Skeleton {
     ) -> Result<(), RebuildError> {
         self.end_writing()?;
         for process in &processes.processes {
-            let pid = process.pid;
             self.set_program(process)?;
-            let bone = self.bone(pid)?;
+            let bone = self.bone(process.pid)?;
+            self.make_rings(bone, &process.rings)?;
             ipc::restore_undo(&bone.thread, self.gate, &self.semaphores, &process.semaphore_undo)
                 .map_err(bone.failed("set what its end does to semaphores"))?;
-            if self.is_user_apart(pid)? {
+        }
+        for process in &processes.processes {
+            let bone = self.bone(process.pid)?;
+            if !bone.common.directories {
+                self.set_directories(bone, process)?;
+            }
+            // Needs the channel, which goes when the table comes, be it that of another process.
+            if self.is_user_apart(process.pid)? {
                 self.enter_users(process)?;
                 self.make_threads(process, &processes.filters)?;
             }
-            let table = tables.get(&pid).map(Vec::as_slice).unwrap_or_default();
-            self.install_descriptors(pid, table, files)?;
+        }
+        // What processes have in common they get once, when all have the rest.
+        for process in &processes.processes {
+            if !self.bone(process.pid)?.common.descriptors {
+                let table = tables.get(&process.pid).map(Vec::as_slice).unwrap_or_default();
+                self.install_descriptors(process.pid, table, files)?;
+            }
         }
         Ok(())
+    }
+
+    /// Makes its AIO contexts.
+    fn make_rings(&self, bone: &Bone, rings: &[Ring]) -> Result<(), RebuildError> {
+        if rings.is_empty() {
+            return Ok(());
+        }
+        let is_there = |ring: &Ring| {
+            let its = |area: &&Area| area.start == ring.start && area.backing == Backing::Ring;
+            let area = bone.areas.iter().find(its);
+            area.is_some_and(|area| aio::fits(ring, area.len()))
+        };
+        if !rings.iter().all(is_there) {
+            return Err(Inconsistency::AreaOutside(bone.pid).into());
+        }
+        let failed = bone.failed("make its AIO contexts");
+        let outside =
+            |source| RebuildError::Outside { pid: bone.pid, what: "make its AIO contexts", source };
+        let null = File::open("/dev/null").map_err(outside)?;
+        send_descriptors(&self.channel, &[null.as_raw_fd()]).map_err(outside)?;
+        let mut batch = self.gate.batch();
+        let message = Message::add(&mut batch, 1);
+        message.receive(&mut batch, CHANNEL);
+        batch.run(&bone.thread)?.all().map_err(&failed)?;
+        aio::rebuild(&bone.thread, self.gate, &bone.memory, rings, 0).map_err(&failed)?;
+        let mut batch = self.gate.batch();
+        batch.call("close", libc::SYS_close, &[0]);
+        batch.run(&bone.thread)?.all().map_err(&failed)
     }
 
     fn set_program(&self, process: &Process) -> Result<(), RebuildError> {
@@ -80,17 +121,22 @@ impl Skeleton {
         let size = MEMORY_MAP_SIZE as u64;
         batch.call("prctl", libc::SYS_prctl, &[PR_SET_MM, PR_SET_MM_MAP, map, size, 0]);
         batch.call("close", libc::SYS_close, &[0]);
-        if process.root != "/" {
-            let root = batch.text(&process.root);
-            batch.call("chroot", libc::SYS_chroot, &[root]);
-        }
         let done = batch.run(&bone.thread)?;
         done.value(open).map_err(|source| RebuildError::Open {
             pid: process.pid,
             path: process.exe.clone(),
             source,
         })?;
-        done.all().map_err(bone.failed("set its program and root"))?;
+        done.all().map_err(bone.failed("set its program"))
+    }
+
+    fn set_directories(&self, bone: &Bone, process: &Process) -> Result<(), RebuildError> {
+        if process.root != "/" {
+            let mut batch = self.gate.batch();
+            let root = batch.text(&process.root);
+            batch.call("chroot", libc::SYS_chroot, &[root]);
+            batch.run(&bone.thread)?.all().map_err(bone.failed("set its root"))?;
+        }
         self.enter_directory(bone, strip_root(&process.cwd, &process.root))
     }
 

@@ -41,7 +41,7 @@ use ckpt_format::{
     container::Namespaces,
     ipc::SemaphoreSet,
     memory::{Area, Run},
-    process::Shape,
+    process::{Common, Shape},
 };
 
 pub use self::release::Ready;
@@ -205,6 +205,8 @@ struct Bone {
     session: i32,
     group: i32,
     exit_signal: i32,
+    /// What it has in common with its parent.
+    common: Common,
     /// `None` for one that was born in a way that does not tell.
     namespaces: Option<Namespaces>,
     areas: Vec<Area>,
@@ -293,6 +295,7 @@ impl Bone {
             session,
             group,
             exit_signal: libc::SIGCHLD,
+            common: Common::default(),
             namespaces,
             areas: Vec::new(),
             late: BTreeMap::new(),
@@ -301,7 +304,12 @@ impl Bone {
     }
 
     fn kin(&self) -> Kin {
-        Kin { parent: self.parent, session: self.session, exit_signal: self.exit_signal }
+        Kin {
+            parent: self.parent,
+            session: self.session,
+            exit_signal: self.exit_signal,
+            common: self.common,
+        }
     }
 
     /// For the errors of calls made in this process.

@@ -60,6 +60,11 @@ impl Table {
     pub(super) fn mounts(&self) -> io::Result<Vec<OwnedFd>> {
         self.kinds[0].iter().map(OwnedFd::try_clone).collect()
     }
+
+    /// The network namespaces, in the same way.
+    pub(super) fn networks(&self) -> io::Result<Vec<OwnedFd>> {
+        self.kinds[3].iter().map(OwnedFd::try_clone).collect()
+    }
 }
 
 fn numbers(namespaces: Namespaces) -> [u32; 4] {

@@ -25,6 +25,7 @@ impl Skeleton {
         }
         target.mounts = self.nested.mounts().map_err(outside("find its namespaces"))?;
         target.namespaces = self.nested.all().map_err(outside("find its namespaces"))?;
+        target.networks = self.nested.networks().map_err(outside("find its namespaces"))?;
         for (id, file) in self.shared_objects() {
             let copy = file.try_clone().map_err(outside("prepare its shared memory"))?;
             target.shared.insert(id, copy.into());
@@ -33,7 +34,8 @@ impl Skeleton {
         target.mailboxes = ipc::rebuild(&init, &captured.ipc, self.id_base)
             .map_err(outside("make the objects of its IPC namespace"))?;
         self.semaphores.clone_from(&captured.ipc.semaphores);
-        let mut made = std::thread::scope(|scope| {
+        target.opened = files::open_inside(captured, &init, self).map_err(RebuildError::Files)?;
+        std::thread::scope(|scope| {
             let work = scope.spawn(|| {
                 descriptor::unshare_directories().map_err(outside("enter its namespaces"))?;
                 let kinds = libc::CLONE_NEWNS
@@ -44,8 +46,6 @@ impl Skeleton {
                 files::rebuild(captured, &target).map_err(RebuildError::Files)
             });
             work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })?;
-        made.open_inside(captured, &init, self).map_err(RebuildError::Files)?;
-        Ok(made)
+        })
     }
 }

@@ -25,7 +25,10 @@ use super::{
 use crate::{
     inject::{Batch, Gate},
     ipc, procfs,
-    sys::{task, vm::SharedMapping},
+    sys::{
+        task,
+        vm::{self, SharedMapping},
+    },
     unnamed::{self, Blank},
 };
 
@@ -102,19 +105,16 @@ impl Skeleton {
         if total != data.len() as u64 {
             return Err(Inconsistency::PageCount.into());
         }
-        let mut rest = data;
-        for run in runs {
-            let (bytes, tail) = rest.split_at((run.pages * PAGE) as usize);
-            rest = tail;
-            match space {
-                Space::Process(pid) => {
-                    if overlaps_gate(run) {
-                        return Err(Inconsistency::AreaOutside(pid).into());
-                    }
-                    self.bone_mut(pid)?.write(run, bytes)?;
+        match space {
+            Space::Process(pid) => {
+                if runs.iter().any(overlaps_gate) {
+                    return Err(Inconsistency::AreaOutside(pid).into());
                 }
-                Space::Shared(object) => {
-                    let shared = self.shared(object)?;
+                self.bone_mut(pid)?.write(runs, data)
+            }
+            Space::Shared(object) => {
+                let shared = self.shared(object)?;
+                for (run, bytes) in with_contents(runs, data) {
                     let end = shared.object.size.saturating_sub(run.start);
                     let bytes = &bytes[..bytes.len().min(end as usize)];
                     shared
@@ -122,9 +122,9 @@ impl Skeleton {
                         .write_all_at(bytes, run.start)
                         .map_err(|source| RebuildError::Shared { object, source })?;
                 }
+                Ok(())
             }
         }
-        Ok(())
     }
 
     fn discard(&mut self, space: Space, runs: &[Run]) -> Result<(), RebuildError> {
@@ -254,9 +254,30 @@ impl Skeleton {
 }
 
 impl Bone {
-    /// Writes pages, and keeps those for later that cannot be written yet. A running VE changes
-    /// its files and its memory at once, and we see the one before the other.
-    fn write(&mut self, run: &Run, bytes: &[u8]) -> Result<(), RebuildError> {
+    /// Writes pages: all at once where the process itself could, which costs least.
+    fn write(&mut self, runs: &[Run], data: &[u8]) -> Result<(), RebuildError> {
+        let places: Vec<(u64, usize)> =
+            runs.iter().map(|run| (run.start, (run.pages * PAGE) as usize)).collect();
+        let mut written = vm::write_process(self.thread.tid, data, &places).unwrap_or(0);
+        for (run, bytes) in with_contents(runs, data) {
+            match written.checked_sub(bytes.len()) {
+                Some(rest) => {
+                    written = rest;
+                    self.forget_late(run);
+                }
+                None => {
+                    written = 0;
+                    self.write_run(run, bytes)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes pages whatever their protection, and keeps those for later that cannot be written
+    /// yet. A running VE changes its files and its memory at once, and we see the one before the
+    /// other.
+    fn write_run(&mut self, run: &Run, bytes: &[u8]) -> Result<(), RebuildError> {
         self.forget_late(run);
         if self.memory.write_all_at(bytes, run.start).is_ok() {
             return Ok(());
@@ -293,6 +314,16 @@ impl Bone {
         }
         Ok(())
     }
+}
+
+/// Each run with its part of the data, which is as long as all of them together.
+fn with_contents<'a>(runs: &'a [Run], data: &'a [u8]) -> impl Iterator<Item = (&'a Run, &'a [u8])> {
+    let mut rest = data;
+    runs.iter().map(move |run| {
+        let (bytes, tail) = rest.split_at(rest.len().min((run.pages * PAGE) as usize));
+        rest = tail;
+        (run, bytes)
+    })
 }
 
 fn overlaps_gate(run: &Run) -> bool {

@@ -40,6 +40,25 @@ impl Skeleton {
         if let Some(bone) = self.processes.get_mut(&process.pid) {
             bone.others = made.into_iter().flatten().collect();
         }
+        self.part_directories(process)
+    }
+
+    /// Gives threads directories of their own, before the process itself has any.
+    fn part_directories(&self, process: &Process) -> Result<(), RebuildError> {
+        let bone = self.bone(process.pid)?;
+        for (stopped, thread) in bone.others.iter().zip(process.threads.iter().skip(1)) {
+            let Some(own) = &thread.directories else { continue };
+            let mut batch = self.gate.batch();
+            let (root, cwd) = (batch.text(&own.root), batch.text(&own.cwd));
+            batch.call("unshare", libc::SYS_unshare, &[libc::CLONE_FS as u64]);
+            // The working directory first: it need not be below the root.
+            batch.call("chdir", libc::SYS_chdir, &[cwd]);
+            if own.root != "/" {
+                batch.call("chroot", libc::SYS_chroot, &[root]);
+            }
+            batch.call("umask", libc::SYS_umask, &[own.umask.into()]);
+            batch.run(stopped)?.all().map_err(bone.failed("set the directories of a thread"))?;
+        }
         Ok(())
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use ckpt_format::process::Shape;
+use ckpt_format::process::{Common, Shape};
 
 use super::{Bone, Inconsistency, RebuildError, Skeleton};
 use crate::{
@@ -40,7 +40,8 @@ impl Skeleton {
         }
         for shape in &shapes {
             self.join_group(shape, &mut leaders)?;
-            self.bone_mut(shape.pid)?.next_life = shape.life;
+            let bone = self.bone_mut(shape.pid)?;
+            (bone.next_life, bone.common) = (shape.life, shape.common);
         }
         for leader in leaders {
             end(&leader)?;
@@ -79,7 +80,7 @@ impl Skeleton {
             return Err(RebuildError::Family { pid: shape.pid });
         }
         let born = if inherits {
-            self.clone_in(&parent.thread, shape.pid, 0, shape.exit_signal)?
+            self.clone_in(&parent.thread, shape.pid, flags(shape.common), shape.exit_signal)?
         } else {
             self.bear_into_session(shape, leaders)?
         };
@@ -112,16 +113,18 @@ impl Skeleton {
         leaders: &mut Vec<Stopped>,
     ) -> Result<Stopped, RebuildError> {
         let session = shape.session;
+        let flags = flags(shape.common);
         let member = self.processes.values().find(|bone| bone.session == session);
         if let Some(sibling) = self.processes.values().find(|bone| {
-            bone.session == session
+            flags == 0
+                && bone.session == session
                 && bone.parent == shape.parent
                 && bone.exit_signal == shape.exit_signal
         }) {
             return self.clone_in(&sibling.thread, shape.pid, CLONE_PARENT, 0);
         }
         match member {
-            Some(member) if shape.parent == 1 => {
+            Some(member) if shape.parent == 1 && flags == 0 => {
                 let between = self.clone_in(&member.thread, 0, 0, 0)?;
                 let born = self.clone_in(&between, shape.pid, 0, shape.exit_signal)?;
                 end(&between)?;
@@ -130,9 +133,9 @@ impl Skeleton {
             Some(_) => Err(RebuildError::Family { pid: shape.pid }),
             None => {
                 let parent = self.bone(shape.parent)?;
-                let leader = self.clone_in(&parent.thread, session, 0, shape.exit_signal)?;
+                let leader = self.clone_in(&parent.thread, session, flags, shape.exit_signal)?;
                 self.call(&leader, shape.pid, "setsid", libc::SYS_setsid, &[])?;
-                let born = self.clone_in(&leader, shape.pid, CLONE_PARENT, 0)?;
+                let born = self.clone_in(&leader, shape.pid, CLONE_PARENT | flags, 0)?;
                 leaders.push(leader);
                 Ok(born)
             }
@@ -253,6 +256,13 @@ impl Skeleton {
         let done = batch.run(thread)?;
         done.value(call).map_err(|source| RebuildError::Process { pid, what: name, source })
     }
+}
+
+/// As clone3(2) wants to be told what parent and child have in common.
+fn flags(common: Common) -> u64 {
+    let descriptors = if common.descriptors { libc::CLONE_FILES } else { 0 };
+    let directories = if common.directories { libc::CLONE_FS } else { 0 };
+    (descriptors | directories) as u64
 }
 
 /// Ends a process of the skeleton; its parent ignores SIGCHLD, so nothing is left of it.

@@ -1,4 +1,5 @@
-//! bpf(2): maps, a program that sees packets, and the place where it sees them.
+//! bpf(2): maps, a program that sees packets and the place where it sees them, and a program that
+//! looks at a task.
 
 use std::{
     io,
@@ -12,6 +13,8 @@ use super::{check, descriptor::own};
 pub enum MapKind {
     /// Values by index.
     Array = 2,
+    /// Values by index, for each processor one.
+    PerProcessor = 6,
     /// Sockets by index; the value that is set is a descriptor.
     Sockets = 15,
 }
@@ -21,6 +24,9 @@ const MAP_UPDATE: i32 = 2;
 const MAP_DELETE: i32 = 3;
 const PROGRAM_LOAD: i32 = 5;
 const LINK_CREATE: i32 = 28;
+const ITERATOR_CREATE: i32 = 33;
+/// `BPF_TRACE_ITER`.
+const TRACE_ITERATOR: u32 = 28;
 
 fn pair(low: u32, high: u32) -> u64 {
     u64::from(low) | u64::from(high) << 32
@@ -90,5 +96,51 @@ pub fn attach_to_ingress(program: BorrowedFd<'_>, interface: u32) -> io::Result<
     // SAFETY: the kernel reads the 16 bytes of `attributes`, which hold only integers.
     own(unsafe {
         libc::syscall(libc::SYS_bpf, LINK_CREATE, attributes.as_ptr(), size_of_val(&attributes))
+    })
+}
+
+/// `BPF_PROG_LOAD` of a program that is shown tasks; `target` is the number of the kernel's
+/// function `bpf_iter_task`.
+pub fn load_for_tasks(instructions: &[u64], target: u32) -> io::Result<OwnedFd> {
+    const TRACING: u32 = 26;
+    const LICENCE: &std::ffi::CStr = c"GPL";
+    let count = u32::try_from(instructions.len()).map_err(io::Error::other)?;
+    let mut attributes = [0u64; 15];
+    attributes[0] = pair(TRACING, count);
+    attributes[1] = instructions.as_ptr().addr() as u64;
+    attributes[2] = LICENCE.as_ptr().addr() as u64;
+    // `expected_attach_type` and `attach_btf_id`.
+    attributes[8] = pair(0, TRACE_ITERATOR);
+    attributes[13] = pair(0, target);
+    // SAFETY: the kernel reads the 120 bytes of `attributes`, `count` instructions of eight bytes,
+    // and a text that ends with NUL; all live across the call. It checks the program itself.
+    own(unsafe {
+        libc::syscall(libc::SYS_bpf, PROGRAM_LOAD, attributes.as_ptr(), size_of_val(&attributes))
+    })
+}
+
+/// `BPF_LINK_CREATE`: for a program that is to be shown this one thread.
+pub fn link_to_task(program: BorrowedFd<'_>, tid: i32) -> io::Result<OwnedFd> {
+    // `union bpf_iter_link_info`: tid, pid, descriptor.
+    let task = [pair(tid.cast_unsigned(), 0), 0];
+    let attributes = [
+        pair(number(program), 0),
+        pair(TRACE_ITERATOR, 0),
+        task.as_ptr().addr() as u64,
+        size_of_val(&task) as u64,
+    ];
+    // SAFETY: the kernel reads the 32 bytes of `attributes` and the 16 of `task`, which live
+    // across the call.
+    own(unsafe {
+        libc::syscall(libc::SYS_bpf, LINK_CREATE, attributes.as_ptr(), size_of_val(&attributes))
+    })
+}
+
+/// `BPF_ITER_CREATE`: a descriptor to read what the program of a link says.
+pub fn iterator(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let attributes = [pair(number(link), 0)];
+    // SAFETY: the kernel reads the 8 bytes of `attributes`, which hold only integers.
+    own(unsafe {
+        libc::syscall(libc::SYS_bpf, ITERATOR_CREATE, attributes.as_ptr(), size_of_val(&attributes))
     })
 }

@@ -22,6 +22,16 @@ pub fn own_new_files(uid: u32, gid: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Gives the calling process a session keyring of its own, without keys, where the kernel has keys.
+pub fn new_session_keyring() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: i32 = 1;
+    // SAFETY: without a name the call takes no pointer.
+    match check(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, 0) }) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        joined => joined.map(drop),
+    }
+}
+
 fn set_effective(uid: u32, gid: u32) -> io::Result<()> {
     let same = u32::MAX;
     // SAFETY: the call takes integers and touches no memory of ours.

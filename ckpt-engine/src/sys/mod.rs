@@ -2,6 +2,7 @@
 //!
 //! This is the only place with `unsafe` in the whole project.
 
+pub mod aio;
 pub mod ancillary;
 pub mod bpf;
 pub mod clone;

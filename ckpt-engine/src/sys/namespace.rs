@@ -135,6 +135,17 @@ pub fn in_own_mounts<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io
     })
 }
 
+/// Runs `work` in a network namespace, on a thread of its own.
+pub fn in_network_of<T: Send>(
+    network: BorrowedFd<'_>,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    on_own_thread(|| {
+        join(network, libc::CLONE_NEWNET)?;
+        work()
+    })
+}
+
 /// Runs `work` in the UTS namespace of a process, on a thread of its own.
 pub fn in_names_of<T: Send>(
     process: BorrowedFd<'_>,

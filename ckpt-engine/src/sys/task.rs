@@ -1,6 +1,7 @@
 //! What the kernel tells about a task by system calls from outside.
 
 use std::{
+    cmp::Ordering,
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
@@ -117,12 +118,32 @@ pub fn set_affinity(tid: i32, mask: &[u64; 16]) -> io::Result<()> {
     .map(drop)
 }
 
-/// True for processes with one address space (kcmp(2)).
-pub fn share_memory(one: i32, other: i32) -> io::Result<bool> {
-    const KCMP_VM: libc::c_int = 1;
+/// What tasks can have in common (kcmp(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Common {
+    /// The address space.
+    Memory = 1,
+    /// The descriptor table.
+    Descriptors = 2,
+    /// Root, working directory and umask.
+    Directories = 3,
+}
+
+/// The order of two tasks by what they may have in common: equal if they have.
+pub fn compare(one: i32, other: i32, by: Common) -> io::Result<Ordering> {
     // SAFETY: no pointers.
-    let order = check(unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_VM, 0, 0) })?;
-    Ok(order == 0)
+    let order = check(unsafe { libc::syscall(libc::SYS_kcmp, one, other, by as i32, 0, 0) })?;
+    match order {
+        0 => Ok(Ordering::Equal),
+        1 => Ok(Ordering::Less),
+        2 => Ok(Ordering::Greater),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Whether two tasks have it in common.
+pub fn share(one: i32, other: i32, what: Common) -> io::Result<bool> {
+    compare(one, other, what).map(|order| order == Ordering::Equal)
 }
 
 /// memfd_create(2), close-on-exec and sealable.

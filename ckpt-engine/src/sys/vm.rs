@@ -4,15 +4,22 @@ use std::{io, os::fd::AsRawFd};
 
 use super::check;
 
+/// The most pieces that one call takes (`UIO_MAXIOV`).
+const PIECES_MAX: usize = 1024;
+
+fn pieces(remote: &[(u64, usize)]) -> Vec<libc::iovec> {
+    remote
+        .iter()
+        .map(|&(address, len)| libc::iovec { iov_base: address as *mut libc::c_void, iov_len: len })
+        .collect()
+}
+
 /// Copies from another process (process_vm_readv(2)): the pieces of `remote`, given as address
 /// and length, one after the other into `local`. Returns how many bytes were read; fewer than
 /// asked for when a page of the process could not be read.
 pub fn read_process(pid: i32, local: &mut [u8], remote: &[(u64, usize)]) -> io::Result<usize> {
     let local = libc::iovec { iov_base: local.as_mut_ptr().cast(), iov_len: local.len() };
-    let remote: Vec<libc::iovec> = remote
-        .iter()
-        .map(|&(address, len)| libc::iovec { iov_base: address as *mut libc::c_void, iov_len: len })
-        .collect();
+    let remote = pieces(remote);
     // SAFETY: `local` describes a live, exclusively borrowed slice; the kernel checks the remote
     // addresses against the other process.
     let count = unsafe {
@@ -26,6 +33,55 @@ pub fn read_process(pid: i32, local: &mut [u8], remote: &[(u64, usize)]) -> io::
         )
     };
     check(count as libc::c_long).map(|count| count as usize)
+}
+
+/// A copy of `len` bytes of another process; shorter where a page could not be read. Nothing is
+/// written to it but that: memory that is copied by the gibibyte is not filled with zeros first.
+pub fn copy_of_process(pid: i32, start: u64, len: usize) -> io::Result<Vec<u8>> {
+    let mut bytes: Vec<u8> = Vec::with_capacity(len);
+    let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: len };
+    let remote = pieces(&[(start, len)]);
+    // SAFETY: `local` describes the vector's own capacity, which nobody else uses; the kernel
+    // checks the remote address against the other process.
+    let count = unsafe { libc::process_vm_readv(pid, &raw const local, 1, remote.as_ptr(), 1, 0) };
+    let count = check(count as libc::c_long)? as usize;
+    // SAFETY: the kernel has written the first `count` bytes, at most `len` of them.
+    unsafe { bytes.set_len(count) };
+    Ok(bytes)
+}
+
+/// Copies `local` to the pieces of another process, one after the other (process_vm_writev(2)).
+/// Returns how many bytes were written; fewer than given when a page of the process may not be
+/// written by itself.
+pub fn write_process(pid: i32, local: &[u8], remote: &[(u64, usize)]) -> io::Result<usize> {
+    let mut written = 0;
+    for remote in remote.chunks(PIECES_MAX) {
+        let len = remote.iter().map(|&(_, len)| len).sum::<usize>().min(local.len() - written);
+        let piece = &local[written..written + len];
+        let from = libc::iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: len };
+        let remote = pieces(remote);
+        // SAFETY: `from` describes a live slice, which the kernel only reads; it checks the
+        // remote addresses against the other process.
+        let count = unsafe {
+            libc::process_vm_writev(
+                pid,
+                &raw const from,
+                1,
+                remote.as_ptr(),
+                remote.len() as libc::c_ulong,
+                0,
+            )
+        };
+        match check(count as libc::c_long) {
+            Ok(count) => written += count as usize,
+            Err(_) if written > 0 => return Ok(written),
+            Err(error) => return Err(error),
+        }
+        if count as usize != len {
+            break;
+        }
+    }
+    Ok(written)
 }
 
 /// A shared, writable mapping of a whole file; unmapped when dropped.

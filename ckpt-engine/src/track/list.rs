@@ -6,10 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ckpt_format::{container::Namespaces, process::Shape};
+use ckpt_format::{
+    container::Namespaces,
+    process::{Common, Shape},
+};
 
 use super::TrackError;
-use crate::procfs::{self, ProcError, Stat, Status};
+use crate::{
+    procfs::{self, ProcError, Stat, Status},
+    sys::task,
+};
 
 /// How long a process may take to die, in a VE that stands still.
 pub(super) const DYING: Duration = Duration::from_secs(1);
@@ -25,6 +31,8 @@ pub(super) struct Seen {
     pub(super) exit_signal: i32,
     pub(super) group: i32,
     pub(super) session: i32,
+    /// What it has in common with its parent.
+    pub(super) common: Common,
     /// Does not come to a stop of ours, or would show it: stopped by a signal.
     pub(super) blocked: bool,
 }
@@ -42,6 +50,7 @@ impl Seen {
             zombie: self.zombie,
             heir: false,
             namespaces: Namespaces::default(),
+            common: self.common,
         }
     }
 }
@@ -72,11 +81,23 @@ pub(super) fn list(cgroup: &Path, zombies: bool) -> Result<Vec<Seen>, TrackError
     }
     Ok(seen
         .into_iter()
-        .map(|(process, parent)| Seen {
-            parent: inner_by_host.get(&parent).copied().unwrap_or(0),
-            ..process
+        .map(|(process, parent)| match inner_by_host.get(&parent) {
+            Some(&inner) => Seen { parent: inner, common: common(&process, parent), ..process },
+            None => process,
         })
         .collect())
+}
+
+/// What a process has in common with its parent.
+fn common(process: &Seen, parent: i32) -> Common {
+    let share = |what| {
+        // Of the dead nothing is left, which the kernel would call the same.
+        process.zombie.is_none() && task::share(process.host, parent, what).unwrap_or(false)
+    };
+    Common {
+        descriptors: share(task::Common::Descriptors),
+        directories: share(task::Common::Directories),
+    }
 }
 
 /// A process as it is; one that is dying has no memory any more, and is waited for until it shows
@@ -105,6 +126,7 @@ fn see(host: i32, settled: bool) -> Result<(Seen, i32), ProcError> {
         start_time: stat.field(22, "starttime")?,
         inner: status.innermost("NSpid")?,
         parent: 0,
+        common: Common::default(),
         zombie,
         exit_signal: stat.field(38, "exit_signal")?,
         group: status.innermost("NSpgid")?,

@@ -10,6 +10,7 @@
 //!
 //! What vanished is told by [`Record::Drop`], so that the target never keeps stale pages.
 
+mod direct;
 mod list;
 mod output;
 mod process;

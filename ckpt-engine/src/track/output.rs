@@ -20,28 +20,30 @@ impl<S: Sink> Output<'_, S> {
         &mut self,
         space: Space,
         runs: &[Run],
-        data: &[u8],
+        mut data: Vec<u8>,
         blank: impl Fn(u64) -> bool,
     ) -> Result<(), TrackError> {
         let mut full = Vec::new();
         let mut zero = Vec::new();
-        let mut bytes = Vec::with_capacity(data.len());
-        let mut pages = data.chunks_exact(PAGE as usize);
-        for run in runs {
-            for index in 0..run.pages {
-                let page = pages.next().unwrap_or_default();
-                let start = run.start + index * PAGE;
-                if is_zero(page) && blank(start) {
-                    push_page(&mut zero, start);
-                } else {
-                    push_page(&mut full, start);
-                    bytes.extend_from_slice(page);
-                }
+        let (mut at, mut kept) = (0, 0);
+        for start in runs.iter().flat_map(|run| (run.start..run.end()).step_by(PAGE as usize)) {
+            let page = at..(at + PAGE as usize).min(data.len());
+            at = page.end;
+            if is_zero(&data[page.clone()]) && blank(start) {
+                push_page(&mut zero, start);
+                continue;
             }
+            push_page(&mut full, start);
+            // Nearly always they lie where they were read.
+            if page.start != kept {
+                data.copy_within(page.clone(), kept);
+            }
+            kept += page.len();
         }
+        data.truncate(kept);
         if !full.is_empty() {
-            self.round.pages += bytes.len() as u64 / PAGE;
-            self.send(Record::Pages { space, runs: full, data: bytes })?;
+            self.round.pages += data.len() as u64 / PAGE;
+            self.send(Record::Pages { space, runs: full, data: data.into() })?;
         }
         self.drop_runs(space, zero)
     }
@@ -61,7 +63,9 @@ impl<S: Sink> Output<'_, S> {
 }
 
 fn is_zero(page: &[u8]) -> bool {
-    page.chunks_exact(64).all(|line| line == [0; 64])
+    let (lines, rest) = page.as_chunks::<64>();
+    lines.iter().all(|line| line.iter().fold(0, |all, byte| all | byte) == 0)
+        && rest.iter().all(|&byte| byte == 0)
 }
 
 fn push_page(runs: &mut Vec<Run>, start: u64) {

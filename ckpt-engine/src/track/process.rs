@@ -14,9 +14,11 @@ use ckpt_format::{
 
 use super::{
     Output, Sink, TrackError,
+    direct::Doubted,
     sharing::{common, has_shared},
 };
 use crate::{
+    aio,
     areas::{AddressSpace, heritage, kept},
     container::Spaces,
     inject::{InjectError, memory},
@@ -70,6 +72,8 @@ struct Life {
     /// Where the target's copy began with what the parent's had: a page that both still have in
     /// common need not be sent.
     inherited: Ranges,
+    /// What was sent and may have been written by a device since.
+    doubted: Doubted,
 }
 
 /// What a scan of a frozen process finds beside what was written.
@@ -124,7 +128,9 @@ impl Tracked {
 
     /// What must be known to capture it.
     pub fn patient(&self) -> Patient {
-        Patient { host: self.host, inner: self.inner, vdso: self.space().vdso() }
+        let space = self.space();
+        let rings = aio::any(&space.areas);
+        Patient { host: self.host, inner: self.inner, vdso: space.vdso(), rings }
     }
 
     /// The areas as last read.
@@ -168,6 +174,7 @@ impl Tracked {
         life.sent = life.sent.common(&good);
         life.owed = life.owed.common(&good);
         life.inherited = life.inherited.common(&good);
+        life.doubted.keep(&good);
         let all: Ranges = space.areas.iter().map(|area| (area.start, area.end)).collect();
         for (start, end) in all.without(&good).iter() {
             life.anew.insert(start, end);
@@ -298,6 +305,9 @@ impl Tracked {
         if let Some(parent) = parent.and_then(|parent| parent.life.as_ref()) {
             due = life.without_heritage(due, parent);
         }
+        if aio::any(&life.space.areas) {
+            due = life.doubted.settle(due, frozen.then_some(&standing.present));
+        }
         if frozen {
             life.send_guards(pid, &standing.guards, output)?;
             let vanished = life.sent.without(&standing.present);
@@ -319,7 +329,7 @@ impl Tracked {
 fn borrows_memory(host: i32) -> bool {
     let parent = procfs::Stat::read(host).and_then(|stat| stat.field(4, "ppid"));
     // What cannot be compared has ended, or is a process of the host.
-    parent.is_ok_and(|parent| task::share_memory(host, parent).unwrap_or(false))
+    parent.is_ok_and(|parent| task::share(host, parent, task::Common::Memory).unwrap_or(false))
 }
 
 fn gone(host: i32, name: &str, source: io::Error) -> ProcError {
@@ -354,6 +364,7 @@ impl Life {
             guarded: false,
             announced: None,
             inherited: Ranges::default(),
+            doubted: Doubted::default(),
         };
         Ok((life, text))
     }
@@ -498,13 +509,17 @@ impl Life {
         (start, end): (u64, u64),
         output: &mut Output<'_, S>,
     ) -> Result<(), TrackError> {
-        let mut data = vec![0u8; (end - start) as usize];
+        let len = (end - start) as usize;
         // That call would give the process copies of its own of pages that it shares.
-        let read = match has_shared(&self.pagemap, start, end) {
-            Ok(false) => vm::read_process(host, &mut data, &[(start, (end - start) as usize)]),
-            _ => Ok(0),
+        let copied = match has_shared(&self.pagemap, start, end) {
+            Ok(false) => vm::copy_of_process(host, start, len),
+            _ => Ok(Vec::new()),
         };
-        let mut good = read.unwrap_or(0) as u64 / PAGE * PAGE;
+        let mut data = copied.unwrap_or_default();
+        let mut good = data.len() as u64 / PAGE * PAGE;
+        if good < end - start {
+            data.resize(len, 0);
+        }
         if good == 0 && self.memory.read_exact_at(&mut data, start).is_ok() {
             good = end - start;
         }
@@ -519,7 +534,7 @@ impl Life {
         if good > 0 {
             data.truncate(good as usize);
             let runs = [run(start, start + good)];
-            output.pages(Space::Process(pid), &runs, &data, |address| self.is_blank(address))?;
+            output.pages(Space::Process(pid), &runs, data, |address| self.is_blank(address))?;
             self.sent.insert(start, start + good);
         }
         self.owed.insert(start + good, end);

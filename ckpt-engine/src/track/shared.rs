@@ -65,7 +65,7 @@ impl TrackedObject {
                 let hash = blake3::hash(&data);
                 if self.hashes.get(&at) != Some(&hash) {
                     let run = Run { start: at, pages: len / PAGE };
-                    output.pages(space, &[run], &data, |_| true)?;
+                    output.pages(space, &[run], data, |_| true)?;
                 }
                 seen.insert(at, hash);
             }

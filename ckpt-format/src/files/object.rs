@@ -16,6 +16,9 @@ pub struct PathFile {
     pub file_type: u32,
     /// `st_rdev` of a device.
     pub device: u64,
+    /// A file of pressure (PSI) with a trigger: it tells whoever polls it of stalls.
+    #[serde(default)]
+    pub trigger: bool,
 }
 
 /// A pipe or FIFO.

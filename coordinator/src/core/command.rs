@@ -85,6 +85,11 @@ pub enum Command {
         /// When it expires, in milliseconds since 1970.
         expires_ms: u64,
     },
+    /// Limits what the moves from each node may send together.
+    SetBandwidth {
+        /// In bytes per second; `None` for no limit.
+        limit: Option<u64>,
+    },
     /// Enters a VE, owned by `owner`.
     RegisterVe {
         /// Its number.

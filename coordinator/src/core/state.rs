@@ -125,6 +125,8 @@ pub struct State {
     pub migrations: BTreeMap<MigrationId, MigrationRecord>,
     /// Tokens given out, by the hash of their secret.
     pub tokens: BTreeMap<String, TokenRecord>,
+    /// What the moves from each node may send together, in bytes per second.
+    pub bandwidth: Option<u64>,
     /// The newest time seen, in milliseconds since 1970. Never goes back, whatever a clock does.
     pub now_ms: u64,
     /// The highest epoch of a VE that was struck out.

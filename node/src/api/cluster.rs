@@ -38,6 +38,11 @@ pub enum ClusterRequest {
     Status,
     /// The same with what each host offers.
     Check,
+    /// Limit what the moves from each node may send together.
+    Bandwidth {
+        /// In bytes per second; `None` for no limit.
+        limit: Option<u64>,
+    },
     /// Remove a node.
     Remove {
         /// Its name or number.
@@ -54,6 +59,7 @@ impl std::fmt::Debug for ClusterRequest {
             Self::Join { .. } => "Join",
             Self::Status => "Status",
             Self::Check => "Check",
+            Self::Bandwidth { .. } => "Bandwidth",
             Self::Remove { .. } => "Remove",
         })
     }
@@ -95,6 +101,7 @@ pub(super) async fn handle(
         }
         ClusterRequest::Status => to_value(cluster.status(false).await),
         ClusterRequest::Check => to_value(cluster.status(true).await),
+        ClusterRequest::Bandwidth { limit } => to_value(cluster.limit_bandwidth(limit).await?),
         ClusterRequest::Remove { node } => to_value(cluster.remove(&node).await?.0),
     }
 }

@@ -271,6 +271,12 @@ impl Cluster {
         Ok(token)
     }
 
+    /// Limits what the moves from each node may send together, in bytes per second.
+    pub async fn limit_bandwidth(&self, limit: Option<u64>) -> Result<(), ClusterError> {
+        self.active().coordinator.propose(Command::SetBandwidth { limit }).await?;
+        Ok(())
+    }
+
     /// Removes another node, by name or number.
     pub async fn remove(&self, name: &str) -> Result<NodeId, ClusterError> {
         let active = self.active();

@@ -108,6 +108,9 @@ pub struct ClusterStatus {
     pub removed: bool,
     /// Whether the state was confirmed by a majority just now.
     pub confirmed: bool,
+    /// What the moves from each node may send together, in bytes per second.
+    #[serde(default)]
+    pub bandwidth: Option<u64>,
     /// The nodes.
     pub nodes: Vec<NodeView>,
     /// The VEs.
@@ -167,6 +170,7 @@ impl Cluster {
             removed: state.removed.contains_key(&active.member.node)
                 || nodes.iter().any(|(_, removed)| *removed),
             confirmed,
+            bandwidth: state.bandwidth,
             ves: ves.collect(),
             nodes: nodes.into_iter().map(|(node, _)| node).collect(),
         }

@@ -28,7 +28,7 @@ use ckpt_format::{
     blocker::Blocker,
     container::{Cgroup, Clocks, Namespaces},
     memory::{Backing, SharedObject},
-    network::{Frame, Network},
+    network::{Frame, Network, Setting},
 };
 
 use super::{
@@ -132,10 +132,11 @@ pub(super) struct Live {
     pub(super) tracker: Tracker,
     pub(super) files: FileTracker,
     pub(super) spaces: Arc<Spaces>,
-    pub(super) netns: Netns,
+    /// The network namespaces, the VE's own first.
+    pub(super) networks: Vec<Netns>,
     pub(super) expected: Vec<Expected>,
-    /// The network as it was at the offer.
-    pub(super) network: Network,
+    /// The settings of each network as they were at the offer.
+    pub(super) settings: Vec<Vec<Setting>>,
     pub(super) hold: Option<Hold>,
     pub(super) brake: Brake,
     pub(super) watchdog: Watchdog,
@@ -150,7 +151,7 @@ impl Live {
         let large = find_large(holders.0.iter().map(|(host, ..)| *host), self.id_base);
         self.hold_contents(large)?;
         let round = self.tracker.round(&mut pipe.clone())?;
-        pipe.item(&Item::Barrier(number)).map_err(|_| CopyError::Link)?;
+        pipe.item(Item::Barrier(number)).map_err(|_| CopyError::Link)?;
         self.brake.look()?;
         Ok(round)
     }
@@ -182,7 +183,7 @@ impl Live {
 
     fn send_files(&mut self, last: bool, pipe: &Pipe) -> Result<(), CopyError> {
         let mapped = self.mapped_files();
-        let mut sink = |record| pipe.item(&Item::File(record)).map_err(|_| SinkClosed);
+        let mut sink = |record| pipe.item(Item::File(record)).map_err(|_| SinkClosed);
         self.files.round(&mapped, last, &mut sink)?;
         Ok(())
     }
@@ -196,22 +197,13 @@ impl Live {
         pipe: &Pipe,
     ) -> (Option<Undo>, Result<State, CopyError>) {
         let mut watch = Stopwatch::start("rest of a VE");
-        if let Err(error) = self.send_files(true, pipe) {
-            return (None, Err(error));
-        }
-        watch.lap("files");
-        let captured = Holders::of(&self.freezer).and_then(|holders| {
-            let mounts = Some(self.mounts()?);
-            let namespaces = self.spaces.numbers();
-            let own = holders.source(self.init, self.id_base);
-            let source = files::Source { mounts, namespaces, ..own };
-            Ok(files::capture(&source).map_err(CaptureError::Blocked)?)
-        });
-        let mut captured = match captured {
-            Ok(captured) => captured,
-            Err(error) => return (None, Err(error)),
+        let (sent, captured) = self.send_files_beside_descriptors(pipe);
+        let mut captured = match (sent, captured) {
+            (Ok(()), Ok(captured)) => captured,
+            (Err(error), captured) => return (captured.ok().map(|it| it.undo), Err(error)),
+            (Ok(()), Err(error)) => return (None, Err(error)),
         };
-        watch.lap("descriptors");
+        watch.lap("files and descriptors");
         let sets = captured.files.ipc.semaphores.clone();
         let rest = || {
             let surgeon = self.watchdog.surgeon();
@@ -236,10 +228,36 @@ impl Live {
             // What is around the processes is read beside this.
             cgroups: Vec::new(),
             network: Network::default(),
+            nested_networks: Vec::new(),
             clocks,
             clock_offsets: self.clock_offsets,
         });
         (Some(captured.undo), state)
+    }
+
+    /// Neither looks at what the other does.
+    fn send_files_beside_descriptors(
+        &mut self,
+        pipe: &Pipe,
+    ) -> (Result<(), CopyError>, Result<files::Captured, CopyError>) {
+        let (init, id_base, spaces) = (self.init, self.id_base, self.spaces.clone());
+        let found = Holders::of(&self.freezer).and_then(|holders| Ok((holders, self.mounts()?)));
+        let (holders, mounts) = match found {
+            Ok(found) => found,
+            Err(error) => return (Ok(()), Err(error)),
+        };
+        std::thread::scope(|scope| {
+            let capturing = scope.spawn(|| {
+                let (mounts, namespaces) = (Some(mounts), spaces.numbers());
+                let networks = spaces.networks().iter().map(AsFd::as_fd).collect();
+                let source = holders.source(init, id_base);
+                files::capture(&files::Source { mounts, namespaces, networks, ..source })
+            });
+            let sent = self.send_files(true, pipe);
+            let captured =
+                capturing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            (sent, captured.map_err(|blockers| CaptureError::Blocked(blockers).into()))
+        })
     }
 
     /// The processes that the host has put into the VE (`vzctl exec`) and that cannot move.
@@ -270,6 +288,17 @@ impl Live {
             fixed.descriptors += count("fd");
         }
         fixed
+    }
+
+    /// What its processes have in memory, counted by each of those that share it.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let pids = procfs::cgroup_processes(&self.freezer).unwrap_or_default();
+        let resident = |pid: i32| {
+            let status = procfs::Status::read(pid).ok()?;
+            let text = status.text("VmRSS").ok()?;
+            text.trim_end_matches(" kB").trim().parse::<u64>().ok()
+        };
+        pids.into_iter().filter_map(resident).sum::<u64>() << 10
     }
 
     /// Files that processes can write without anybody noticing: they are mapped, shared and
@@ -360,13 +389,13 @@ impl Still {
         let (Some(live), Some(frozen)) = (&mut self.live, &self.frozen) else {
             return Err(CopyError::Link);
         };
-        let netns = live.netns.try_clone();
-        let netns = netns.map_err(|source| CopyError::Process { pid: live.init, source })?;
-        let (expected, settings) = (live.expected.clone(), live.network.settings.clone());
+        let networks = live.networks.iter().map(Netns::try_clone).collect::<Result<Vec<_>, _>>();
+        let networks = networks.map_err(|source| CopyError::Process { pid: live.init, source })?;
+        let (expected, settings) = (live.expected.clone(), live.settings.clone());
         std::thread::scope(|scope| {
             let around = Around::of(live);
             let around = scope.spawn(move || {
-                let network = state::capture(&netns, &expected, Some(&settings));
+                let network = state::capture(&networks, &expected, Some(&settings));
                 Ok::<_, CopyError>((network?, around.look()?))
             });
             let (undo, state) = live.rest(frozen, self.clocks, pipe);
@@ -381,7 +410,9 @@ impl Still {
             if !network.blockers.is_empty() {
                 return Err(CaptureError::Blocked(network.blockers).into());
             }
-            state.network = network.network;
+            let mut networks = network.networks;
+            state.nested_networks = networks.split_off(1.min(networks.len()));
+            state.network = networks.pop().unwrap_or_default();
             pipe.state(&state).map_err(|_| CopyError::Link)
         })
     }
@@ -564,7 +595,14 @@ impl Holders {
                 pidfd: pidfd.as_fd(),
             })
             .collect();
-        files::Source { processes, init, id_base, mounts: None, namespaces: HashMap::new() }
+        files::Source {
+            processes,
+            init,
+            id_base,
+            mounts: None,
+            namespaces: HashMap::new(),
+            networks: Vec::new(),
+        }
     }
 }
 
@@ -580,7 +618,8 @@ pub(super) fn blockers(
     let pids: Vec<i32> = holders.0.iter().map(|(host, ..)| *host).collect();
     let spaces = Spaces::of(init, &pids).map_err(list)?;
     let (mounts, namespaces) = (spaces.mounts().map_err(list)?, spaces.numbers());
-    let source = files::Source { mounts, namespaces, ..holders.source(init, id_base) };
-    all.extend(files::check(&source));
+    let networks = spaces.networks().iter().map(AsFd::as_fd).collect();
+    let holders = holders.source(init, id_base);
+    all.extend(files::check(&files::Source { mounts, namespaces, networks, ..holders }));
     Ok(all)
 }

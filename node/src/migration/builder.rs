@@ -93,9 +93,10 @@ pub(super) struct Site {
     pub(super) applier: Option<FileApplier>,
     /// How far the clocks inside are ahead of ours.
     pub(super) clock_offsets: Clocks,
-    /// The VE's network, already as it was at the offer.
-    pub(super) network: Network,
-    pub(super) netns: Netns,
+    /// The VE's networks, its own first, already as they were at the offer.
+    pub(super) networks: Vec<Network>,
+    /// Their namespaces.
+    pub(super) namespaces: Vec<Netns>,
     pub(super) hold: Option<Hold>,
     pub(super) announcer: Option<Announcer>,
     /// Notes that the VE was let go: from then on it lives on without the daemon.
@@ -206,8 +207,8 @@ fn build(
 
 /// What can wait until the VE runs: its routes as they were, and late frames.
 fn finish_network(site: Site, orders: &mut mpsc::Receiver<Order>) -> Result<(), BuildError> {
-    let Site { netns, network, hold, .. } = site;
-    if let Err(error) = state::set_routes(&netns, &network, Routes::Exact) {
+    let Site { namespaces, networks, hold, .. } = site;
+    if let Err(error) = state::set_routes(&namespaces, &networks, Routes::Exact) {
         tracing::warn!(%error, "the routes of a VE keep a large initial window");
     }
     while let Some(Order::Late(frames)) = orders.blocking_recv() {
@@ -231,8 +232,13 @@ struct Built {
 fn finish(site: &mut Site, skeleton: Skeleton, state: &State) -> Result<Built, BuildError> {
     let mut skeleton = skeleton;
     let mut watch = Stopwatch::start("rebuild of a VE");
-    state::rebuild(&site.netns, &state.network, Routes::ForRestore)?;
-    site.network = state.network.clone();
+    // Those of programs are as at the offer when an older source does not tell them again.
+    let nested = &state.nested_networks;
+    let kept = if nested.is_empty() { site.networks.len() } else { 1 };
+    site.networks.truncate(kept);
+    site.networks.splice(..1, std::iter::once(&state.network).cloned());
+    site.networks.extend(nested.iter().cloned());
+    state::rebuild(&site.namespaces, &site.networks, Routes::ForRestore)?;
     watch.lap("network");
     // Both say how far the same clock, the VE's, is ahead of that of a host.
     skeleton.set_source_clock(site.clock_offsets.since(state.clock_offsets).monotonic_ns);
@@ -244,7 +250,7 @@ fn finish(site: &mut Site, skeleton: Skeleton, state: &State) -> Result<Built, B
     cgroups::rebuild(&top, &state.cgroups, site.id_base, &skeleton.hosts().collect())?;
     let mut files = skeleton.open_files(&state.files)?;
     watch.lap("files");
-    state::set_filter(&site.netns, &state.network)?;
+    state::set_filter(&site.namespaces, &site.networks)?;
     watch.lap("packet filter");
     skeleton.install(&state.processes, &state.tables, &files)?;
     watch.lap("descriptors");

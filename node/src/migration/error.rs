@@ -71,6 +71,18 @@ pub(super) enum MigrateError {
     /// The VE could not be copied.
     #[error(transparent)]
     Copy(#[from] CopyError),
+    /// It would stand still for longer than the user accepts.
+    #[error(
+        "the VE was not moved and runs on: it would stand still for about {} ms, and {} ms are \
+         accepted",
+        expected.as_millis(), budget.as_millis()
+    )]
+    OverBudget {
+        /// What the user accepts.
+        budget: Duration,
+        /// What it would be.
+        expected: Duration,
+    },
     /// The link broke.
     #[error("lost the link to the target")]
     Link(#[from] LinkError),
@@ -168,6 +180,7 @@ impl From<MigrateError> for Failure {
             MigrateError::Refused(failure) | MigrateError::TargetFailed(failure) => {
                 (failure.code.as_str(), failure.exit)
             }
+            MigrateError::OverBudget { .. } => ("over-budget", 27),
             MigrateError::Cancelled => ("cancelled", 25),
             MigrateError::Copy(_) => ("copy", 6),
             MigrateError::Link(_) | MigrateError::Broken => ("link-lost", 21),
@@ -196,6 +209,9 @@ impl From<MigrateError> for Failure {
 
 fn hint(error: &MigrateError) -> Option<&'static str> {
     match error {
+        MigrateError::OverBudget { .. } => {
+            Some("give a larger --max-downtime, or try when the VE writes less")
+        }
         MigrateError::UnknownNode { .. } => Some("vzcluster status lists the nodes"),
         MigrateError::Unreachable { .. } | MigrateError::NoAddress { .. } => {
             Some("vzcluster status tells which nodes answer")

@@ -3,6 +3,7 @@
 //! Control messages are small and answered at once; everything of size travels as [`Item`]s on
 //! one bulk stream, whose order is the order in which the target applies them.
 
+use bytes::Bytes;
 pub(super) use ckpt_format::state::State;
 use ckpt_format::{
     container::Container,
@@ -98,7 +99,7 @@ pub(super) enum ToSource {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Item {
     /// A piece of the template's archive.
-    Template(#[serde(with = "serde_bytes")] Vec<u8>),
+    Template(Bytes),
     /// The archive is complete.
     TemplateEnd,
     /// A change of the VE's files.
@@ -110,8 +111,7 @@ pub(super) enum Item {
     /// A piece of the encoded [`State`]; the last one completes it.
     State {
         /// The bytes.
-        #[serde(with = "serde_bytes")]
-        bytes: Vec<u8>,
+        bytes: Bytes,
         /// Nothing follows.
         last: bool,
     },

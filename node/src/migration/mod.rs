@@ -16,7 +16,9 @@ mod error;
 pub(crate) mod facts;
 mod journal;
 mod leftovers;
+mod limiter;
 mod messages;
+mod packing;
 mod pipe;
 mod recover;
 mod report;
@@ -71,6 +73,15 @@ pub struct MigrateRequest {
     pub max_downtime_ms: u64,
     /// Keep the files at the source, without the right to run them.
     pub keep: bool,
+    /// Rather leave the VE where it is than stop it for longer than `max_downtime_ms`.
+    #[serde(default)]
+    pub strict: bool,
+    /// The most that is sent while the VE runs, in bytes per second.
+    #[serde(default)]
+    pub bandwidth: Option<u64>,
+    /// Freeze at once, so that everything is copied while the VE stands still.
+    #[serde(default)]
+    pub no_precopy: bool,
 }
 
 /// What a process that was started with [`WATCHDOG_ARGUMENT`] does.
@@ -85,10 +96,12 @@ pub struct Migrations(Context);
 impl Migrations {
     /// For this node's VEs and cluster. Call inside a runtime; takes up what was under way.
     pub fn new(runtime: Arc<Runtime>, cluster: Arc<Cluster>) -> Self {
-        let context = Context { runtime, cluster, experience: Arc::default() };
+        let context =
+            Context { runtime, cluster, experience: Arc::default(), limiter: Arc::default() };
         recover::recover(&context);
         checkpoint::recover(&context);
         tokio::spawn(leftovers::watch(context.clone()));
+        tokio::spawn(limiter::follow(context.clone()));
         Self(context)
     }
 
@@ -127,6 +140,9 @@ impl Migrations {
             target: request.node.clone(),
             max_downtime: Duration::from_millis(request.max_downtime_ms),
             keep: request.keep,
+            strict: request.strict,
+            bandwidth: request.bandwidth,
+            precopy: !request.no_precopy,
         };
         let mut attempt = 0;
         let moved = loop {

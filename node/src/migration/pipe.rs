@@ -1,9 +1,12 @@
 //! From plain threads that read a VE to what carries it away: the bulk stream to another node, or
 //! a checkpoint file.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -14,7 +17,9 @@ use transport::{BulkSender, LinkError};
 
 use super::{
     checkpoint::Outlet,
+    limiter::Pace,
     messages::{Item, STATE_PIECE, State},
+    packing,
 };
 
 /// Encoded pieces that may wait.
@@ -25,12 +30,14 @@ const QUEUE: usize = 8;
 pub(super) struct Pipe {
     way: Way,
     bytes: Arc<AtomicU64>,
+    /// None for a file.
+    pace: Option<Pace>,
 }
 
 /// Where the data goes.
 #[derive(Clone, Debug)]
 enum Way {
-    Link(mpsc::Sender<Bytes>),
+    Link(mpsc::Sender<[Bytes; 2]>),
     File(Outlet),
 }
 
@@ -38,25 +45,40 @@ impl Pipe {
     /// Starts the task that empties the pipe into `bulk`. It ends with the pipe.
     pub(super) fn start(
         mut bulk: BulkSender,
+        pace: Pace,
     ) -> (Self, tokio::task::JoinHandle<Result<(), LinkError>>) {
-        let (queue, mut receiver) = mpsc::channel::<Bytes>(QUEUE);
+        let (queue, mut receiver) = mpsc::channel::<[Bytes; 2]>(QUEUE);
+        let limits = pace.clone();
         let pump = tokio::spawn(async move {
-            while let Some(bytes) = receiver.recv().await {
-                bulk.send(bytes).await?;
+            while let Some(parts) = receiver.recv().await {
+                limits.pass(parts[0].len() + parts[1].len()).await;
+                bulk.send_joined(parts).await?;
             }
             bulk.finish().await
         });
-        (Self { way: Way::Link(queue), bytes: Arc::default() }, pump)
+        (Self { way: Way::Link(queue), bytes: Arc::default(), pace: Some(pace) }, pump)
     }
 
     /// Into a checkpoint file.
     pub(super) fn to_file(outlet: Outlet) -> Self {
-        Self { way: Way::File(outlet), bytes: Arc::default() }
+        Self { way: Way::File(outlet), bytes: Arc::default(), pace: None }
     }
 
     /// Bytes written so far.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether limits of the bandwidth do not count now.
+    pub(super) fn lift_limit(&self, lifted: bool) {
+        if let Some(pace) = &self.pace {
+            pace.lift(lifted);
+        }
+    }
+
+    /// How long such limits have held the data back so far.
+    pub(super) fn waited(&self) -> Duration {
+        self.pace.as_ref().map_or(Duration::ZERO, Pace::waited)
     }
 
     /// True once nothing more can be written, because the stream broke.
@@ -68,21 +90,22 @@ impl Pipe {
     }
 
     /// Writes one piece. Must not be called on a thread that runs async tasks.
-    pub(super) fn item(&self, item: &Item) -> Result<(), SinkClosed> {
+    pub(super) fn item(&self, item: Item) -> Result<(), SinkClosed> {
         match &self.way {
             Way::Link(queue) => {
-                let bytes = codec::encode(item);
-                self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                queue.blocking_send(bytes.into()).map_err(|_| SinkClosed)
+                let parts = packing::pack(item);
+                let bytes = parts[0].len() + parts[1].len();
+                self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+                queue.blocking_send(parts).map_err(|_| SinkClosed)
             }
-            Way::File(outlet) => outlet.item(item).map_err(|()| SinkClosed),
+            Way::File(outlet) => outlet.item(&item).map_err(|()| SinkClosed),
         }
     }
 
     /// Writes the state.
     pub(super) fn state(&self, state: &State) -> Result<(), SinkClosed> {
         match &self.way {
-            Way::Link(_) => in_pieces(state, |item| self.item(&item)),
+            Way::Link(_) => in_pieces(state, |item| self.item(item)),
             Way::File(outlet) => outlet.state(state).map_err(|()| SinkClosed),
         }
     }
@@ -93,17 +116,19 @@ pub(super) fn in_pieces<E>(
     state: &State,
     mut take: impl FnMut(Item) -> Result<(), E>,
 ) -> Result<(), E> {
-    let bytes = codec::encode(state);
-    let mut pieces = bytes.chunks(STATE_PIECE).peekable();
-    while let Some(piece) = pieces.next() {
-        let last = pieces.peek().is_none();
-        take(Item::State { bytes: piece.to_vec(), last })?;
+    let mut rest = Bytes::from(codec::encode(state));
+    loop {
+        let bytes = rest.split_to(rest.len().min(STATE_PIECE));
+        let last = rest.is_empty();
+        take(Item::State { bytes, last })?;
+        if last {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 impl Sink for Pipe {
     fn record(&mut self, record: Record) -> Result<(), SinkClosed> {
-        self.item(&Item::Memory(record))
+        self.item(Item::Memory(record))
     }
 }

@@ -17,6 +17,9 @@ pub(super) struct Measured {
     pub(super) bytes: u64,
     /// From its start until the target had applied all of it.
     pub(super) time: Duration,
+    /// How much of it the data waited for nothing but a limit of the bandwidth, which does not
+    /// count in the blackout.
+    pub(super) waited: Duration,
 }
 
 /// What cannot be made smaller by more rounds.
@@ -53,6 +56,15 @@ pub(super) struct Prediction {
     fixed: Duration,
     /// All of it, here.
     pub(super) total: Duration,
+}
+
+impl Prediction {
+    /// For a VE of which nothing was copied while it ran. It says nothing about this node, so
+    /// nothing is learned from it.
+    pub(super) fn of_all(bytes: u64) -> Self {
+        let delta = Duration::from_secs_f64(bytes as f64 / RATE);
+        Self { delta, fixed: Duration::ZERO, total: delta }
+    }
 }
 
 /// How the costs of this node compare to those of [`Fixed`], learned from the moves so far.
@@ -122,6 +134,9 @@ const BETTER: f64 = 0.95;
 /// Where the last round is predicted to carry no more than this there is nothing to gain any
 /// more: the rest is fixed.
 const GOOD_ENOUGH: Duration = Duration::from_millis(2);
+
+/// Bytes per second of a link that nothing is known of.
+const RATE: f64 = 100e6;
 
 /// Decides after each round.
 #[derive(Debug)]
@@ -201,8 +216,9 @@ impl Policy {
         /// A round this large is worth more than all before it: links change.
         const BULK: u64 = 4 << 20;
         const SMALLEST: u64 = 64 << 10;
-        if round.bytes >= SMALLEST && !round.time.is_zero() {
-            let rate = round.bytes as f64 / round.time.as_secs_f64();
+        let busy = round.time.saturating_sub(round.waited);
+        if round.bytes >= SMALLEST && !busy.is_zero() {
+            let rate = round.bytes as f64 / busy.as_secs_f64();
             let before = self.rate.filter(|_| round.bytes < BULK).unwrap_or(0.0);
             self.rate = Some(rate.max(before));
         }
@@ -221,8 +237,6 @@ impl Policy {
     /// How long it takes to send what the VE will have written when it is frozen, and how long
     /// the last round will take with that.
     fn expected_delta(&self) -> Option<(Duration, Duration)> {
-        /// Of a link that nothing is known of.
-        const RATE: f64 = 100e6;
         let (last, previous) = (self.rounds[0]?, self.rounds[1]?);
         // The more time, the more is written, but programs write the same pages again and again.
         let share = ratio(last.time, previous.time).powf(self.growth).min(1.0);
@@ -230,7 +244,8 @@ impl Policy {
         let seconds = |bytes: f64| Duration::from_secs_f64(bytes / rate);
         let bytes = seconds(last.bytes as f64 * share);
         let saved = seconds(last.bytes as f64 * (1.0 - share));
-        Some((bytes, last.time.saturating_sub(saved).max(bytes)))
+        let busy = last.time.saturating_sub(last.waited);
+        Some((bytes, busy.saturating_sub(saved).max(bytes)))
     }
 }
 
@@ -246,7 +261,7 @@ mod tests {
 
     fn round(mebibytes: f64, ms: u64) -> Measured {
         let bytes = (mebibytes * 1048576.0) as u64;
-        Measured { bytes, time: Duration::from_millis(ms) }
+        Measured { bytes, time: Duration::from_millis(ms), waited: Duration::ZERO }
     }
 
     fn policy(can_slow: bool) -> Policy {
@@ -329,6 +344,24 @@ mod tests {
             last = policy.after(round(10.0, 1000), Fixed::default());
         }
         assert!(matches!(last, Next::Freeze(it) if it.total > Duration::from_millis(900)));
+    }
+
+    #[test]
+    fn a_limit_of_the_bandwidth_is_not_taken_for_a_slow_link() {
+        let mut policy = policy(false);
+        let limited = |mebibytes: f64, ms| {
+            let round = round(mebibytes, ms);
+            Measured { waited: round.time * 9 / 10, ..round }
+        };
+        assert_eq!(policy.after(limited(200.0, 20_000), Fixed::default()), Next::Again);
+        let mut last = Next::Again;
+        while last == Next::Again {
+            last = policy.after(limited(2.0, 200), Fixed::default());
+        }
+        assert!(
+            matches!(last, Next::Freeze(it) if it.total < Duration::from_millis(50)),
+            "{last:?}"
+        );
     }
 
     #[test]

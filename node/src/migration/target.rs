@@ -17,8 +17,8 @@ use super::{
     admit,
     builder::{BuildError, Builder, News, Order, Site},
     journal::{Journal, Step},
-    messages::{Item, Offer, ToSource, ToTarget},
-    settle,
+    messages::{Offer, ToSource, ToTarget},
+    packing, settle,
     source::Context,
 };
 use crate::{
@@ -197,7 +197,7 @@ impl Incoming {
             tokio::select! {
                 piece = stream.recv() => {
                     let bytes = piece?.ok_or(TakeInError::Protocol)?;
-                    let item: Item = codec::decode(&bytes)?;
+                    let item = packing::unpack(bytes)?;
                     // A builder that has ended says why below.
                     let _ = builder.orders.send(Order::Item(item)).await;
                 }
@@ -337,8 +337,16 @@ pub(super) fn site(
     let init = prepared.container.init;
     let system = |what| move |source| BuildError::System { what, source };
     let netns = Netns::of_process(init).map_err(system("open the network of a VE"))?;
-    state::rebuild(&netns, &network, Routes::ForRestore)?;
-    state::check_filter(&netns, &network)?;
+    let (mut namespaces, mut networks) = (vec![netns], vec![network]);
+    let mut nested = std::mem::take(&mut prepared.container.nested);
+    nested.cgroups.clone_from(&plan.nested.cgroups);
+    for namespace in &nested.networks {
+        let namespace = namespace.try_clone().map_err(system("open a network of a program"))?;
+        namespaces.push(Netns::from_fd(namespace));
+    }
+    networks.extend(plan.nested.networks.iter().cloned());
+    state::rebuild(&namespaces, &networks, Routes::ForRestore)?;
+    state::check_filter(&namespaces, &networks)?;
     let hold = match &prepared.interface {
         Some(interface) => {
             let mut hold = Hold::prepare(interface, &format!("hold{}", prepared.id))?;
@@ -351,18 +359,10 @@ pub(super) fn site(
         Some(interface) => {
             let given = prepared.settings.addresses.iter();
             let addresses: Vec<_> = given.map(|cidr| cidr.address()).collect();
-            Some(Announcer::prepare(&netns, INTERFACE, interface.mac, &addresses)?)
+            Some(Announcer::prepare(&namespaces[0], INTERFACE, interface.mac, &addresses)?)
         }
         None => None,
     };
-    let mut nested = std::mem::take(&mut prepared.container.nested);
-    nested.cgroups.clone_from(&plan.nested.cgroups);
-    for (namespace, network) in nested.networks.iter().zip(&plan.nested.networks) {
-        let namespace = namespace.try_clone().map_err(system("open a network of a program"))?;
-        let namespace = Netns::from_fd(namespace);
-        state::rebuild(&namespace, network, Routes::Exact)?;
-        state::set_filter(&namespace, network)?;
-    }
     let trees = target_trees(&plan, std::mem::take(&mut prepared.container.trees));
     let channel = prepared.container.channel.try_clone();
     Ok(Site {
@@ -373,8 +373,8 @@ pub(super) fn site(
         cgroups: prepared.cgroups().clone(),
         applier: Some(FileApplier::new(trees, prepared.id_base)?),
         clock_offsets: clock_offsets(init).map_err(system("read the clocks of a VE"))?,
-        network,
-        netns,
+        networks,
+        namespaces,
         hold,
         announcer,
         released,

@@ -62,6 +62,12 @@ pub enum NetworkError {
         /// Its name.
         name: String,
     },
+    /// A link was made, but has other settings than on the source.
+    #[error("this kernel makes the network link {name} in another way")]
+    ChangedLink {
+        /// Its name.
+        name: String,
+    },
     /// A setting could not be made as it was.
     #[error("cannot set net/{path}")]
     Setting {

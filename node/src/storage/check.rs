@@ -184,7 +184,7 @@ mod tests {
         assert!(check(&Step::Resize { path: path(), size: u64::MAX }).is_err());
         assert!(check(&Step::Hole { path: path(), offset: u64::MAX, length: 2 }).is_err());
         let data = vec![0; FILE_DATA_MAX + 1];
-        assert!(check(&Step::Data { path: path(), offset: 0, data }).is_err());
+        assert!(check(&Step::Data { path: path(), offset: 0, data: data.into() }).is_err());
     }
 
     #[test]

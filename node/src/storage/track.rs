@@ -334,7 +334,7 @@ impl Round<'_> {
             let path = path.clone();
             self.emit(match change {
                 Change::Resize(size) => Step::Resize { path, size },
-                Change::Data(offset, data) => Step::Data { path, offset, data },
+                Change::Data(offset, data) => Step::Data { path, offset, data: data.into() },
                 Change::Hole(offset, length) => Step::Hole { path, offset, length },
             })
         };

@@ -40,7 +40,7 @@ fn nothing_is_written_through_links() {
     }
     for to in ["file", "out/file"] {
         attempt(vec![Step::Resize { path: path(to), size: 0 }]);
-        attempt(vec![Step::Data { path: path(to), offset: 0, data: b"x".to_vec() }]);
+        attempt(vec![Step::Data { path: path(to), offset: 0, data: b"x".to_vec().into() }]);
         attempt(vec![Step::Hole { path: path(to), offset: 0, length: 1 }]);
     }
     let attributes = Attributes { mode: 0o7777, ..Attributes::default() };
@@ -61,14 +61,14 @@ fn paths_that_go_up_are_refused() {
 fn steps_out_of_order_are_errors() {
     attempt(vec![Step::Place { number: 1, path: path("x") }]);
     attempt(vec![Step::Discard { number: 1 }]);
-    attempt(vec![Step::Data { path: path("none"), offset: 0, data: vec![1] }]);
+    attempt(vec![Step::Data { path: path("none"), offset: 0, data: vec![1].into() }]);
     attempt(vec![
         Step::Make { path: path("d"), node: Node::Directory { opaque: false } },
-        Step::Data { path: path("d"), offset: 0, data: vec![1] },
+        Step::Data { path: path("d"), offset: 0, data: vec![1].into() },
     ]);
     attempt(vec![
         Step::Make { path: path("pipe"), node: Node::Fifo },
-        Step::Data { path: path("pipe"), offset: 0, data: vec![1] },
+        Step::Data { path: path("pipe"), offset: 0, data: vec![1].into() },
     ]);
     attempt(vec![Step::Remove { path: path("x") }, Step::Park { path: path("x"), number: 1 }]);
 }
@@ -105,7 +105,7 @@ fn a_full_tree_is_told_apart() {
     let mut steps = vec![Step::Make { path: path("x"), node: Node::File }];
     for offset in 0..80u64 {
         let data = vec![1; 1 << 20];
-        steps.push(Step::Data { path: path("x"), offset: offset << 20, data });
+        steps.push(Step::Data { path: path("x"), offset: offset << 20, data: data.into() });
     }
     let result =
         steps.into_iter().try_for_each(|step| pair.applier().apply(FileRecord { tree, step }));

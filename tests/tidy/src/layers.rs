@@ -12,6 +12,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("node", &["ckpt-format", "ckpt-engine", "transport", "coordinator"]),
     ("cli", &["ckpt-format", "ckpt-engine", "transport", "coordinator", "node"]),
     ("chaos-tests", &["ckpt-format", "ckpt-engine", "transport", "coordinator", "node"]),
+    (
+        "bench",
+        &["ckpt-format", "ckpt-engine", "transport", "coordinator", "node", "cli", "chaos-tests"],
+    ),
     ("tests/tidy", &[]),
 ];
 

@@ -162,10 +162,16 @@ impl BulkSender {
 
     /// Sends one frame; waits while the receiver is behind.
     pub async fn send(&mut self, bytes: Bytes) -> Result<(), LinkError> {
-        frame::check(bytes.len() as u64, BULK_MAX)?;
+        self.send_joined([bytes, Bytes::new()]).await
+    }
+
+    /// Sends one frame that is in two parts, which the receiver gets as one. Over QUIC neither is
+    /// copied for that.
+    pub async fn send_joined(&mut self, parts: [Bytes; 2]) -> Result<(), LinkError> {
+        frame::check((parts[0].len() + parts[1].len()) as u64, BULK_MAX)?;
         match &mut self.0 {
-            BulkSenderKind::Quic(sender) => sender.send(bytes).await,
-            BulkSenderKind::Memory(sender) => sender.send(bytes).await,
+            BulkSenderKind::Quic(sender) => sender.send(parts).await,
+            BulkSenderKind::Memory(sender) => sender.send(parts.concat().into()).await,
         }
     }
 

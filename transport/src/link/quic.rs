@@ -49,8 +49,8 @@ pub(super) struct FrameSender {
 }
 
 impl FrameSender {
-    pub(super) async fn send(&mut self, bytes: Bytes) -> Result<(), LinkError> {
-        frame::write(&mut self.stream, bytes, BULK_MAX).await
+    pub(super) async fn send(&mut self, parts: [Bytes; 2]) -> Result<(), LinkError> {
+        frame::write_joined(&mut self.stream, parts, BULK_MAX).await
     }
 
     pub(super) async fn finish(mut self) -> Result<(), LinkError> {

@@ -13,6 +13,7 @@ pub(super) const AREA: Area = Area {
         local("group-notes", "extended attributes of cgroups", tree::notes),
         local("group-limits", "limits of depth and number of cgroups", tree::limits),
         local("group-files", "open files and directories of cgroups", tree::open),
+        local("group-pressure", "a trigger on the pressure of a cgroup", tree::pressure),
         local("group-watch", "watches on the events of a cgroup", tree::watch),
         local("members", "processes in cgroups", tasks::members),
         local("threads-apart", "threads of one process in several cgroups", tasks::threaded),

@@ -1,13 +1,14 @@
 //! Cgroups without anybody in them.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ckpt_engine::sys::xattr;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::workload::context::Context;
@@ -134,7 +135,7 @@ pub(super) fn open(context: &mut Context) -> Result<(), Failure> {
     let mut turn = 0u64;
     while context.step(Duration::from_millis(20))? {
         turn += 1;
-        std::io::Write::write_all(&mut depth, (turn % 1000).to_string().as_bytes())?;
+        Write::write_all(&mut depth, (turn % 1000).to_string().as_bytes())?;
         if context.progress.plant() {
             fs::write(path.join("cgroup.max.depth"), "7777")?;
         }
@@ -144,6 +145,27 @@ pub(super) fn open(context: &mut Context) -> Result<(), Failure> {
         same("what was set", text.trim(), (turn % 1000).to_string().as_str())?;
         depth.seek(SeekFrom::Start(0))?;
         same("the directory", directory.metadata()?.ino(), fs::metadata(&path)?.ino())?;
+    }
+    Ok(())
+}
+
+/// Whoever waits for stalls sleeps until there are some, and is not told of errors.
+pub(super) fn pressure(context: &mut Context) -> Result<(), Failure> {
+    let ground = Ground::new()?;
+    let path = ground.make("pressed")?.join("memory.pressure");
+    let open = || File::options().read(true).write(true).open(&path);
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let mut file = open()?;
+    file.write_all(b"some 200000 2000000\0")?;
+    epoll.add(&file, EpollEvent::new(EpollFlags::EPOLLPRI, 7))?;
+    while context.step(Duration::from_millis(20))? {
+        if context.progress.plant() {
+            // Without a trigger.
+            file = open()?;
+            epoll.add(&file, EpollEvent::new(EpollFlags::EPOLLPRI, 7))?;
+        }
+        let told = epoll.wait(&mut [EpollEvent::empty(); 2], EpollTimeout::ZERO)?;
+        same("events of a cgroup without anybody", told, 0)?;
     }
     Ok(())
 }

@@ -217,6 +217,8 @@ pub(super) fn within(context: &mut Context) -> Result<(), Failure> {
     let child = Child::start(context, "outer", |stop| {
         leave(MsFlags::MS_PRIVATE)?;
         new(&outer, "tmpfs", "")?;
+        // Before there is anybody to miss it.
+        fs::write(outer.join("file"), "0")?;
         let below = nix_fork(|_| {
             leave(MsFlags::MS_PRIVATE)?;
             new(&inner, "tmpfs", "")?;
@@ -228,9 +230,7 @@ pub(super) fn within(context: &mut Context) -> Result<(), Failure> {
                 ensure(outer.join("file").exists(), || "the outer file is gone".to_owned())?;
                 turn += 1;
             }
-        });
-        fs::write(outer.join("file"), "0")?;
-        let below = below?;
+        })?;
         count(stop, &outer.join("file"), || {
             empty(&inner)?;
             below.alive()

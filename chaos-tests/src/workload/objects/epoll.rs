@@ -1,14 +1,16 @@
 //! What an epoll has been told and what it has told already.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, sethostname};
 
 use crate::workload::context::Context;
 use crate::workload::outcome::{Failure, ensure, same};
@@ -58,6 +60,28 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
         if context.progress.plant() {
             outer.delete(&inner.0)?;
         }
+    }
+    Ok(())
+}
+
+/// A file whose text the kernel makes up tells of its changes, before and after a move.
+pub(super) fn made_up(context: &mut Context) -> Result<(), Failure> {
+    unshare(CloneFlags::CLONE_NEWUTS)?;
+    let file = File::open("/proc/sys/kernel/hostname")?;
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    epoll.add(&file, EpollEvent::new(EpollFlags::EPOLLPRI, 1))?;
+    let mut events = [EpollEvent::empty(); 2];
+    let mut turn = 0;
+    while context.step(Duration::from_millis(20))? {
+        // Whatever names others have changed is told as well.
+        while epoll.wait(&mut events, EpollTimeout::ZERO)? > 0 {}
+        if context.progress.plant() {
+            epoll.delete(&file)?;
+        }
+        turn += 1;
+        sethostname(format!("name-{turn}"))?;
+        let told = epoll.wait(&mut events, EpollTimeout::from(5000u16))?;
+        same("changes that were told", told, 1)?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Processes and threads: registers, signals, identities, relatives.
 
+mod common;
 mod dead;
 mod dispatch;
 mod family;
@@ -47,6 +48,13 @@ pub(super) const AREA: Area = Area {
         local("dead", "children that have ended in different ways", dead::run),
         local("thread-users", "threads that each are another user", own::users),
         local("thread-masks", "threads that hold back different signals", own::masks),
+        local(
+            "common-files",
+            "a child with the descriptor table of its parent",
+            common::descriptors,
+        ),
+        local("common-folders", "a child that goes where its parent goes", common::directories),
+        local("thread-folders", "threads with working folders of their own", common::apart),
         local("jail", "a child in a root of its own", own::jail),
         local("seccomp", "a filter on system calls", seccomp::one),
         local("seccomp-several", "filters, one on top of the other", seccomp::several),

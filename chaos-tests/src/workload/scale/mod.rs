@@ -1,6 +1,8 @@
 //! Very many of one thing.
 
 mod areas;
+mod connections;
+mod descriptors;
 mod processes;
 mod threads;
 
@@ -11,6 +13,8 @@ pub(super) const AREA: Area = Area {
     workloads: &[
         local("many-processes", "a tree of a thousand processes", processes::run),
         local("many-threads", "a process of a thousand threads", threads::run),
+        local("many-connections", "two thousand ends of TCP connections", connections::run),
+        local("many-files", "ten thousand open files of several kinds", descriptors::run),
         local("many-areas", "a process of fifty thousand areas", areas::run),
     ],
 };

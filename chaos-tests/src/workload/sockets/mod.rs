@@ -2,6 +2,7 @@
 
 mod datagrams;
 mod netlink;
+mod peeking;
 mod plain;
 mod queues;
 mod tcp;
@@ -54,6 +55,7 @@ pub(super) const AREA: Area = Area {
         local("tcp-connecting", "a connection that takes long to be made", tcp_states::connecting),
         local("tcp-bound", "a socket that only has a name", tcp_states::bound),
         local("tcp-keepalive", "keepalive and its times", tcp_kinds::keepalive),
+        local("peek-places", "places from which sockets look ahead", peeking::run),
         local("tcp-options", "options of a connection", tcp_kinds::options),
         local("tcp-options-v6", "options of IPv6", tcp_kinds::options6),
         local("tcp-congestion", "a chosen congestion control", tcp_kinds::congestion),

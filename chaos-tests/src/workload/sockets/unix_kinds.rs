@@ -8,7 +8,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::time::Duration;
 
 use ckpt_engine::sys::program::message;
-use ckpt_engine::sys::{descriptor, socket};
+use ckpt_engine::sys::{descriptor, identity, socket};
 
 use super::plain::{number, readable, set};
 use crate::workload::context::Context;
@@ -42,19 +42,35 @@ pub(super) fn credentials(context: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whom a socket shows as its peer.
+/// Whom a socket shows as its peer. A service that logs as its own user is such a stranger.
 pub(super) fn peer(context: &mut Context) -> Result<(), Failure> {
+    const STRANGER: u32 = 65534;
     let (one, _two) = UnixStream::pair()?;
-    let listener = UnixListener::bind(context.path("peer.socket"))?;
-    let client = UnixStream::connect(context.path("peer.socket"))?;
+    let path = context.path("peer.socket");
+    let listener = UnixListener::bind(&path)?;
+    let client = UnixStream::connect(&path)?;
     let (server, _) = listener.accept()?;
     let mut user = nix::unistd::geteuid().as_raw();
+    let connect = move || {
+        identity::own_new_files(user, user)?;
+        identity::act_as(STRANGER, STRANGER, || UnixStream::connect(path))
+    };
+    // On a thread that ends with what it has changed.
+    let stranger = std::thread::spawn(connect).join();
+    let stranger = stranger.unwrap_or_else(|_| Err(ErrorKind::Other.into()))?;
+    let (visited, _) = listener.accept()?;
     while context.step(PAUSE)? {
-        for end in [&one, &client, &server] {
+        for (end, seen) in [
+            (&one, user),
+            (&client, user),
+            (&server, user),
+            (&stranger, user),
+            (&visited, STRANGER),
+        ] {
             let mut bytes = [0; 12];
             socket::option(end.as_fd(), SOL, libc::SO_PEERCRED, &mut bytes)?;
             let found = u32::from_ne_bytes([4, 5, 6, 7].map(|at: usize| bytes[at]));
-            same("user at the other end", found, user)?;
+            same("user at the other end", found, seen)?;
         }
         if context.progress.plant() {
             user += 1;

@@ -1,6 +1,7 @@
 //! Time: timers, clocks, and waits that end in time.
 
 mod single;
+mod threads;
 mod timers;
 mod waits;
 
@@ -24,6 +25,7 @@ pub(super) const AREA: Area = Area {
         local("sigtimedwait", "waits for a signal", single::for_a_signal),
         local("until-date", "sleep until a time of day", single::until_a_date),
         local("until-boottime", "sleep until a time since boot", single::until_since_boot),
+        local("thread-timers", "timers that each tell one thread alone", threads::run),
         local("receive-timeout", "a socket that gives up by itself", single::for_data),
     ],
 };

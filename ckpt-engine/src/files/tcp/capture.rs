@@ -176,7 +176,7 @@ pub(in super::super) fn capture(
         CLOSE => (TcpState::Closed, Held::Nothing),
         SYN_SENT => {
             // getpeername(2) does not tell.
-            let remote = network.remote("tcp", v6, object)?.ok_or_else(passing)?;
+            let remote = network.remote("tcp", object)?.ok_or_else(passing)?;
             (TcpState::Connecting { remote }, Held::Nothing)
         }
         ESTABLISHED | FIN_WAIT1 | FIN_WAIT2 | CLOSE_WAIT | LAST_ACK | CLOSING => {
@@ -299,7 +299,17 @@ fn peek(fd: BorrowedFd<'_>, length: usize) -> io::Result<Vec<u8>> {
         return Ok(data);
     }
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    let received = match socket::receive(fd, &mut data, flags) {
+    // From Linux 6.9 on a program can have a place from which it peeks, which goes on with ours.
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_PEEK_OFF);
+    let before = options::number(fd, level, name).ok().filter(|&place| place >= 0);
+    if before.is_some() {
+        options::set(fd, level, name, -1)?;
+    }
+    let received = socket::receive(fd, &mut data, flags);
+    if let Some(place) = before {
+        options::set(fd, level, name, place)?;
+    }
+    let received = match received {
         // A queue that holds nothing but a FIN.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
         other => other?.length,

@@ -28,7 +28,7 @@ use nix::{
 };
 
 use super::{
-    super::{address, btf, options, packet},
+    super::{address, options, packet},
     CLOSE_WAIT, ESTABLISHED, Info, REPAIR_ON, SYN_RECEIVED,
     capture::connection,
     set_repair,
@@ -65,8 +65,11 @@ impl Door {
     pub(in super::super) fn here() -> io::Result<Self> {
         let listener = bpf::map(MapKind::Sockets, 8)?;
         let negotiated = bpf::map(MapKind::Array, NEGOTIATED as u32)?;
-        let program =
-            bpf::load(&program(negotiated.as_fd(), listener.as_fd(), btf::assign_request()?))?;
+        let program = bpf::load(&program(
+            negotiated.as_fd(),
+            listener.as_fd(),
+            crate::btf::assign_request()?,
+        ))?;
         let attached = bpf::attach_to_ingress(program.as_fd(), LOOPBACK)?;
         let raw = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0; 16])].map(|kind| {
             // Without IPv6 there is no such socket, and nobody who needs it.

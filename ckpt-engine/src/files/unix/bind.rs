@@ -29,6 +29,12 @@ pub(super) fn is_path(name: &[u8]) -> bool {
     name.first().is_some_and(|&byte| byte != 0)
 }
 
+/// Whether a socket has this name already: an accepted end has that of its listener.
+pub(super) fn is_named(fd: BorrowedFd<'_>, name: &[u8]) -> io::Result<bool> {
+    let address = socket::address(fd, socket::End::Local)?;
+    Ok(address::decode_unix(&address).is_some_and(|own| own == name))
+}
+
 /// Runs `work` in a file system that is empty and that nobody else sees, as `/` and as the
 /// working directory: there any path can be bound, which becomes the socket's name for ever.
 pub(super) fn in_empty_root<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {

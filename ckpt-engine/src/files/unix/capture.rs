@@ -75,8 +75,8 @@ pub(in super::super) fn capture(
     socket_type: i32,
 ) -> Result<Kind, Refusal> {
     let object = &capture.found.objects[place];
-    let entry = entry(capture.network.unix(), object)?.clone();
-    if capture.network.unix().listener_of(object.status.inode).is_some() && entry.sent > 0 {
+    let entry = entry(capture.networks.unix(), object)?.clone();
+    if capture.networks.unix().listener_of(object.status.inode).is_some() && entry.sent > 0 {
         return Err(Refusal::new(
             "a unix socket that has sent data before it was accepted",
             "try again when the server has accepted it",
@@ -107,7 +107,7 @@ pub(in super::super) fn capture(
 
 /// Adds the connections, once all sockets have been found.
 pub(in super::super) fn connect(capture: &Capture<'_>, place: usize) -> Result<UnixState, Refusal> {
-    state(capture.network.unix(), &capture.found, &capture.found.objects[place])
+    state(capture.networks.unix(), &capture.found, &capture.found.objects[place])
 }
 
 fn peer_credentials(

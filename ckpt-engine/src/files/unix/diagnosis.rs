@@ -43,6 +43,12 @@ impl Diagnosis {
         self.sockets.get(&u32::try_from(inode).ok()?)
     }
 
+    /// Adds those of another network.
+    pub(in super::super) fn add(&mut self, other: Self) {
+        self.sockets.extend(other.sockets);
+        self.listeners.extend(other.listeners);
+    }
+
     pub(super) fn listener_of(&self, inode: u64) -> Option<u32> {
         self.listeners.get(&u32::try_from(inode).ok()?).copied()
     }

@@ -158,9 +158,12 @@ pub(in super::super) fn fill(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildErr
     };
     for (id, unix) in sockets() {
         if !unix.queue.is_empty() {
+            // A sender that is gone is made once more, where it could reach an abstract name.
+            rebuild.enter_network(files.get(id).map_or(0, |file| file.network))?;
             refill(rebuild, id, unix)?;
         }
     }
+    rebuild.enter_network(0)?;
     // The ends that stand for peers that are gone go, and with them the way back.
     rebuild.gone.clear();
     for (id, unix) in sockets() {

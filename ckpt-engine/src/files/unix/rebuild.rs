@@ -17,18 +17,16 @@ use super::{
         Argument, Remote, address,
         rebuild::{Rebuild, RebuildError, set_status},
     },
-    bind::{address_of, bind_in_empty_root, bind_node, in_empty_root, is_path},
+    accepted,
+    bind::{address_of, bind_in_empty_root, bind_node, in_empty_root, is_named, is_path},
 };
-use crate::sys::{
-    identity::act_as,
-    socket::{self, End},
-};
+use crate::sys::{identity::act_as, socket};
 
-fn failed(source: io::Error) -> RebuildError {
+pub(super) fn failed(source: io::Error) -> RebuildError {
     RebuildError::Kernel { object: "unix socket", source }
 }
 
-type Sockets<'a> = Vec<(FileId, &'a UnixSocket)>;
+pub(super) type Sockets<'a> = Vec<(FileId, &'a UnixSocket)>;
 
 fn sockets(files: &Files) -> Result<Sockets<'_>, RebuildError> {
     let mut sockets = Vec::new();
@@ -41,7 +39,7 @@ fn sockets(files: &Files) -> Result<Sockets<'_>, RebuildError> {
     Ok(sockets)
 }
 
-fn socket_of(files: &Files, id: FileId) -> Result<&UnixSocket, RebuildError> {
+pub(super) fn socket_of(files: &Files, id: FileId) -> Result<&UnixSocket, RebuildError> {
     match files.get(id).map(|file| &file.kind) {
         Some(Kind::Unix(unix)) => Ok(unix),
         _ => Err(RebuildError::Damaged),
@@ -59,17 +57,20 @@ pub(in super::super) fn rebuild(rebuild: &mut Rebuild<'_>) -> Result<(), Rebuild
     let shares_name = |unix: &UnixSocket| {
         unix.name.as_ref().is_some_and(|name| abstract_names[name.as_slice()] > 1)
     };
+    accepted::make(rebuild, &sockets, &shares_name)?;
     for &(id, unix) in &sockets {
         if rebuild.made(id).is_none() {
-            make(rebuild, id, unix, &shares_name)?;
+            // Both ends of a pair are where the client was made.
+            rebuild.enter_network(files.get(id).map_or(0, |file| file.network))?;
+            make(rebuild, id, unix)?;
         }
     }
     name_unseen(rebuild, &sockets)?;
-    name_seen(rebuild, &sockets, &shares_name)?;
+    name_seen(rebuild, &sockets)?;
     connect_by_name(rebuild, &sockets)
 }
 
-fn put(rebuild: &mut Rebuild<'_>, id: FileId, fd: OwnedFd) -> Result<(), RebuildError> {
+pub(super) fn put(rebuild: &mut Rebuild<'_>, id: FileId, fd: OwnedFd) -> Result<(), RebuildError> {
     let file = rebuild.files.get(id).ok_or(RebuildError::Damaged)?;
     set_status(fd.as_fd(), file.flags).map_err(failed)?;
     let place = rebuild.made.get_mut(id.0 as usize).ok_or(RebuildError::Damaged)?;
@@ -77,12 +78,7 @@ fn put(rebuild: &mut Rebuild<'_>, id: FileId, fd: OwnedFd) -> Result<(), Rebuild
     Ok(())
 }
 
-fn make(
-    rebuild: &mut Rebuild<'_>,
-    id: FileId,
-    unix: &UnixSocket,
-    shares_name: &dyn Fn(&UnixSocket) -> bool,
-) -> Result<(), RebuildError> {
+fn make(rebuild: &mut Rebuild<'_>, id: FileId, unix: &UnixSocket) -> Result<(), RebuildError> {
     let files = rebuild.files;
     let datagram = unix.socket_type == libc::SOCK_DGRAM;
     match unix.state {
@@ -96,12 +92,12 @@ fn make(
             if peer == id || (!datagram && !mutual) || other.socket_type != unix.socket_type {
                 return Err(RebuildError::Damaged);
             }
-            let (own, others) = pair(rebuild, unix, Some(other), shares_name)?;
+            let (own, others) = pair(rebuild, unix)?;
             put(rebuild, id, own)?;
             put(rebuild, peer, others)
         }
         UnixState::PeerGone => {
-            let (own, gone) = pair(rebuild, unix, None, shares_name)?;
+            let (own, gone) = pair(rebuild, unix)?;
             rebuild.gone.insert(id.0, gone);
             put(rebuild, id, own)
         }
@@ -112,54 +108,14 @@ fn make(
     }
 }
 
-/// Two ends that are connected. Each remembers as its peer the maker of the other.
-fn pair(
-    rebuild: &Rebuild<'_>,
-    unix: &UnixSocket,
-    other: Option<&UnixSocket>,
-    shares_name: &dyn Fn(&UnixSocket) -> bool,
-) -> Result<(OwnedFd, OwnedFd), RebuildError> {
-    let id_base = rebuild.target.id_base;
-    let seen_by_own = ids(unix.peer_credentials, id_base);
-    let seen_by_other = other.map_or(seen_by_own, |other| ids(other.peer_credentials, id_base));
-    let other_shares = other.is_some_and(shares_name);
-    let by_accept = shares_name(unix) || other_shares || seen_by_own != seen_by_other;
-    if unix.socket_type == libc::SOCK_DGRAM || !by_accept {
-        let (uid, gid) = seen_by_own;
-        return act_as(uid, gid, || socket::pair(unix.socket_type)).map_err(failed);
-    }
-    // The end that shares its name has it from its listener.
-    if other_shares {
-        let name = other.and_then(|other| other.name.as_deref());
-        let (other, own) =
-            accept(unix.socket_type, name.map(Vec::as_slice), seen_by_other, seen_by_own)
-                .map_err(failed)?;
-        return Ok((own, other));
-    }
-    let name = unix.name.as_deref().filter(|_| shares_name(unix));
-    accept(unix.socket_type, name.map(Vec::as_slice), seen_by_own, seen_by_other).map_err(failed)
+/// Two ends that are connected. Each remembers as its peer the maker of both.
+fn pair(rebuild: &Rebuild<'_>, unix: &UnixSocket) -> Result<(OwnedFd, OwnedFd), RebuildError> {
+    let (uid, gid) = ids(unix.peer_credentials, rebuild.target.id_base);
+    act_as(uid, gid, || socket::pair(unix.socket_type)).map_err(failed)
 }
 
-fn ids(credentials: Option<PeerCredentials>, id_base: u32) -> (u32, u32) {
+pub(super) fn ids(credentials: Option<PeerCredentials>, id_base: u32) -> (u32, u32) {
     credentials.map_or((id_base, id_base), |seen| (id_base + seen.uid, id_base + seen.gid))
-}
-
-/// Makes a connection through a listener of the moment; returns the accepted end first.
-fn accept(
-    socket_type: i32,
-    name: Option<&[u8]>,
-    client: (u32, u32),
-    server: (u32, u32),
-) -> io::Result<(OwnedFd, OwnedFd)> {
-    let listener = socket::socket(libc::AF_UNIX, socket_type, 0)?;
-    // Without a name the kernel chooses one.
-    let wanted = name.map_or(address::encode_unix(&[])[..2].to_vec(), address::encode_unix);
-    socket::bind(listener.as_fd(), &wanted)?;
-    act_as(server.0, server.1, || socket::listen(listener.as_fd(), 1))?;
-    let address = socket::address(listener.as_fd(), End::Local)?;
-    let own = socket::socket(libc::AF_UNIX, socket_type, 0)?;
-    act_as(client.0, client.1, || socket::connect(own.as_fd(), &address))?;
-    Ok((socket::accept(listener.as_fd())?, own))
 }
 
 /// Binds paths that lead to no node of their own: those of accepted connections, and of sockets
@@ -173,6 +129,9 @@ fn name_unseen(rebuild: &mut Rebuild<'_>, sockets: &Sockets<'_>) -> Result<(), R
             continue;
         }
         let fd = rebuild.made(*id).ok_or(RebuildError::Damaged)?;
+        if is_named(fd, name).map_err(failed)? {
+            continue;
+        }
         let mut senders = Vec::new();
         for (sender, other) in sockets {
             let sends =
@@ -257,11 +216,7 @@ fn connect_clients(
 }
 
 /// Binds abstract names and the nodes among the VE's files, and lets listeners listen.
-fn name_seen(
-    rebuild: &Rebuild<'_>,
-    sockets: &Sockets<'_>,
-    shares_name: &dyn Fn(&UnixSocket) -> bool,
-) -> Result<(), RebuildError> {
+fn name_seen(rebuild: &Rebuild<'_>, sockets: &Sockets<'_>) -> Result<(), RebuildError> {
     let id_base = rebuild.target.id_base;
     for (id, unix) in sockets {
         let Some(name) = &unix.name else { continue };
@@ -271,13 +226,8 @@ fn name_seen(
                 RebuildError::Open { path: super::super::rebuild::lossy(&node.path), source }
             })?,
             None if is_path(name) => continue,
-            None => {
-                let connected = matches!(unix.state, UnixState::Connected(_) | UnixState::PeerGone);
-                let accepted = connected && unix.socket_type != libc::SOCK_DGRAM;
-                if !(accepted && shares_name(unix)) {
-                    socket::bind(fd, &address::encode_unix(name)).map_err(failed)?;
-                }
-            }
+            None if is_named(fd, name).map_err(failed)? => continue,
+            None => socket::bind(fd, &address::encode_unix(name)).map_err(failed)?,
         }
         if let UnixState::Listening { backlog, .. } = unix.state {
             let (uid, gid) = ids(unix.peer_credentials, id_base);
@@ -287,12 +237,14 @@ fn name_seen(
     Ok(())
 }
 
-fn connect_by_name(rebuild: &Rebuild<'_>, sockets: &Sockets<'_>) -> Result<(), RebuildError> {
+fn connect_by_name(rebuild: &mut Rebuild<'_>, sockets: &Sockets<'_>) -> Result<(), RebuildError> {
     let is_unseen = |unix: &UnixSocket| {
         unix.node.is_none() && unix.name.as_ref().is_none_or(|name| is_path(name))
     };
-    for (_, unix) in sockets.iter().filter(|(_, unix)| !is_unseen(unix)) {
+    for (id, unix) in sockets.iter().filter(|(_, unix)| !is_unseen(unix)) {
         let UnixState::Listening { pending, .. } = &unix.state else { continue };
+        // Clients that are gone are made here.
+        rebuild.enter_network(rebuild.files.get(*id).map_or(0, |file| file.network))?;
         let clients = pending_of(rebuild, pending)?;
         let address = address_of(unix).ok_or(RebuildError::Damaged)?;
         connect_clients(unix.socket_type, &clients, &address).map_err(failed)?;

@@ -263,6 +263,47 @@ fn peers_are_seen_as_the_users_that_they_were() {
     assert_eq!((ids[4], ids[8]), (33, 34));
 }
 
+/// A service that logs as its own user: systemd connects it to the journal so.
+#[test]
+fn the_ends_of_a_named_connection_may_see_different_users() {
+    let directory = tempfile::tempdir().unwrap();
+    for accepted_first in [true, false] {
+        let path = directory.path().join(format!("journal {accepted_first}"));
+        let listener = UnixListener::bind(&path).unwrap();
+        // For everybody, as the journal is.
+        for place in [directory.path(), &path] {
+            std::fs::set_permissions(place, std::fs::Permissions::from_mode(0o777)).unwrap();
+        }
+        let mut client =
+            crate::sys::identity::act_as(33, 34, || UnixStream::connect(&path)).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        if accepted_first {
+            // Under a higher number, by which they are ordered.
+            client = client.try_clone().unwrap();
+        }
+        let held = [server.as_fd(), client.as_fd(), listener.as_fd()];
+        let child = Child::holding(&held);
+        let numbers = [server.as_raw_fd(), client.as_raw_fd()];
+        let captured = child.capture();
+        drop((server, client, child));
+        let copy = rebuild(&captured);
+        let [server, client] = numbers.map(|number| UnixStream::from(copy.of(number)));
+        drop(copy);
+        let user = |end: &UnixStream| {
+            let mut ids = [0; 12];
+            socket::option(end.as_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, &mut ids).unwrap();
+            (ids[4], ids[8])
+        };
+        assert_eq!((user(&server), user(&client)), ((33, 34), (0, 0)));
+        assert_eq!(server.local_addr().unwrap().as_pathname(), Some(path.as_path()));
+        assert!(client.local_addr().unwrap().is_unnamed(), "{accepted_first}");
+        (&client).write_all(b"line").unwrap();
+        let mut bytes = [0; 4];
+        (&server).read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"line");
+    }
+}
+
 #[test]
 fn a_peer_outside_the_ve_is_a_blocker() {
     let (near, far) = UnixStream::pair().unwrap();

@@ -4,6 +4,7 @@
 //! maps, signals, timers and registers of every kind through these types.
 
 pub mod advice;
+pub mod aio;
 pub mod control;
 pub mod descriptor;
 pub mod dispatch;

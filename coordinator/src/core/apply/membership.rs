@@ -117,6 +117,12 @@ impl State {
         Ok(Response::Done)
     }
 
+    /// A limit of nothing would be the end of all moves: it is none.
+    pub(super) fn set_bandwidth(&mut self, limit: Option<u64>) -> Answer {
+        self.bandwidth = limit.filter(|&limit| limit > 0);
+        Ok(Response::Done)
+    }
+
     pub(super) fn expect_node(&self, node: NodeId) -> Result<&NodeFacts, Refused> {
         self.nodes.get(&node).ok_or(if self.removed.contains_key(&node) {
             Refused::NodeRemoved { node }

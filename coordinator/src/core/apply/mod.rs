@@ -75,6 +75,7 @@ impl State {
             Command::AdmitNode { token, facts, ves } => self.admit_node(&token, facts, ves),
             Command::RemoveNode { node } => self.remove_node(node),
             Command::AddToken { token, expires_ms } => self.add_token(token, expires_ms),
+            Command::SetBandwidth { limit } => self.set_bandwidth(limit),
             Command::RegisterVe { ve, owner, facts } => self.register_ve(ve, owner, facts),
             Command::UpdateVe { ve, epoch, facts } => self.update_ve(ve, epoch, facts),
             Command::UnregisterVe { ve, epoch } => self.unregister_ve(ve, epoch),

@@ -397,11 +397,11 @@ fn feed(
                 let data = contents.get(&data)?;
                 done += data.len() as u64;
                 sink.progress("restoring memory", done, Some(total), "bytes");
-                Item::Memory(stream::Record::Pages { space, runs, data })
+                Item::Memory(stream::Record::Pages { space, runs, data: data.into() })
             }
             Record::File(record) => Item::File(record),
             Record::FileData { tree, path, offset, data } => {
-                let data = contents.get(&data)?;
+                let data = contents.get(&data)?.into();
                 Item::File(tree::FileRecord { tree, step: tree::Step::Data { path, offset, data } })
             }
             Record::State(state) => {

@@ -29,6 +29,7 @@ use super::{
     blackout::{CopyError, Live, SealedVe, Still},
     error::MigrateError,
     journal::{Journal, Step},
+    limiter::Limiter,
     messages::{ToSource, ToTarget},
     pipe::Pipe,
     report::{Downtime, Report, RoundReport},
@@ -69,6 +70,12 @@ pub(super) struct Wish {
     pub(super) max_downtime: Duration,
     /// Keep the files here, without the right to run them.
     pub(super) keep: bool,
+    /// Rather stay than stand still for longer.
+    pub(super) strict: bool,
+    /// The most that is sent while the VE runs, in bytes per second.
+    pub(super) bandwidth: Option<u64>,
+    /// Copy while the VE runs.
+    pub(super) precopy: bool,
 }
 
 /// The parts of the daemon that a migration needs.
@@ -77,6 +84,8 @@ pub(super) struct Context {
     pub(super) runtime: Arc<Runtime>,
     pub(super) cluster: Arc<Cluster>,
     pub(super) experience: Arc<Mutex<Experience>>,
+    /// What all moves from here may send together.
+    pub(super) limiter: Arc<Limiter>,
 }
 
 impl Context {
@@ -100,8 +109,11 @@ pub(super) async fn migrate(
 ) -> Result<Report, MigrateError> {
     let start = Instant::now();
     let offer = Offer::look(context, operation, &wish.target).await?;
-    let precopy = offer.propose(sink).await?;
-    let (mut precopy, rounds) = precopy.copy(wish.max_downtime, sink).await?;
+    let precopy = offer.propose(wish, sink).await?;
+    let (mut precopy, rounds) = match wish.precopy {
+        true => precopy.copy(wish, sink).await?,
+        false => precopy.copy_nothing(),
+    };
     let copied = loop {
         match precopy.stop(rounds.predicted).await?.send_rest().await? {
             Rest::Sent(copied) => break copied,
@@ -179,16 +191,19 @@ struct Rounds {
 
 impl Precopy {
     /// Rounds, until freezing is worth it.
-    async fn copy(mut self, budget: Duration, sink: &Sink) -> Result<(Self, Rounds), MigrateError> {
+    async fn copy(mut self, wish: &Wish, sink: &Sink) -> Result<(Self, Rounds), MigrateError> {
+        let budget = wish.max_downtime;
         let experience = *self.session.begun.context.experience();
         let mut policy = Policy::new(budget, experience, self.live.brake.own().is_some());
         let mut reports: Vec<RoundReport> = Vec::new();
         loop {
+            let waited = self.session.pipe.waited();
             let (back, report, fixed) = self.round(reports.len() as u32, sink).await?;
             self = back;
             reports.push(report);
             let time = Duration::from_secs_f64(report.ms / 1000.0);
-            match policy.after(Measured { bytes: report.bytes, time }, fixed) {
+            let waited = self.session.pipe.waited() - waited;
+            match policy.after(Measured { bytes: report.bytes, time, waited }, fixed) {
                 Next::Again => {}
                 Next::Slow { percent } => match self.live.brake.press(percent) {
                     Ok(()) => sink.log(format!(
@@ -200,6 +215,10 @@ impl Precopy {
                 },
                 Next::Freeze(predicted) => {
                     if policy.is_over_budget(predicted) {
+                        if wish.strict {
+                            let expected = predicted.total;
+                            return Err(MigrateError::OverBudget { budget, expected });
+                        }
                         sink.log(format!(
                             "the VE writes too much to meet {} ms: about {:.0} ms are expected",
                             budget.as_millis(),
@@ -210,6 +229,12 @@ impl Precopy {
                 }
             }
         }
+    }
+
+    /// No round: all of it is copied while the VE stands still.
+    fn copy_nothing(self) -> (Self, Rounds) {
+        let predicted = Prediction::of_all(self.live.memory_bytes());
+        (self, Rounds { reports: Vec::new(), predicted })
     }
 
     /// One round, until the target has applied it.
@@ -247,6 +272,7 @@ impl Precopy {
     async fn stop(self, predicted: Prediction) -> Result<Stopped, MigrateError> {
         let Self { session, live } = self;
         let patience = FREEZE + predicted.total * 3;
+        session.pipe.lift_limit(true);
         let still =
             spawn_blocking(move || live.freeze(patience)).await?.map_err(|(_, error)| error)?;
         Ok(Stopped { session, still })
@@ -284,6 +310,7 @@ impl Stopped {
                 tracing::info!(%cause, "stopped in vain; trying again");
                 session.vain_stops += 1;
                 let live = spawn_blocking(move || still.back()).await??;
+                session.pipe.lift_limit(false);
                 tokio::time::sleep(VAIN_PAUSE * session.vain_stops).await;
                 return Ok(Rest::NotNow(Precopy { session, live }));
             }

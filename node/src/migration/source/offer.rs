@@ -1,6 +1,7 @@
 //! Looks at everything that could fail before anything has changed, and asks the target.
 
 use std::{
+    io,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -17,7 +18,7 @@ use coordinator::{Command, Coordinator, Epoch, MigrationId, ProposeError, Refuse
 use tokio::task::spawn_blocking;
 use transport::NodeId;
 
-use super::{ANSWER, Begun, Context, Precopy, Session, Talk};
+use super::{ANSWER, Begun, Context, Precopy, Session, Talk, Wish};
 use crate::{
     api::Sink,
     migration::{
@@ -26,6 +27,7 @@ use crate::{
         error::MigrateError,
         facts,
         journal::{Journal, Step},
+        limiter::Pace,
         messages::{Item, Offer as Message, ToSource},
         pipe::Pipe,
         settle,
@@ -99,13 +101,14 @@ impl Offer {
     }
 
     /// Enters the migration into the log, has the target make room, and opens the stream.
-    pub(super) async fn propose(self, sink: &Sink) -> Result<Precopy, MigrateError> {
+    pub(super) async fn propose(self, wish: &Wish, sink: &Sink) -> Result<Precopy, MigrateError> {
         let Self { context, operation, live, mut message, target, names } = self;
         let mut talk = Talk::open(&context, target, &names.1).await?;
         let coordinator = context.coordinator();
         let migration = message.migration;
         let journal = Journal::new(operation.ve.directory());
         // The journal first: a daemon that dies in between calls off what may have begun.
+        let limiter = context.limiter.clone();
         let begun = Begun { context, migration, journal, settled: false };
         begun.journal.write(migration, Step::Copying).map_err(MigrateError::Journal)?;
         message.epoch = begin(&coordinator, &message, target, sink).await?;
@@ -116,7 +119,8 @@ impl Offer {
             ToSource::Refused(failure) => return Err(MigrateError::Refused(failure)),
             _ => return Err(MigrateError::Protocol),
         };
-        let (pipe, pump) = Pipe::start(talk.bulk.open().await?);
+        let pace = Pace::new(wish.bandwidth, limiter);
+        let (pipe, pump) = Pipe::start(talk.bulk.open().await?, pace);
         let mut session = Session { begun, operation, talk, pipe, pump, names, vain_stops: 0 };
         if template_missing {
             session.send_template(message.template, sink).await?;
@@ -136,10 +140,11 @@ impl Session {
             loop {
                 let mut bytes = vec![0; 1 << 20];
                 let count =
-                    std::io::Read::read(&mut archive, &mut bytes).map_err(MigrateError::Archive)?;
+                    io::Read::read(&mut archive, &mut bytes).map_err(MigrateError::Archive)?;
                 bytes.truncate(count);
-                let item = if count == 0 { Item::TemplateEnd } else { Item::Template(bytes) };
-                pipe.item(&item).map_err(|_| MigrateError::Broken)?;
+                let item =
+                    if count == 0 { Item::TemplateEnd } else { Item::Template(bytes.into()) };
+                pipe.item(item).map_err(|_| MigrateError::Broken)?;
                 if count == 0 {
                     return Ok::<_, MigrateError>(());
                 }
@@ -212,38 +217,34 @@ fn survey(handle: &Handle) -> Result<(Found, Network), MigrateError> {
     let mut blockers = lasting_blockers(init, handle.id_base, freezer)?;
     let own = cgroups::check(&handle.cgroups.visible(), handle.id_base);
     blockers.extend(own.map_err(CopyError::Cgroups)?);
-    let netns = Netns::of_process(init).map_err(MigrateError::Inside)?;
-    let network = state::capture(&netns, &expected(handle), None)?;
-    blockers.extend(network.blockers);
     let pids = procfs::cgroup_processes(freezer).map_err(MigrateError::Inside)?;
-    match container::capture(init, &pids)? {
-        Ok(mut found) => {
-            found.plan.nested.networks = nested_networks(&found.spaces, &mut blockers)?;
-            match blockers.is_empty() {
-                true => Ok((found, network.network)),
-                false => Err(MigrateError::Blocked(blockers)),
-            }
-        }
+    let mut found = match container::capture(init, &pids)? {
+        Ok(found) => found,
         Err(found) => {
             blockers.extend(found);
-            Err(MigrateError::Blocked(blockers))
+            let own = Netns::of_process(init).map_err(MigrateError::Inside)?;
+            blockers.extend(state::capture(&[own], &expected(handle), None)?.blockers);
+            return Err(MigrateError::Blocked(blockers));
         }
+    };
+    let namespaces = networks(init, &found.spaces).map_err(MigrateError::Inside)?;
+    let state::Captured { mut networks, blockers: of_networks } =
+        state::capture(&namespaces, &expected(handle), None)?;
+    blockers.extend(of_networks);
+    if !blockers.is_empty() {
+        return Err(MigrateError::Blocked(blockers));
     }
+    found.plan.nested.networks = networks.split_off(1);
+    Ok((found, networks.pop().unwrap_or_default()))
 }
 
-/// What is in the network namespaces that programs have made.
-fn nested_networks(
-    spaces: &Spaces,
-    blockers: &mut Vec<Blocker>,
-) -> Result<Vec<Network>, MigrateError> {
-    let mut networks = Vec::new();
+/// The network namespaces of a VE, its own first.
+fn networks(init: i32, spaces: &Spaces) -> io::Result<Vec<Netns>> {
+    let mut namespaces = vec![Netns::of_process(init)?];
     for namespace in spaces.networks() {
-        let namespace = namespace.try_clone().map_err(MigrateError::Inside)?;
-        let found = state::capture(&Netns::from_fd(namespace), &[], None)?;
-        blockers.extend(found.blockers);
-        networks.push(found.network);
+        namespaces.push(Netns::from_fd(namespace.try_clone()?));
     }
-    Ok(networks)
+    Ok(namespaces)
 }
 
 /// Reads the VE from outside, and finds what would stop a move. Changes nothing. Without
@@ -256,7 +257,9 @@ pub(in crate::migration) fn look_at(
     let (init, id_base) = (handle.init, handle.id_base);
     let freezer = handle.cgroups.freezer().to_owned();
     let (Found { plan, spaces }, network) = survey(handle)?;
-    let netns = Netns::of_process(init).map_err(MigrateError::Inside)?;
+    let namespaces = networks(init, &spaces).map_err(MigrateError::Inside)?;
+    let nested = plan.nested.networks.iter();
+    let settings = std::iter::once(&network).chain(nested).map(|it| it.settings.clone()).collect();
     let mut trees = source_trees(spaces.mount_namespaces(), &plan, &handle.upper, id_base)
         .map_err(CopyError::Files)?;
     trees.retain(|tree| own_files || !matches!(tree.kind, SourceKind::Own { .. }));
@@ -270,7 +273,7 @@ pub(in crate::migration) fn look_at(
         configuration: handle.config.clone(),
         template: handle.template,
         container: plan,
-        network: network.clone(),
+        network,
         vdso: facts::vdso_hash(),
         extended_state_len: facts::extended_state_len(),
         memory_bytes: memory_bytes(&freezer),
@@ -300,9 +303,9 @@ pub(in crate::migration) fn look_at(
         visible: handle.cgroups.visible(),
         clock_offsets: clock_offsets(init).map_err(MigrateError::Inside)?,
         files,
-        netns,
+        networks: namespaces,
         expected: expected(handle),
-        network,
+        settings,
         hold,
         brake,
         watchdog,

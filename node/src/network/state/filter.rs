@@ -12,6 +12,7 @@ use ckpt_engine::sys::netns::Netns;
 use ckpt_format::network::{FilterPart, Network};
 use nix::sys::socket::SockProtocol;
 
+use super::attributes::{self, only, put, without};
 use crate::network::{
     NetworkError,
     netlink::{Netlink, NetlinkError},
@@ -102,17 +103,15 @@ fn parts(netlink: &mut Netlink) -> Result<Vec<FilterPart>, NetlinkError> {
 }
 
 /// A table that only its maker may change goes away with its maker's socket, which is not ours.
-fn disown(table: &mut [u8]) {
+fn disown(table: &mut Vec<u8>) {
     const FLAGS: u16 = 2;
-    const OWNED: u8 = 2;
-    let mut at = 0;
-    while let Some((kind, length)) = head(table, at) {
-        if kind == FLAGS
-            && let Some(last) = table.get_mut(at + 7)
-        {
-            *last &= !OWNED;
-        }
-        at += length.next_multiple_of(4);
+    const OWNED: u32 = 2;
+    if let Some(flags) = attributes::value(table, FLAGS)
+        && let Some(flags) = flags.first_chunk()
+    {
+        let flags = u32::from_be_bytes(*flags) & !OWNED;
+        *table = without(table, &[FLAGS]);
+        put(table, FLAGS, &flags.to_be_bytes());
     }
 }
 
@@ -213,57 +212,4 @@ fn replace(netlink: &mut Netlink, parts: &[FilterPart]) -> Result<(), NetworkErr
     }
     message(&mut bytes, BATCH_END, REQUEST, 0, 0, SUBSYSTEM, &[]);
     Ok(netlink.exchange("set up the packet filter", &bytes, count)?)
-}
-
-/// Kind and length of the attribute at a place.
-fn head(bytes: &[u8], at: usize) -> Option<(u16, usize)> {
-    const KIND: u16 = 0x3fff;
-    let head = bytes.get(at..at + 4)?;
-    let length = usize::from(u16::from_ne_bytes([head[0], head[1]]));
-    let fits = length >= 4 && at + length <= bytes.len();
-    fits.then(|| (u16::from_ne_bytes([head[2], head[3]]) & KIND, length))
-}
-
-fn select(bytes: &[u8], wanted: impl Fn(u16) -> bool) -> Vec<u8> {
-    let mut selected = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some((kind, length)) = head(bytes, at) {
-        if wanted(kind) {
-            selected.extend(&bytes[at..at + length]);
-            selected.resize(selected.len().next_multiple_of(4), 0);
-        }
-        at += length.next_multiple_of(4);
-    }
-    selected
-}
-
-fn without(bytes: &[u8], left_out: &[u16]) -> Vec<u8> {
-    select(bytes, |kind| !left_out.contains(&kind))
-}
-
-fn only(bytes: &[u8], kept: &[u16]) -> Vec<u8> {
-    select(bytes, |kind| kept.contains(&kind))
-}
-
-fn put(bytes: &mut Vec<u8>, kind: u16, value: &[u8; 4]) {
-    bytes.extend(8u16.to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn attributes_are_left_out_and_damage_ends_the_list() {
-        let mut bytes = Vec::new();
-        put(&mut bytes, 1, b"abcd");
-        put(&mut bytes, 2 | 0x8000, b"efgh");
-        put(&mut bytes, 3, b"ijkl");
-        assert_eq!(only(&bytes, &[2]), bytes[8..16]);
-        assert_eq!(without(&bytes, &[1, 3]), bytes[8..16]);
-        assert_eq!(only(&bytes[..21], &[1, 2, 3]), bytes[..16]);
-        assert!(only(&[0; 8], &[0]).is_empty());
-    }
 }

@@ -1,4 +1,4 @@
-//! Links: loopback, and the interfaces that the VE was given.
+//! Links: loopback, the interfaces that the VE was given, and what all others have as these do.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,11 @@ use netlink_packet_route::{
     tc::{TcAttribute, TcMessage},
 };
 
-use super::{Expected, blocker, no_link};
+use super::{
+    Expected, blocker,
+    made::{self, Atlas, Told},
+    no_link,
+};
 use crate::network::{
     NetworkError,
     interface::LOOPBACK,
@@ -61,8 +65,10 @@ pub(super) fn names(netlink: &mut Netlink) -> Result<Names, NetworkError> {
     Ok(names)
 }
 
+/// Reads the links of one network of the VE: `told` are they, `network` is its number.
 pub(super) fn capture(
     netlink: &mut Netlink,
+    (network, told, atlas): (usize, &[Told], &Atlas),
     expected: &[Expected],
     blockers: &mut Vec<Blocker>,
 ) -> Result<(Vec<Link>, Names), NetworkError> {
@@ -70,19 +76,31 @@ pub(super) fn capture(
     for message in list(netlink)? {
         let name = name_of(&message);
         let up = message.header.flags.contains(LinkFlags::Up);
-        let link = read(&message, &name);
+        let mut link = read(&message, &name);
         let wanted = expected.iter().find(|expected| expected.name == name);
-        let known = match kind_of(&message) {
+        // One that is just being made is not told of yet.
+        let Some(told) = told.iter().find(|told| told.index == message.header.index) else {
+            continue;
+        };
+        told.put_into(&mut link);
+        link.port = made::port(told, &atlas.names[network]);
+        let given = match kind_of(&message) {
             None => name == LOOPBACK,
             Some(InfoKind::Veth) => wanted.is_some(),
             Some(_) => false,
         };
-        if !known {
-            if up || !FALLBACK.contains(&name.as_str()) {
-                let hint = "remove the link, or stop the VE before the move";
-                blockers.push(blocker(format!("network link {name}"), hint));
+        if !given {
+            let idle = !up && FALLBACK.contains(&name.as_str());
+            match made::read(told, network, atlas) {
+                _ if idle => continue,
+                Ok(Some(made)) => link.made = Some(made),
+                why => {
+                    let why = why.err().unwrap_or("that is no program's");
+                    let hint = "remove the link, or stop the VE before the move";
+                    blockers.push(blocker(format!("network link {name} {why}"), hint));
+                    continue;
+                }
             }
-            continue;
         }
         if wanted.is_some_and(|wanted| link.mac != Some(wanted.mac)) {
             let hint = "set the hardware address of the VE's configuration again";
@@ -100,14 +118,26 @@ pub(super) fn capture(
     Ok((links, names))
 }
 
-fn read(message: &LinkMessage, name: &str) -> Link {
-    let mut link = Link {
+/// A link of which only the name is known.
+pub(super) fn empty(name: &str) -> Link {
+    Link {
         name: name.into(),
         mac: None,
         mtu: 0,
-        flags: (message.header.flags & SETTABLE).bits(),
+        flags: 0,
         queue_length: 0,
-    };
+        index: 0,
+        group: 0,
+        note: None,
+        other_names: Vec::new(),
+        port: None,
+        made: None,
+    }
+}
+
+fn read(message: &LinkMessage, name: &str) -> Link {
+    let flags = (message.header.flags & SETTABLE).bits();
+    let mut link = Link { flags, ..empty(name) };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::Address(bytes) => link.mac = Mac::from_bytes(bytes),
@@ -131,7 +161,10 @@ fn find_traffic_control(
         let index = u32::try_from(message.header.index).unwrap_or_default();
         let Some(name) = names.name(index) else { continue };
         for attribute in &message.attributes {
+            // One with the handle 0 is what the kernel gives to every link of a kind.
+            let own = u32::from(message.header.handle) != 0;
             if let TcAttribute::Kind(kind) = attribute
+                && own
                 && !matches!(kind.as_str(), "noqueue" | "noop")
             {
                 let hint = "remove it (tc qdisc del), or stop the VE before the move";

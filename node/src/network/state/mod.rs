@@ -1,4 +1,4 @@
-//! What a VE's network namespace holds, read on the source and made again on the target.
+//! What the network namespaces of a VE hold, its own and those of programs in it, read on the source and made again on the target.
 //!
 //! [`capture`] reads everything by netlink and from `/proc/sys/net`, and names what could not be
 //! made again. [`rebuild`] compares the target's namespace with what was captured and changes
@@ -7,21 +7,27 @@
 //!
 //! One file per object: how it is read and how it is made stand together.
 
+use std::collections::BTreeMap;
+
 use ckpt_engine::sys::netns::Netns;
 use ckpt_format::{
     blocker::Blocker,
     network::{Mac, Network, Setting},
 };
 
+use self::made::{Atlas, Maker};
 use super::{NetworkError, netlink::Netlink, system};
 
 mod addresses;
+mod attributes;
 mod filter;
 mod links;
+mod made;
 mod neighbours;
 mod routes;
 mod rules;
 mod settings;
+mod stations;
 
 /// The initial congestion window of routes while connections are rebuilt, in segments.
 ///
@@ -47,92 +53,134 @@ pub struct Expected {
     pub mac: Mac,
 }
 
-/// What was found in a VE's network namespace.
+/// What was found in the network namespaces of a VE.
 #[derive(Clone, Debug, Default)]
 pub struct Captured {
-    /// What can be made again.
-    pub network: Network,
+    /// What can be made again, for each namespace.
+    pub networks: Vec<Network>,
     /// What cannot.
     pub blockers: Vec<Blocker>,
 }
 
-/// Reads a VE's network namespace. `expected` are the interfaces that the VE was given.
+/// Reads the network namespaces of a VE, its own first. `expected` are the interfaces that the VE
+/// was given.
 ///
 /// The settings take a few milliseconds; in the blackout give those of the last capture in
 /// `known_settings`.
 pub fn capture(
-    netns: &Netns,
+    namespaces: &[Netns],
     expected: &[Expected],
-    known_settings: Option<&[Setting]>,
+    known_settings: Option<&[Vec<Setting>]>,
 ) -> Result<Captured, NetworkError> {
-    let mut blockers = Vec::new();
-    let mut netlink = Netlink::open_in(netns)?;
-    let (links, names) = links::capture(&mut netlink, expected, &mut blockers)?;
-    let (filter, flows) = filter::capture(netns)?;
-    let network = Network {
-        filter,
-        flows,
-        links,
-        addresses: addresses::capture(&mut netlink, &names)?,
-        routes: routes::capture(&mut netlink, &names, &mut blockers)?,
-        rules: rules::capture(&mut netlink, &mut blockers)?,
-        neighbours: neighbours::capture(&mut netlink, &names)?,
-        settings: match known_settings {
-            Some(known) => known.to_vec(),
-            None => settings::capture(netns)?,
-        },
-    };
-    let enter = "enter a network namespace";
+    let mut captured = Captured::default();
+    let mut netlinks = open(namespaces)?;
+    let lists = netlinks.iter_mut().map(made::list).collect::<Result<Vec<_>, _>>()?;
+    let mut atlas = Atlas::of(&mut netlinks, namespaces, &lists)?;
+    let fresh = if known_settings.is_none() { settings::fresh()? } else { BTreeMap::new() };
+    for (number, (netns, netlink)) in namespaces.iter().zip(&mut netlinks).enumerate() {
+        let blockers = &mut captured.blockers;
+        let expected = if number == 0 { expected } else { &[] };
+        let (links, names) =
+            links::capture(netlink, (number, &lists[number], &atlas), expected, blockers)?;
+        let (filter, flows) = filter::capture(netns)?;
+        let known = known_settings.map(|known| known.get(number).cloned().unwrap_or_default());
+        captured.networks.push(Network {
+            filter,
+            flows,
+            stations: stations::capture(netlink, &links, &names)?,
+            links,
+            addresses: addresses::capture(netlink, &names)?,
+            routes: routes::capture(netlink, &names, blockers)?,
+            rules: rules::capture(netlink, blockers)?,
+            neighbours: neighbours::capture(netlink, &names)?,
+            settings: known.map_or_else(|| settings::capture(netns, &fresh), Ok)?,
+            known: std::mem::take(&mut atlas.known[number]),
+        });
+        old_filters(netns, blockers)?;
+    }
+    Ok(captured)
+}
+
+fn open(namespaces: &[Netns]) -> Result<Vec<Netlink>, NetworkError> {
+    Ok(namespaces.iter().map(Netlink::open_in).collect::<Result<_, _>>()?)
+}
+
+/// The packet filters of old are not moved.
+fn old_filters(netns: &Netns, blockers: &mut Vec<Blocker>) -> Result<(), NetworkError> {
     if filter::has_ip_sets(netns)? {
         let hint = "remove the sets (ipset destroy) or stop the VE before the move";
         blockers.push(blocker("sets of ipset", hint));
     }
-    for (table, object) in
-        [("ip_tables_names", "iptables rules"), ("ip6_tables_names", "ip6tables rules")]
-    {
-        let path = format!("/proc/thread-self/net/{table}");
-        let text = netns.run(|| std::fs::read_to_string(path)).map_err(system(enter))?;
+    let tables = [("ip_tables_names", "iptables rules"), ("ip6_tables_names", "ip6tables rules")];
+    let read = || {
+        tables.map(|(table, _)| std::fs::read_to_string(format!("/proc/thread-self/net/{table}")))
+    };
+    let texts = netns.run(read).map_err(system("enter a network namespace"))?;
+    for ((_, object), text) in tables.into_iter().zip(texts) {
         // No such file: this kernel has no such tables.
         if text.is_ok_and(|text| !text.trim().is_empty()) {
             let hint = "unload the legacy tables or stop the VE before the move";
             blockers.push(blocker(object, hint));
         }
     }
-    Ok(Captured { network, blockers })
+    Ok(())
 }
 
-/// Makes a namespace hold what was captured, but for the packet filter. Its links must be there.
-/// May be repeated.
-pub fn rebuild(netns: &Netns, network: &Network, routes: Routes) -> Result<(), NetworkError> {
-    let mut netlink = Netlink::open_in(netns)?;
-    let names = links::names(&mut netlink)?;
-    let held_back = links::prepare(&mut netlink, network, &names)?;
-    // Before the addresses: some settings decide what the kernel makes of those.
-    settings::rebuild(netns, &network.settings)?;
-    links::finish(&mut netlink, network, &names)?;
-    addresses::rebuild(&mut netlink, network, &names)?;
-    links::settle(&mut netlink, &held_back)?;
-    routes::rebuild(&mut netlink, network, &names, routes)?;
-    rules::rebuild(&mut netlink, network)?;
-    neighbours::rebuild(&mut netlink, network, &names)
+/// Makes namespaces hold what was captured, but for the packet filter. The links that the VE was
+/// given must be there. May be repeated.
+pub fn rebuild(
+    namespaces: &[Netns],
+    networks: &[Network],
+    routes: Routes,
+) -> Result<(), NetworkError> {
+    let mut netlinks = open(namespaces)?;
+    Maker::new(&mut netlinks, namespaces, networks).work()?;
+    let mut prepared = Vec::new();
+    // What is sent to the other end of a pair is lost until that is up.
+    for ((netns, network), netlink) in namespaces.iter().zip(networks).zip(&mut netlinks) {
+        let names = links::names(netlink)?;
+        let held_back = links::prepare(netlink, network, &names)?;
+        // Before the addresses: some settings decide what the kernel makes of those.
+        settings::rebuild(netns, &network.settings)?;
+        links::finish(netlink, network, &names)?;
+        prepared.push((names, held_back));
+    }
+    for ((network, netlink), (names, held_back)) in
+        networks.iter().zip(&mut netlinks).zip(&prepared)
+    {
+        addresses::rebuild(netlink, network, names)?;
+        links::settle(netlink, held_back)?;
+        routes::rebuild(netlink, network, names, routes)?;
+        rules::rebuild(netlink, network)?;
+        neighbours::rebuild(netlink, network, names)?;
+        stations::rebuild(netlink, network, names)?;
+    }
+    Ok(())
 }
 
-/// Makes the packet filter as captured. To be called when the connections are rebuilt: that is
+/// Makes the packet filters as captured. To be called when the connections are rebuilt: that is
 /// done by packets that the rules would not know.
-pub fn set_filter(netns: &Netns, network: &Network) -> Result<(), NetworkError> {
-    filter::rebuild(netns, network)
+pub fn set_filter(namespaces: &[Netns], networks: &[Network]) -> Result<(), NetworkError> {
+    namespaces.iter().zip(networks).try_for_each(|(netns, network)| filter::rebuild(netns, network))
 }
 
 /// Whether [`set_filter`] will succeed.
-pub fn check_filter(netns: &Netns, network: &Network) -> Result<(), NetworkError> {
-    filter::check(netns, network)
+pub fn check_filter(namespaces: &[Netns], networks: &[Network]) -> Result<(), NetworkError> {
+    namespaces.iter().zip(networks).try_for_each(|(netns, network)| filter::check(netns, network))
 }
 
 /// Makes the routes as captured, or with [`RESTORE_WINDOW`]: what [`rebuild`] does for routes.
-pub fn set_routes(netns: &Netns, network: &Network, routes: Routes) -> Result<(), NetworkError> {
-    let mut netlink = Netlink::open_in(netns)?;
-    let names = links::names(&mut netlink)?;
-    routes::rebuild(&mut netlink, network, &names, routes)
+pub fn set_routes(
+    namespaces: &[Netns],
+    networks: &[Network],
+    routes: Routes,
+) -> Result<(), NetworkError> {
+    for (netns, network) in namespaces.iter().zip(networks) {
+        let mut netlink = Netlink::open_in(netns)?;
+        let names = links::names(&mut netlink)?;
+        routes::rebuild(&mut netlink, network, &names, routes)?;
+    }
+    Ok(())
 }
 
 /// Something in the namespace that cannot be made again. It belongs to no process.

@@ -170,7 +170,10 @@ pub(super) fn rebuild(
 ) -> Result<(), NetworkError> {
     let found = capture(netlink, names, &mut Vec::new())?;
     let wanted: Vec<Route> = network.routes.iter().map(|route| in_form(route, form)).collect();
-    for route in found.iter().filter(|found| !wanted.iter().any(|route| key(route) == key(found))) {
+    let is_foreign = |found: &&Route| {
+        !is_by_itself(found) && !wanted.iter().any(|route| key(route) == key(found))
+    };
+    for route in found.iter().filter(is_foreign) {
         let message = RouteNetlinkMessage::DelRoute(request(route, names)?);
         match netlink.change("remove a route", message, CHANGE) {
             // It went with another one, or comes and goes with an address.
@@ -178,8 +181,9 @@ pub(super) fn rebuild(
             result => result?,
         }
     }
-    let mut missing: Vec<_> =
-        wanted.iter().filter(|route| !found.iter().any(|found| same(route, found))).collect();
+    let is_missing =
+        |route: &&Route| !is_by_itself(route) && !found.iter().any(|found| same(route, found));
+    let mut missing: Vec<_> = wanted.iter().filter(is_missing).collect();
     // Those on the link first: gateways are reached by them.
     missing.sort_by_key(|route| route.hops.iter().any(|hop| hop.gateway.is_some()));
     for route in missing {
@@ -206,10 +210,18 @@ fn in_form(route: &Route, form: Routes) -> Route {
     route
 }
 
-/// What tells two routes of a table apart.
+/// One that the kernel makes for an address as soon as its link has a carrier, with a metric that
+/// nobody else can give.
+fn is_by_itself(route: &Route) -> bool {
+    route.v6 && route.protocol == u8::from(RouteProtocol::Kernel) && route.priority == Some(0)
+}
+
+/// What tells two routes of a table apart. Every link has its own way to `fe80::/64`.
 fn key(route: &Route) -> impl PartialEq + '_ {
     let priority = route.priority.unwrap_or(0);
-    (route.v6, route.table, route.destination, route.source, route.tos, priority, route.kind)
+    let link = route.hops.first().filter(|_| route.v6).map(|hop| hop.link.as_str());
+    let place = (route.v6, route.table, route.destination, route.source);
+    (place, route.tos, priority, route.kind, link)
 }
 
 /// Equal but for the remaining time, which runs.

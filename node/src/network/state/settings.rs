@@ -23,15 +23,25 @@ const VALUE_BYTES_MAX: usize = 4096;
 /// Writing these changes others, so they go first.
 const FIRST: [&str; 2] = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
 
-/// The settings that differ from a fresh namespace.
-pub(super) fn capture(netns: &Netns) -> Result<Vec<Setting>, NetworkError> {
-    let enter = "enter a network namespace";
+/// What each setting is in a fresh namespace.
+pub(super) fn fresh() -> Result<BTreeMap<String, String>, NetworkError> {
     let fresh = Netns::create().map_err(system("make a network namespace"))?;
-    let fresh = fresh.run(read_all).map_err(system(enter))?;
-    let found = netns.run(read_all).map_err(system(enter))?;
+    fresh.run(read_all).map_err(system("enter a network namespace"))
+}
+
+/// The settings that differ from those of a fresh namespace.
+pub(super) fn capture(
+    netns: &Netns,
+    fresh: &BTreeMap<String, String>,
+) -> Result<Vec<Setting>, NetworkError> {
+    let found = netns.run(read_all).map_err(system("enter a network namespace"))?;
+    // Setting one of the first for all sets it for each link, also where it had been set back.
+    let forwards = FIRST.iter().any(|&path| found.get(path) != fresh.get(path));
     let mut settings: Vec<_> = found
         .into_iter()
-        .filter(|(path, value)| fresh_value(&fresh, path) != Some(value))
+        .filter(|(path, value)| {
+            fresh_value(fresh, path) != Some(value) || forwards && path.ends_with("/forwarding")
+        })
         .map(|(path, value)| Setting { path, value })
         .collect();
     settings.sort_by_key(|setting| !FIRST.contains(&setting.path.as_str()));

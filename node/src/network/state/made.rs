@@ -1,0 +1,664 @@
+//! Links that programs have made: pairs, bridges and what else stands on other links, in all
+//! networks of the VE together, because a link may stand in one of them on a link of another.
+//!
+//! What is special about a kind is never understood here. The kernel tells it as attributes, and
+//! takes the same attributes from whoever makes a link; only those that report a state are left
+//! out. So a kind is supported when all that it has is told in this way.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    os::fd::{AsFd, AsRawFd},
+};
+
+use ckpt_engine::sys::netns::Netns;
+use ckpt_format::network::{Link, LinkPlace, Made, Network, Port};
+
+use super::attributes::{
+    all, as_text, different, number, put, put_nested, put_text, text, value, without,
+};
+use crate::network::{
+    NetworkError,
+    netlink::{Netlink, NetlinkError},
+};
+
+/// `struct ifinfomsg`.
+pub(super) const HEADER: usize = 16;
+const NEW_LINK: u16 = 16;
+const REMOVE_LINK: u16 = 17;
+const GET_LINK: u16 = 18;
+const SET_LINK: u16 = 19;
+const NEW_PROPERTIES: u16 = 108;
+const NEW_NUMBER: u16 = 88;
+const GET_NUMBER: u16 = 90;
+
+const ADDRESS: u16 = 1;
+const NAME: u16 = 3;
+const MTU: u16 = 4;
+const PARENT: u16 = 5;
+const CONTROLLER: u16 = 10;
+const QUEUE_LENGTH: u16 = 13;
+const INFO: u16 = 18;
+const NOTE: u16 = 20;
+const GROUP: u16 = 27;
+const NAMESPACE: u16 = 28;
+const PARENT_NAMESPACE: u16 = 37;
+const PROPERTIES: u16 = 52;
+const OTHER_NAME: u16 = 53;
+
+const INFO_KIND: u16 = 1;
+const INFO_DATA: u16 = 2;
+const PORT_KIND: u16 = 4;
+const PORT_DATA: u16 = 5;
+
+pub(super) const REQUEST: u16 = 1;
+pub(super) const ACKNOWLEDGE: u16 = 4;
+pub(super) const DUMP: u16 = 0x300;
+const NEW: u16 = 0x600;
+pub(super) const CREATE: u16 = 0x400;
+const APPEND: u16 = 0x800;
+
+/// A kind of links that can be made again.
+struct Kind {
+    name: &'static str,
+    /// The attributes that only report a state.
+    states: &'static [u16],
+    /// Those that are told as a number, but taken as something that is there or not.
+    flags: &'static [u16],
+    /// Those that are refused beside others even when they are 0.
+    unless_zero: &'static [u16],
+    /// They are not taken all at once: what differs from a new link is set afterwards.
+    afterwards: bool,
+}
+
+const fn kind(name: &'static str) -> Kind {
+    Kind { name, states: &[], flags: &[], unless_zero: &[], afterwards: false }
+}
+
+/// What is not in here is made by other means (`tun`), needs keys (`wireguard`), or its settings
+/// depend on each other (`bond`).
+const KINDS: &[Kind] = &[
+    kind("veth"),
+    // Root, timers and counts; a number of the kernel that is not used any more (26).
+    Kind {
+        states: &[10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 26, 47, 48],
+        afterwards: true,
+        ..kind("bridge")
+    },
+    kind("dummy"),
+    kind("ifb"),
+    // Addresses in the list are counted by another one; the queue in use is a state.
+    Kind { states: &[6, 8], ..kind("macvlan") },
+    kind("ipvlan"),
+    kind("vlan"),
+    kind("vrf"),
+    Kind { flags: &[28], unless_zero: &[22], ..kind("vxlan") },
+    kind("nlmon"),
+    kind("ipip"),
+    kind("sit"),
+    kind("gre"),
+    kind("gretap"),
+    kind("ip6tnl"),
+    kind("ip6gre"),
+    kind("ip6gretap"),
+];
+
+/// The attributes of a bridge's port that report a state: of the spanning tree, and counts.
+const PORT_STATES: &[u16] = &[1, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 26, 35, 36, 38, 41];
+
+/// A link as the kernel tells it.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) index: u32,
+    attributes: Vec<u8>,
+}
+
+impl Told {
+    pub(super) fn name(&self) -> String {
+        text(&self.attributes, NAME).unwrap_or_default()
+    }
+
+    fn info(&self) -> &[u8] {
+        value(&self.attributes, INFO).unwrap_or_default()
+    }
+
+    pub(super) fn kind(&self) -> Option<String> {
+        text(self.info(), INFO_KIND)
+    }
+
+    /// What all links have.
+    pub(super) fn put_into(&self, link: &mut Link) {
+        link.index = self.index;
+        link.group = number(&self.attributes, GROUP).unwrap_or(0);
+        link.note = text(&self.attributes, NOTE).filter(|note| !note.is_empty());
+        let names = value(&self.attributes, PROPERTIES).unwrap_or_default();
+        let names = all(names).filter(|(kind, _)| *kind == OTHER_NAME);
+        link.other_names = names.map(|(_, name)| as_text(name)).collect();
+    }
+}
+
+/// All links of a network.
+pub(super) fn list(netlink: &mut Netlink) -> Result<Vec<Told>, NetworkError> {
+    let found = netlink.bodies("list links", |sequence| {
+        message(GET_LINK, REQUEST | DUMP, sequence, &[0; HEADER])
+    })?;
+    let told = |(kind, body): (u16, Vec<u8>)| {
+        let index = u32::from_ne_bytes(*body.get(4..)?.first_chunk()?);
+        let attributes = body.get(HEADER..)?.to_vec();
+        (kind == NEW_LINK).then_some(Told { index, attributes })
+    };
+    Ok(found.into_iter().filter_map(told).collect())
+}
+
+/// The networks of the VE as they were found: by number, the names of links by index.
+#[derive(Debug, Default)]
+pub(super) struct Atlas {
+    pub(super) names: Vec<HashMap<u32, String>>,
+    /// By network: the numbers by which it knows the others.
+    pub(super) known: Vec<Vec<(u32, u32)>>,
+}
+
+impl Atlas {
+    /// To be made when the links were listed: it is the list that numbers the other networks.
+    pub(super) fn of(
+        netlinks: &mut [Netlink],
+        namespaces: &[Netns],
+        lists: &[Vec<Told>],
+    ) -> Result<Self, NetworkError> {
+        let mut atlas = Self::default();
+        for (netlink, list) in netlinks.iter_mut().zip(lists) {
+            atlas.names.push(list.iter().map(|told| (told.index, told.name())).collect());
+            // Only those that a link refers to: most networks know but one other.
+            let refers = |told: &Told| number(&told.attributes, PARENT_NAMESPACE);
+            let mut needed: HashSet<u32> = list.iter().filter_map(refers).collect();
+            let mut known = Vec::new();
+            for (other, namespace) in (0..).zip(namespaces) {
+                if needed.is_empty() {
+                    break;
+                }
+                if let Some(number) = number_of(netlink, namespace)? {
+                    needed.remove(&number);
+                    known.push((number, other));
+                }
+            }
+            atlas.known.push(known);
+        }
+        Ok(atlas)
+    }
+
+    /// Where the link with an index is that a link of a network refers to.
+    fn place(&self, network: usize, number: Option<u32>, index: u32) -> Option<LinkPlace> {
+        let network = match number {
+            None => network,
+            Some(number) => {
+                let known = self.known.get(network)?;
+                let found = known.iter().find(|(known, _)| *known == number)?;
+                usize::try_from(found.1).ok()?
+            }
+        };
+        let link = self.names.get(network)?.get(&index)?.clone();
+        Some(LinkPlace { network: u32::try_from(network).ok()?, link })
+    }
+}
+
+/// The number by which a network knows another one.
+fn number_of(netlink: &mut Netlink, other: &Netns) -> Result<Option<u32>, NetworkError> {
+    const NUMBER: u16 = 1;
+    let body = number_request(other, None);
+    let found = netlink.bodies("find the number of a network", |sequence| {
+        message(GET_NUMBER, REQUEST | ACKNOWLEDGE, sequence, &body)
+    })?;
+    let body = found.into_iter().find(|(kind, _)| *kind == NEW_NUMBER);
+    let number = body.and_then(|(_, body)| number(body.get(4..)?, NUMBER));
+    Ok(number.filter(|&number| number.cast_signed() >= 0))
+}
+
+fn number_request(other: &Netns, number: Option<u32>) -> Vec<u8> {
+    const NUMBER: u16 = 1;
+    const DESCRIPTOR: u16 = 3;
+    let mut body = vec![0; 4];
+    put(&mut body, DESCRIPTOR, &other.as_fd().as_raw_fd().to_ne_bytes());
+    if let Some(number) = number {
+        put(&mut body, NUMBER, &number.to_ne_bytes());
+    }
+    body
+}
+
+/// How a link was made. `Err` names a link that cannot be made again, and why.
+pub(super) fn read(
+    told: &Told,
+    network: usize,
+    atlas: &Atlas,
+) -> Result<Option<Made>, &'static str> {
+    let Some(name) = told.kind() else { return Ok(None) };
+    let Some(kind) = KINDS.iter().find(|kind| kind.name == name) else {
+        return Err("of a kind that cannot be made again");
+    };
+    let parent = match number(&told.attributes, PARENT).filter(|&index| index != 0) {
+        None => None,
+        Some(index) => {
+            let number = number(&told.attributes, PARENT_NAMESPACE);
+            let place = atlas.place(network, number, index);
+            Some(place.ok_or("whose other end is outside of the VE")?)
+        }
+    };
+    let settings = value(told.info(), INFO_DATA).unwrap_or_default();
+    let settings = as_taken(&without(settings, kind.states), kind);
+    if kind.name == "bridge" && filters_vlans(&settings) {
+        return Err("that keeps VLANs apart");
+    }
+    if kind.name == "veth" && parent.is_none() {
+        return Err("whose other end is outside of the VE");
+    }
+    Ok(Some(Made { kind: name, settings, parent }))
+}
+
+/// Attributes as they are taken, where they are told in another way.
+fn as_taken(settings: &[u8], kind: &Kind) -> Vec<u8> {
+    let is_set = |attribute: &&u16| {
+        value(settings, **attribute).is_some_and(|value| value.iter().any(|&byte| byte != 0))
+    };
+    let zeros = kind.unless_zero.iter().filter(|attribute| !is_set(attribute));
+    let left_out: Vec<u16> = kind.flags.iter().chain(zeros).copied().collect();
+    let mut taken = without(settings, &left_out);
+    for &flag in kind.flags.iter().filter(is_set) {
+        put(&mut taken, flag, &[]);
+    }
+    taken
+}
+
+/// The VLANs of each port are told in another way.
+fn filters_vlans(settings: &[u8]) -> bool {
+    const FILTERING: u16 = 7;
+    value(settings, FILTERING).is_some_and(|value| value.first().is_some_and(|&on| on != 0))
+}
+
+/// What a link is a port of.
+pub(super) fn port(told: &Told, names: &HashMap<u32, String>) -> Option<Port> {
+    let of = names.get(&number(&told.attributes, CONTROLLER)?)?.clone();
+    let kind = text(told.info(), PORT_KIND).unwrap_or_default();
+    let settings = value(told.info(), PORT_DATA).unwrap_or_default();
+    let states = if kind == "bridge" { PORT_STATES } else { &[] };
+    Some(Port { of, kind, settings: without(settings, states) })
+}
+
+/// Makes and removes links until all networks have those that were captured.
+#[derive(Debug)]
+pub(super) struct Maker<'a> {
+    netlinks: &'a mut [Netlink],
+    namespaces: &'a [Netns],
+    networks: &'a [Network],
+    /// What is there, by network and name.
+    found: Vec<HashMap<String, Link>>,
+}
+
+impl<'a> Maker<'a> {
+    pub(super) fn new(
+        netlinks: &'a mut [Netlink],
+        namespaces: &'a [Netns],
+        networks: &'a [Network],
+    ) -> Self {
+        Self { netlinks, namespaces, networks, found: Vec::new() }
+    }
+
+    /// True if anything was made or removed.
+    pub(super) fn work(mut self) -> Result<bool, NetworkError> {
+        let wanted = |network: &Network| network.links.iter().any(|link| link.made.is_some());
+        self.look()?;
+        let made = |found: &HashMap<String, Link>| found.values().any(|link| link.made.is_some());
+        if !self.networks.iter().any(wanted) && !self.found.iter().any(made) {
+            return Ok(false);
+        }
+        self.number_networks();
+        let removed = self.remove()?;
+        if removed {
+            self.look()?;
+        }
+        let made = self.make()?;
+        if made {
+            self.look()?;
+        }
+        self.change()?;
+        if made {
+            self.look()?;
+            self.compare()?;
+        }
+        Ok(made || removed)
+    }
+
+    fn look(&mut self) -> Result<(), NetworkError> {
+        let mut lists = Vec::new();
+        for netlink in self.netlinks.iter_mut() {
+            lists.push(list(netlink)?);
+        }
+        let atlas = Atlas::of(self.netlinks, self.namespaces, &lists)?;
+        self.found.clear();
+        for (network, list) in lists.iter().enumerate() {
+            let mut found = HashMap::new();
+            for told in list {
+                let mut link = super::links::empty(&told.name());
+                told.put_into(&mut link);
+                // One of another kind or with its other end outside is none of ours.
+                link.made = read(told, network, &atlas).unwrap_or(None);
+                link.port = port(told, &atlas.names[network]);
+                found.insert(told.name(), link);
+            }
+            self.found.push(found);
+        }
+        Ok(())
+    }
+
+    /// The numbers of networks that are not taken yet. Whoever remembers another one finds it by
+    /// asking.
+    fn number_networks(&mut self) {
+        for (netlink, network) in self.netlinks.iter_mut().zip(self.networks) {
+            for &(number, other) in &network.known {
+                let other = usize::try_from(other).ok().and_then(|at| self.namespaces.get(at));
+                let Some(other) = other else { continue };
+                let body = number_request(other, Some(number));
+                if let Err(error) = change(netlink, "number a network", NEW_NUMBER, NEW, &body) {
+                    tracing::debug!(%error, number, "a network has another number");
+                }
+            }
+        }
+    }
+
+    fn link(&self, network: usize, name: &str) -> Option<&Link> {
+        self.found.get(network)?.get(name)
+    }
+
+    fn index(&self, place: &LinkPlace) -> Option<u32> {
+        let network = usize::try_from(place.network).ok()?;
+        Some(self.link(network, &place.link)?.index)
+    }
+
+    /// Removes what is not as it should be.
+    fn remove(&mut self) -> Result<bool, NetworkError> {
+        let mut removed = false;
+        for (network, found) in self.found.iter().enumerate() {
+            for (name, link) in found {
+                let Some(made) = &link.made else { continue };
+                let wanted = self.networks.get(network);
+                let wanted = wanted.and_then(|it| it.links.iter().find(|it| it.name == *name));
+                let fits = wanted.is_some_and(|wanted| {
+                    let same = |it: &Made| (&it.kind, &it.parent) == (&made.kind, &made.parent);
+                    wanted.made.as_ref().is_some_and(same)
+                        && (wanted.index == link.index || wanted.index == 0)
+                });
+                if fits {
+                    continue;
+                }
+                let netlink = &mut self.netlinks[network];
+                let what = format!("remove the link {name}");
+                match change(netlink, &what, REMOVE_LINK, 0, &header(link.index)) {
+                    // It went with another one.
+                    Err(error) if error.errno() == Some(libc::ENODEV) => {}
+                    result => result?,
+                }
+                removed = true;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Makes what is missing, each link after that which it stands on.
+    fn make(&mut self) -> Result<bool, NetworkError> {
+        let mut pending: Vec<(usize, &'a Link)> = Vec::new();
+        for (network, wanted) in self.networks.iter().enumerate().take(self.namespaces.len()) {
+            let missing =
+                |link: &&Link| link.made.is_some() && self.link(network, &link.name).is_none();
+            pending.extend(wanted.links.iter().filter(missing).map(|link| (network, link)));
+        }
+        let anything = !pending.is_empty();
+        while !pending.is_empty() {
+            let mut left = Vec::new();
+            let mut refused = None;
+            for &(network, link) in &pending {
+                // The other end of a pair came with the first.
+                if self.link(network, &link.name).is_some() {
+                    continue;
+                }
+                match self.make_one(network, link) {
+                    Ok(made) => {
+                        for (network, link) in made {
+                            self.found[network].insert(link.name.clone(), link);
+                        }
+                    }
+                    Err(error) => {
+                        left.push((network, link));
+                        refused = Some(error);
+                    }
+                }
+            }
+            if let Some(error) = refused
+                && left.len() == pending.len()
+            {
+                return Err(error);
+            }
+            pending = left;
+        }
+        Ok(anything)
+    }
+
+    /// Makes one link, and the other end of a pair. Returns what stands now.
+    fn make_one(
+        &mut self,
+        network: usize,
+        link: &Link,
+    ) -> Result<Vec<(usize, Link)>, NetworkError> {
+        let Some(made) = &link.made else { return Ok(Vec::new()) };
+        let no_link = |place: &LinkPlace| super::no_link(&place.link);
+        let mut body = body(link);
+        let mut from = network;
+        let mut stands = vec![(network, link.clone())];
+        let mut settings = made.settings.clone();
+        if KINDS.iter().any(|kind| kind.name == made.kind && kind.afterwards) {
+            settings.clear();
+        }
+        match &made.parent {
+            Some(place) if made.kind == "veth" => {
+                let other = self.wanted(place).ok_or_else(|| no_link(place))?;
+                let mut peer = header(other.index);
+                put_common(&mut peer, other);
+                let namespace = usize::try_from(place.network).ok();
+                let namespace = namespace.and_then(|at| Some((at, self.namespaces.get(at)?)));
+                let (at, namespace) = namespace.ok_or_else(|| no_link(place))?;
+                put(&mut peer, NAMESPACE, &namespace.as_fd().as_raw_fd().to_ne_bytes());
+                settings.clear();
+                const PEER: u16 = 1;
+                put(&mut settings, PEER, &peer);
+                stands.push((at, other.clone()));
+            }
+            Some(place) => {
+                let index = self.index(place).ok_or_else(|| no_link(place))?;
+                put(&mut body, PARENT, &index.to_ne_bytes());
+                from = usize::try_from(place.network).map_err(|_| no_link(place))?;
+                if from != network {
+                    let descriptor = self.namespaces[network].as_fd().as_raw_fd();
+                    put(&mut body, NAMESPACE, &descriptor.to_ne_bytes());
+                }
+            }
+            None => {}
+        }
+        let mut info = Vec::new();
+        put_text(&mut info, INFO_KIND, &made.kind);
+        if !settings.is_empty() {
+            put_nested(&mut info, INFO_DATA, &settings);
+        }
+        put_nested(&mut body, INFO, &info);
+        let netlink = self.netlinks.get_mut(from).ok_or_else(|| super::no_link(&link.name))?;
+        let what = format!("make the {} link {}", made.kind, link.name);
+        change(netlink, &what, NEW_LINK, NEW, &body)?;
+        Ok(stands)
+    }
+
+    fn wanted(&self, place: &LinkPlace) -> Option<&'a Link> {
+        let network = self.networks.get(usize::try_from(place.network).ok()?)?;
+        network.links.iter().find(|link| link.name == place.link)
+    }
+
+    /// Sets what can be set when all links stand.
+    fn change(&mut self) -> Result<(), NetworkError> {
+        for (network, wanted) in self.networks.iter().enumerate().take(self.namespaces.len()) {
+            for link in &wanted.links {
+                let Some(found) = self.found[network].get(&link.name) else { continue };
+                let of = link.port.as_ref().and_then(|port| self.link(network, &port.of));
+                let of = of.map_or(0, |of| of.index);
+                let found = found.clone();
+                let netlink = &mut self.netlinks[network];
+                change_names(netlink, link, &found)?;
+                change_settings(netlink, link, &found)?;
+                change_port(netlink, link, &found, of)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What this kernel has made of it must be what the other one had.
+    fn compare(&self) -> Result<(), NetworkError> {
+        for (network, wanted) in self.networks.iter().enumerate().take(self.namespaces.len()) {
+            for link in wanted.links.iter().filter(|link| link.made.is_some()) {
+                let found = self.link(network, &link.name);
+                let settings = |made: &Option<Made>| {
+                    made.as_ref().map(|made| made.settings.clone()).unwrap_or_default()
+                };
+                let left = found.map_or_else(Vec::new, |found| {
+                    different(&settings(&link.made), &settings(&found.made))
+                });
+                if found.is_none() || !left.is_empty() {
+                    let kinds: Vec<u16> = all(&left).map(|(kind, _)| kind).collect();
+                    tracing::error!(link = link.name, ?kinds, "a link is not as it was");
+                    return Err(NetworkError::ChangedLink { name: link.name.clone() });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn change_names(netlink: &mut Netlink, link: &Link, found: &Link) -> Result<(), NetworkError> {
+    let mut body = header(found.index);
+    if link.group != found.group {
+        put(&mut body, GROUP, &link.group.to_ne_bytes());
+    }
+    if link.note != found.note {
+        put(&mut body, NOTE, link.note.clone().unwrap_or_default().as_bytes());
+    }
+    if body.len() > HEADER {
+        change(netlink, "set up a link", SET_LINK, 0, &body)?;
+    }
+    let mut names = Vec::new();
+    for name in link.other_names.iter().filter(|name| !found.other_names.contains(name)) {
+        put_text(&mut names, OTHER_NAME, name);
+    }
+    if !names.is_empty() {
+        let mut body = header(found.index);
+        put_nested(&mut body, PROPERTIES, &names);
+        change(netlink, "give a link its names", NEW_PROPERTIES, CREATE | APPEND, &body)?;
+    }
+    Ok(())
+}
+
+fn change_settings(netlink: &mut Netlink, link: &Link, found: &Link) -> Result<(), NetworkError> {
+    let (Some(wanted), Some(made)) = (&link.made, &found.made) else { return Ok(()) };
+    let left = different(&wanted.settings, &made.settings);
+    if left.is_empty() {
+        return Ok(());
+    }
+    let mut info = Vec::new();
+    put_text(&mut info, INFO_KIND, &wanted.kind);
+    put_nested(&mut info, INFO_DATA, &left);
+    let mut body = header(found.index);
+    put_nested(&mut body, INFO, &info);
+    let what = format!("set up the {} link {}", wanted.kind, link.name);
+    Ok(change(netlink, &what, NEW_LINK, 0, &body)?)
+}
+
+/// Makes a link a port of the link with the index `of`, or of none.
+fn change_port(
+    netlink: &mut Netlink,
+    link: &Link,
+    found: &Link,
+    of: u32,
+) -> Result<(), NetworkError> {
+    let names = |port: &Option<Port>| port.as_ref().map(|port| port.of.clone());
+    let joins = names(&link.port) != names(&found.port);
+    if joins {
+        let mut body = header(found.index);
+        put(&mut body, CONTROLLER, &of.to_ne_bytes());
+        change(netlink, &format!("make {} a port", link.name), SET_LINK, 0, &body)?;
+    }
+    let Some(port) = &link.port else { return Ok(()) };
+    let now = match &found.port {
+        Some(port) if !joins => port.settings.clone(),
+        _ => port_settings(netlink, found.index)?,
+    };
+    let left = different(&port.settings, &now);
+    if left.is_empty() || port.kind.is_empty() {
+        return Ok(());
+    }
+    let mut info = Vec::new();
+    put_text(&mut info, PORT_KIND, &port.kind);
+    put_nested(&mut info, PORT_DATA, &left);
+    let mut body = header(found.index);
+    put_nested(&mut body, INFO, &info);
+    Ok(change(netlink, &format!("set up the port {}", link.name), NEW_LINK, 0, &body)?)
+}
+
+fn port_settings(netlink: &mut Netlink, index: u32) -> Result<Vec<u8>, NetworkError> {
+    let list = list(netlink)?;
+    let told = list.iter().find(|told| told.index == index);
+    Ok(told.and_then(|told| value(told.info(), PORT_DATA)).unwrap_or_default().to_vec())
+}
+
+fn header(index: u32) -> Vec<u8> {
+    let mut header = vec![0; HEADER];
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    header
+}
+
+fn put_common(body: &mut Vec<u8>, link: &Link) {
+    put_text(body, NAME, &link.name);
+    if let Some(mac) = link.mac {
+        put(body, ADDRESS, &mac.bytes());
+    }
+    put(body, QUEUE_LENGTH, &link.queue_length.to_ne_bytes());
+}
+
+/// The beginning of a request that makes a link.
+fn body(link: &Link) -> Vec<u8> {
+    let mut body = header(link.index);
+    put_common(&mut body, link);
+    // What stands on another link is limited by that; it comes when all stand.
+    if link.made.as_ref().is_some_and(|made| made.kind == "veth") {
+        put(&mut body, MTU, &link.mtu.to_ne_bytes());
+    }
+    body
+}
+
+pub(super) fn message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(16 + body.len()).unwrap_or(u32::MAX);
+    let mut bytes = length.to_ne_bytes().to_vec();
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend(body);
+    bytes
+}
+
+/// Makes one change and waits until the kernel has made it.
+pub(super) fn change(
+    netlink: &mut Netlink,
+    what: &str,
+    kind: u16,
+    flags: u16,
+    body: &[u8],
+) -> Result<(), NetlinkError> {
+    if body.len() > usize::from(u16::MAX) {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput).into());
+    }
+    let sequence = netlink.next_sequence();
+    let bytes = message(kind, REQUEST | ACKNOWLEDGE | flags, sequence, body);
+    netlink.exchange(what, &bytes, 1)
+}
