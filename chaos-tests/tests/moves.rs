@@ -87,6 +87,24 @@ fn a_hundred_moves_fail_no_request_and_leave_nothing() {
     }
 }
 
+#[test]
+fn a_move_without_precopy_loses_nothing() {
+    let scene = Scene::up("stopcopy", 2).unwrap();
+    let (one, two) = (Host::Node(1), Host::Node(2));
+    scene.make_ve(one, VE, ADDRESS).unwrap();
+    scene.open_redis(one, VE).unwrap();
+    let mut load = scene.load(ADDRESS, 64, 4).unwrap();
+    for (source, target) in [(one, two), (two, one)] {
+        let name = target.to_string();
+        let said = scene.good(source, &["vzmigrate", "--no-precopy", "--json", &name, VE]).unwrap();
+        let told: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+        assert_eq!(told["rounds"].as_array().map(Vec::len), Some(0), "{told}");
+        let report = load.mark("move").unwrap();
+        assert!(report.is_clean(), "{:?}", report.complaints);
+    }
+    assert_eq!(load.verify().unwrap().wrong, 0);
+}
+
 /// How far the tool's figure is from what clients saw: up to 1 for within 5 ms or 20 %. Printed and
 /// not asserted, because a busy machine stalls clients by itself.
 fn told_apart(downtime_ms: f64, stall_ms: f64) -> f64 {

@@ -29,12 +29,14 @@ pub struct Files {
     pub pipes: Vec<Pipe>,
     /// The memfds and the files without a name that descriptors refer to. Their contents travel
     /// with the shared memory, under the same [`SharedObject::id`].
+    #[serde(default)]
     pub unnamed: Vec<SharedObject>,
     /// Pseudo terminals, referred to by [`Kind::PtyMaster`] and [`Kind::PtySlave`].
     pub terminals: Vec<Terminal>,
     /// POSIX record locks, which belong to a process and not to a description.
     pub record_locks: Vec<RecordLock>,
     /// What is known by a number or a name in the VE's IPC namespace.
+    #[serde(default)]
     pub ipc: Ipc,
 }
 

@@ -121,6 +121,7 @@ pub struct Process {
     /// Stopped by a signal (job control), and by which.
     pub stopped: Option<i32>,
     /// What the end of the process adds to semaphores.
+    #[serde(default)]
     pub semaphore_undo: Vec<SemaphoreUndo>,
     /// The rings of AIO contexts.
     #[serde(default)]

@@ -36,6 +36,7 @@ fn shape(pid: i32, parent: i32) -> Shape {
         exit_signal: 17,
         zombie: None,
         heir: false,
+        common: Default::default(),
         namespaces: Default::default(),
     }
 }

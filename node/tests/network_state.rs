@@ -200,7 +200,7 @@ fn a_furnished_namespace_is_the_same_after_it_was_rebuilt() {
 fn same(found: &Captured, wanted: &Captured) {
     let (found, wanted) = (&found.network, &wanted.network);
     assert_eq!(found.links, wanted.links);
-    let addresses = |network: &ckpt_format::network::Network| {
+    let addresses = |network: &Network| {
         let mut addresses = network.addresses.clone();
         for address in &mut addresses {
             // The rest of a limited life goes on.
@@ -213,14 +213,14 @@ fn same(found: &Captured, wanted: &Captured) {
         addresses
     };
     assert_eq!(addresses(found), addresses(wanted));
-    let sorted = |network: &ckpt_format::network::Network| {
+    let sorted = |network: &Network| {
         let mut routes: Vec<_> = network.routes.iter().map(|r| format!("{r:?}")).collect();
         routes.sort();
         routes
     };
     assert_eq!(sorted(found), sorted(wanted));
     assert_eq!(found.rules, wanted.rules);
-    let sorted = |network: &ckpt_format::network::Network| {
+    let sorted = |network: &Network| {
         let mut neighbours = network.neighbours.clone();
         neighbours.sort_by_key(|neighbour| (neighbour.address, neighbour.flags));
         neighbours
@@ -468,8 +468,8 @@ fn the_restore_window_comes_and_goes() {
 fn a_hostile_setting_is_refused() {
     let netns = Netns::create().unwrap();
     for path in ["../kernel/hostname", "/etc/passwd", "ipv4/../../kernel/hostname"] {
-        let network = ckpt_format::network::Network {
-            settings: vec![ckpt_format::network::Setting { path: path.into(), value: "x".into() }],
+        let network = Network {
+            settings: vec![Setting { path: path.into(), value: "x".into() }],
             ..Default::default()
         };
         assert!(rebuild(&netns, &network, Routes::Exact).is_err(), "{path}");

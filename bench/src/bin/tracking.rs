@@ -114,7 +114,18 @@ fn play(arguments: &Arguments, guard: &Guard, outcome: &mut Outcome) -> Result<(
     let (mut losses, mut growths) = (Vec::new(), Vec::new());
     for &service in services {
         eprintln!("{}", service.name());
-        let seen = watch(&stage, common, guard, service, mib)?;
+        let ve = Ve::new(templates::SERVICES, mib as u64 + 1024);
+        let seen = match watch(&stage, common, guard, service, mib, ve.clone()) {
+            Ok(seen) => seen,
+            Err(error) if guard.reason().is_none() => {
+                // The others can be measured all the same.
+                let cause = chaos_tests::chain(&error);
+                outcome.notes.push(format!("{} failed: {cause}", service.name()));
+                stage.remove_ve(&ve)?;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         let of = |part: fn(&Seen) -> f64| median(&seen.iter().map(part).collect::<Vec<_>>());
         let loss: Vec<f64> =
             seen.iter().map(|seen| 1.0 - seen.during.rate / seen.before.rate).collect();
@@ -154,8 +165,8 @@ fn watch(
     guard: &Guard,
     service: Service,
     mib: usize,
+    mut ve: Ve,
 ) -> Result<Vec<Seen>, StageError> {
-    let mut ve = Ve::new(templates::SERVICES, mib as u64 + 1024);
     stage.make_ve(&ve)?;
     stage.start_ballast(&ve, &format!("--random-mib {mib}"))?;
     let (exchange, port) = service.start(stage, &ve)?;

@@ -20,6 +20,8 @@ pub fn quantile(values: &[f64], share: f64) -> Option<f64> {
 
 /// How often the measurements are drawn again.
 const DRAWS: usize = 2000;
+/// Fewer measurements say nothing about how they vary.
+const LEAST: usize = 3;
 
 /// The interval in which the ratio of two medians, new by old, lies with 95 % confidence: the
 /// measurements are drawn again with replacement and the middle 95 % of the ratios are kept.
@@ -29,7 +31,7 @@ pub fn ratio_interval(old: &[f64], new: &[f64], random: &mut impl Rng) -> Option
             (0..values.len()).map(|_| values[random.random_range(0..values.len())]).collect();
         median(&drawn)
     };
-    if old.is_empty() || new.is_empty() {
+    if old.len() < LEAST || new.len() < LEAST {
         return None;
     }
     let mut ratios = Vec::with_capacity(DRAWS);
@@ -96,7 +98,7 @@ mod tests {
         assert!(low > 1.5 && high < 2.5, "{low} {high}");
         let (low, high) = ratio_interval(&old, &old, &mut random).unwrap();
         assert!(low <= 1.0 && high >= 1.0, "{low} {high}");
-        assert_eq!(ratio_interval(&[], &old, &mut random), None);
+        assert_eq!(ratio_interval(&[1.0, 2.0], &old, &mut random), None);
     }
 
     #[test]

@@ -140,7 +140,14 @@ impl Stage {
         let words = ["vzctl", "create", id, "--ostemplate", template, "--ipadd", &address, "--ram"];
         self.scene.good(*home, &[&words[..], &[&memory]].concat())?;
         self.scene.good(*home, &["vzctl", "start", id, "--wait"])?;
-        self.put_part(*home, id)
+        self.put_part(*home, id)?;
+        // An earlier VE may have had this address on the other node: switches and the client learn
+        // where it is now when it says something.
+        let ping = format!("ping -c 1 -W 1 {}", Host::Client.address());
+        self.scene.wait("the network of a VE", 60, || {
+            Ok(self.scene.run(*home, &["vzctl", "exec2", id, &ping])?.code == Some(0))
+        })?;
+        Ok(())
     }
 
     /// Copies the parts of a benchmark into a VE.

@@ -13,7 +13,7 @@ pub fn start_postgres(stage: &Stage, ve: &Ve) -> Result<(), StageError> {
     ] {
         stage.scene.inside(ve.home, ve.id, line)?;
     }
-    let fill = ["pgbench", "-h", ve.address, "-U", "postgres", "-i", "-s", "10", "-q"];
+    let fill = ["pgbench", "-h", ve.address, "-U", "postgres", "-i", "-s", "10", "-q", "postgres"];
     stage.scene.good(Host::Client, &fill)?;
     Ok(())
 }

@@ -142,10 +142,10 @@ pub fn play(plan: &Plan, tell: &mut dyn FnMut(&str)) -> Result<Vec<Row>, StockEr
     let after = stock.state()?;
     rows.push(Row::none_of("systemd", "units failed", after.failed_since(&before)));
     rows.push(Row::none_of("services", "not the same", after.restarted_since(&before)));
+    // Nor is what they bring about by leaving.
+    rows.push(Row::none_of("journal", "new complaints", after.complaints_since(&before)));
     let (said, letters) = clients.stop()?;
     rows.extend(said);
-    let last = stock.state()?;
-    rows.push(Row::none_of("journal", "new complaints", last.complaints_since(&before)));
     rows.extend(stock.contents(letters)?);
     Ok(rows)
 }

@@ -194,7 +194,7 @@ impl Ward<'_> {
         captured
     }
 
-    fn capture(&self, stopped: &mut [(&Patient, Vec<Stopped>)]) -> Result<Share, CaptureError> {
+    fn capture(&self, stopped: &mut Halted<'_>) -> Result<Share, CaptureError> {
         let mut share = Share { processes: Vec::with_capacity(stopped.len()), last_pid: 0 };
         for (patient, threads) in stopped {
             let seen =
@@ -212,8 +212,11 @@ impl Ward<'_> {
     }
 }
 
+/// Processes with their stopped threads.
+type Halted<'a> = Vec<(&'a Patient, Vec<Stopped>)>;
+
 /// Stops these processes, as far as that is possible.
-fn attach(patients: &[Patient]) -> (Vec<(&Patient, Vec<Stopped>)>, Result<(), CaptureError>) {
+fn attach(patients: &[Patient]) -> (Halted<'_>, Result<(), CaptureError>) {
     let mut stopped = Vec::with_capacity(patients.len());
     for patient in patients {
         let tids = procfs::threads(patient.host).map_err(CaptureError::from);
@@ -247,7 +250,7 @@ pub fn hide_interruption(frozen: &Frozen) -> Result<(), CaptureError> {
     Ok(())
 }
 
-fn let_go(stopped: Vec<(&Patient, Vec<Stopped>)>) {
+fn let_go(stopped: Halted<'_>) {
     for thread in stopped.into_iter().flat_map(|(_, threads)| threads) {
         let tid = thread.tid;
         if let Err(error) = thread.detach() {

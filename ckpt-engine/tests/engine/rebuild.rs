@@ -44,7 +44,7 @@ fn area(from: u64, to: u64) -> Area {
 
 fn page(at: u64, byte: u8) -> Record {
     let runs = vec![Run { start: BASE + at * PAGE, pages: 1 }];
-    Record::Pages { space: Space::Process(1), runs, data: vec![byte; PAGE as usize] }
+    Record::Pages { space: Space::Process(1), runs, data: vec![byte; PAGE as usize].into() }
 }
 
 /// A skeleton of one process, and the number of that on the host.

@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     fs::File,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -16,11 +16,11 @@ use std::{
 use ckpt_engine::{
     capture::{self, CaptureError, IdMap},
     container::{ID_COUNT, Spaces, cgroups, host_clocks},
-    files::{self, Holder, Undo},
+    files::{self, Undo},
     freeze::{FreezeError, Frozen, Sealed},
     ipc::detached_segments,
     procfs,
-    sys::{netns::Netns, task},
+    sys::netns::Netns,
     track::{Round, TrackError, Tracked, Tracker},
     unnamed::find_large,
 };
@@ -33,6 +33,7 @@ use ckpt_format::{
 
 use super::{
     brake::Brake,
+    holders::Holders,
     messages::{Item, State},
     pipe::Pipe,
     rounds::Fixed,
@@ -148,7 +149,7 @@ impl Live {
         self.mounts()?;
         self.send_files(false, pipe)?;
         let holders = Holders::of(&self.freezer)?;
-        let large = find_large(holders.0.iter().map(|(host, ..)| *host), self.id_base);
+        let large = find_large(holders.hosts(), self.id_base);
         self.hold_contents(large)?;
         let round = self.tracker.round(&mut pipe.clone())?;
         pipe.item(Item::Barrier(number)).map_err(|_| CopyError::Link)?;
@@ -288,17 +289,6 @@ impl Live {
             fixed.descriptors += count("fd");
         }
         fixed
-    }
-
-    /// What its processes have in memory, counted by each of those that share it.
-    pub(super) fn memory_bytes(&self) -> u64 {
-        let pids = procfs::cgroup_processes(&self.freezer).unwrap_or_default();
-        let resident = |pid: i32| {
-            let status = procfs::Status::read(pid).ok()?;
-            let text = status.text("VmRSS").ok()?;
-            text.trim_end_matches(" kB").trim().parse::<u64>().ok()
-        };
-        pids.into_iter().filter_map(resident).sum::<u64>() << 10
     }
 
     /// Files that processes can write without anybody noticing: they are mapped, shared and
@@ -557,55 +547,6 @@ impl SealedVe {
     }
 }
 
-/// The processes of a VE with descriptors for them.
-pub(super) struct Holders(Vec<(i32, i32, String, OwnedFd)>);
-
-impl Holders {
-    /// All that live in a cgroup now.
-    pub(super) fn of(cgroup: &std::path::Path) -> Result<Self, CopyError> {
-        let list = |source| CopyError::Process { pid: 0, source };
-        let mut all = Vec::new();
-        for host in procfs::cgroup_processes(cgroup).map_err(list)? {
-            let Ok(status) = procfs::Status::read(host) else { continue };
-            let (Ok(inner), Ok(name)) = (status.innermost("NSpid"), status.text("Name")) else {
-                continue;
-            };
-            if status.text("State").is_ok_and(|state| state.starts_with('Z')) {
-                continue;
-            }
-            let pidfd = match task::pidfd_open(host) {
-                Ok(pidfd) => pidfd,
-                // It ended after the list was read.
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
-                Err(source) => return Err(CopyError::Process { pid: host, source }),
-            };
-            all.push((host, inner, name.to_owned(), pidfd));
-        }
-        Ok(Self(all))
-    }
-
-    pub(super) fn source(&self, init: i32, id_base: u32) -> files::Source<'_> {
-        let processes = self
-            .0
-            .iter()
-            .map(|(host, inner, command, pidfd)| Holder {
-                host_pid: *host,
-                pid: *inner,
-                command: command.clone(),
-                pidfd: pidfd.as_fd(),
-            })
-            .collect();
-        files::Source {
-            processes,
-            init,
-            id_base,
-            mounts: None,
-            namespaces: HashMap::new(),
-            networks: Vec::new(),
-        }
-    }
-}
-
 /// Everything that would stop a move of this VE now; disturbs nothing.
 pub(super) fn blockers(
     init: i32,
@@ -615,7 +556,7 @@ pub(super) fn blockers(
     let list = |source| CopyError::Process { pid: init, source };
     let mut all = capture::check(freezer).map_err(list)?;
     let holders = Holders::of(freezer)?;
-    let pids: Vec<i32> = holders.0.iter().map(|(host, ..)| *host).collect();
+    let pids: Vec<i32> = holders.hosts().collect();
     let spaces = Spaces::of(init, &pids).map_err(list)?;
     let (mounts, namespaces) = (spaces.mounts().map_err(list)?, spaces.numbers());
     let networks = spaces.networks().iter().map(AsFd::as_fd).collect();

@@ -14,6 +14,7 @@ mod builder;
 mod checkpoint;
 mod error;
 pub(crate) mod facts;
+mod holders;
 mod journal;
 mod leftovers;
 mod limiter;

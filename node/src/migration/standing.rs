@@ -12,7 +12,7 @@ use ckpt_engine::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::blackout::{CopyError, Holders};
+use super::{blackout::CopyError, holders::Holders};
 use crate::{
     cgroup::CpuLimit,
     network::{Gate, Interface, Netlink, NetworkError},

@@ -123,7 +123,10 @@ impl Playing {
             Kind::Postgres => {
                 services::start_postgres(stage, &ve)?;
                 let load = ["pgbench", "-h", ve.address, "-U", "postgres", "-c", "4"];
-                generators.push(start_generator(stage, &[&load[..], &["-T", "3600"]].concat())?);
+                generators.push(start_generator(
+                    stage,
+                    &[&load[..], &["-T", "3600", "postgres"]].concat(),
+                )?);
                 (Exchange::Postgres, 5432)
             }
             Kind::Nginx => {

@@ -233,7 +233,7 @@ impl Precopy {
 
     /// No round: all of it is copied while the VE stands still.
     fn copy_nothing(self) -> (Self, Rounds) {
-        let predicted = Prediction::of_all(self.live.memory_bytes());
+        let predicted = Prediction::of_all(offer::memory_bytes(&self.live.freezer));
         (self, Rounds { reports: Vec::new(), predicted })
     }
 

@@ -350,7 +350,7 @@ fn expected(handle: &Handle) -> Vec<Expected> {
 }
 
 /// The memory that all processes of a cgroup have in use, counted for each of them.
-fn memory_bytes(freezer: &Path) -> u64 {
+pub(super) fn memory_bytes(freezer: &Path) -> u64 {
     let pids = procfs::cgroup_processes(freezer).unwrap_or_default();
     let resident = |pid| {
         let statm = procfs::read_text(pid, "statm").ok()?;

@@ -14,8 +14,9 @@ use std::{
 use ckpt_engine::sys::netns::Netns;
 use ckpt_format::network::{Link, LinkPlace, Made, Network, Port};
 
-use super::attributes::{
-    all, as_text, different, number, put, put_nested, put_text, text, value, without,
+use super::{
+    attributes::{all, as_text, different, number, put, put_nested, put_text, text, value},
+    kinds::{self, Kind},
 };
 use crate::network::{
     NetworkError,
@@ -57,54 +58,6 @@ pub(super) const DUMP: u16 = 0x300;
 const NEW: u16 = 0x600;
 pub(super) const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
-
-/// A kind of links that can be made again.
-struct Kind {
-    name: &'static str,
-    /// The attributes that only report a state.
-    states: &'static [u16],
-    /// Those that are told as a number, but taken as something that is there or not.
-    flags: &'static [u16],
-    /// Those that are refused beside others even when they are 0.
-    unless_zero: &'static [u16],
-    /// They are not taken all at once: what differs from a new link is set afterwards.
-    afterwards: bool,
-}
-
-const fn kind(name: &'static str) -> Kind {
-    Kind { name, states: &[], flags: &[], unless_zero: &[], afterwards: false }
-}
-
-/// What is not in here is made by other means (`tun`), needs keys (`wireguard`), or its settings
-/// depend on each other (`bond`).
-const KINDS: &[Kind] = &[
-    kind("veth"),
-    // Root, timers and counts; a number of the kernel that is not used any more (26).
-    Kind {
-        states: &[10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 26, 47, 48],
-        afterwards: true,
-        ..kind("bridge")
-    },
-    kind("dummy"),
-    kind("ifb"),
-    // Addresses in the list are counted by another one; the queue in use is a state.
-    Kind { states: &[6, 8], ..kind("macvlan") },
-    kind("ipvlan"),
-    kind("vlan"),
-    kind("vrf"),
-    Kind { flags: &[28], unless_zero: &[22], ..kind("vxlan") },
-    kind("nlmon"),
-    kind("ipip"),
-    kind("sit"),
-    kind("gre"),
-    kind("gretap"),
-    kind("ip6tnl"),
-    kind("ip6gre"),
-    kind("ip6gretap"),
-];
-
-/// The attributes of a bridge's port that report a state: of the spanning tree, and counts.
-const PORT_STATES: &[u16] = &[1, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 26, 35, 36, 38, 41];
 
 /// A link as the kernel tells it.
 #[derive(Debug)]
@@ -231,7 +184,7 @@ pub(super) fn read(
     atlas: &Atlas,
 ) -> Result<Option<Made>, &'static str> {
     let Some(name) = told.kind() else { return Ok(None) };
-    let Some(kind) = KINDS.iter().find(|kind| kind.name == name) else {
+    let Some(kind) = Kind::find(&name) else {
         return Err("of a kind that cannot be made again");
     };
     let parent = match number(&told.attributes, PARENT).filter(|&index| index != 0) {
@@ -242,9 +195,8 @@ pub(super) fn read(
             Some(place.ok_or("whose other end is outside of the VE")?)
         }
     };
-    let settings = value(told.info(), INFO_DATA).unwrap_or_default();
-    let settings = as_taken(&without(settings, kind.states), kind);
-    if kind.name == "bridge" && filters_vlans(&settings) {
+    let settings = kind.settings(value(told.info(), INFO_DATA).unwrap_or_default());
+    if kind.name == "bridge" && kinds::filters_vlans(&settings) {
         return Err("that keeps VLANs apart");
     }
     if kind.name == "veth" && parent.is_none() {
@@ -253,33 +205,13 @@ pub(super) fn read(
     Ok(Some(Made { kind: name, settings, parent }))
 }
 
-/// Attributes as they are taken, where they are told in another way.
-fn as_taken(settings: &[u8], kind: &Kind) -> Vec<u8> {
-    let is_set = |attribute: &&u16| {
-        value(settings, **attribute).is_some_and(|value| value.iter().any(|&byte| byte != 0))
-    };
-    let zeros = kind.unless_zero.iter().filter(|attribute| !is_set(attribute));
-    let left_out: Vec<u16> = kind.flags.iter().chain(zeros).copied().collect();
-    let mut taken = without(settings, &left_out);
-    for &flag in kind.flags.iter().filter(is_set) {
-        put(&mut taken, flag, &[]);
-    }
-    taken
-}
-
-/// The VLANs of each port are told in another way.
-fn filters_vlans(settings: &[u8]) -> bool {
-    const FILTERING: u16 = 7;
-    value(settings, FILTERING).is_some_and(|value| value.first().is_some_and(|&on| on != 0))
-}
-
 /// What a link is a port of.
 pub(super) fn port(told: &Told, names: &HashMap<u32, String>) -> Option<Port> {
     let of = names.get(&number(&told.attributes, CONTROLLER)?)?.clone();
     let kind = text(told.info(), PORT_KIND).unwrap_or_default();
     let settings = value(told.info(), PORT_DATA).unwrap_or_default();
-    let states = if kind == "bridge" { PORT_STATES } else { &[] };
-    Some(Port { of, kind, settings: without(settings, states) })
+    let settings = kinds::port_settings(&kind, settings);
+    Some(Port { of, kind, settings })
 }
 
 /// Makes and removes links until all networks have those that were captured.
@@ -452,7 +384,7 @@ impl<'a> Maker<'a> {
         let mut from = network;
         let mut stands = vec![(network, link.clone())];
         let mut settings = made.settings.clone();
-        if KINDS.iter().any(|kind| kind.name == made.kind && kind.afterwards) {
+        if Kind::find(&made.kind).is_some_and(|kind| kind.afterwards) {
             settings.clear();
         }
         match &made.parent {

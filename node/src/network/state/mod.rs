@@ -21,6 +21,7 @@ use super::{NetworkError, netlink::Netlink, system};
 mod addresses;
 mod attributes;
 mod filter;
+mod kinds;
 mod links;
 mod made;
 mod neighbours;

@@ -1,0 +1,70 @@
+//! Who may hold files in a VE.
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
+
+use ckpt_engine::{
+    files::{self, Holder},
+    procfs,
+    sys::task,
+};
+
+use super::blackout::CopyError;
+
+/// The processes of a VE with descriptors for them.
+pub(super) struct Holders(Vec<(i32, i32, String, OwnedFd)>);
+
+impl Holders {
+    /// All that live in a cgroup now.
+    pub(super) fn of(cgroup: &Path) -> Result<Self, CopyError> {
+        let list = |source| CopyError::Process { pid: 0, source };
+        let mut all = Vec::new();
+        for host in procfs::cgroup_processes(cgroup).map_err(list)? {
+            let Ok(status) = procfs::Status::read(host) else { continue };
+            let (Ok(inner), Ok(name)) = (status.innermost("NSpid"), status.text("Name")) else {
+                continue;
+            };
+            if status.text("State").is_ok_and(|state| state.starts_with('Z')) {
+                continue;
+            }
+            let pidfd = match task::pidfd_open(host) {
+                Ok(pidfd) => pidfd,
+                // It ended after the list was read.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
+                Err(source) => return Err(CopyError::Process { pid: host, source }),
+            };
+            all.push((host, inner, name.to_owned(), pidfd));
+        }
+        Ok(Self(all))
+    }
+
+    /// Their numbers on the host.
+    pub(super) fn hosts(&self) -> impl Iterator<Item = i32> {
+        self.0.iter().map(|(host, ..)| *host)
+    }
+
+    /// As those whose files are looked at.
+    pub(super) fn source(&self, init: i32, id_base: u32) -> files::Source<'_> {
+        let processes = self
+            .0
+            .iter()
+            .map(|(host, inner, command, pidfd)| Holder {
+                host_pid: *host,
+                pid: *inner,
+                command: command.clone(),
+                pidfd: pidfd.as_fd(),
+            })
+            .collect();
+        files::Source {
+            processes,
+            init,
+            id_base,
+            mounts: None,
+            namespaces: HashMap::new(),
+            networks: Vec::new(),
+        }
+    }
+}
