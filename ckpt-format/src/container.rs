@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     cgroup::{Cgroup, Setting},
-    mounts::{Cover, Mount, Part, covers, inside, parts},
-    namespaces::{Names, Namespaces, Nested},
+    mounts::{Cover, Mount, Part, covers, inside, locked, parts},
+    namespaces::{IdRange, Names, Namespaces, Nested, Owners, Users},
 };
 
 /// What a container looks like, as found on the source and made again on the target.
@@ -104,6 +104,13 @@ pub enum FilesystemKind {
     Cgroup,
     /// A network namespace that is mounted on a file, which keeps it without a process.
     Network,
+    /// A namespace of another kind that is kept in the same way.
+    Namespace {
+        /// Which kind, as `/proc/PID/ns` names it.
+        kind: String,
+        /// Its number; see [`Nested`].
+        number: u32,
+    },
     /// A device node of the host, by its name below `/dev`; see [`HOST_DEVICES`].
     Device {
         /// The name.
@@ -123,7 +130,7 @@ impl FilesystemKind {
             Self::Devpts => "devpts",
             Self::Mqueue => "mqueue",
             Self::Cgroup => "cgroup2",
-            Self::Network => "nsfs",
+            Self::Network | Self::Namespace { .. } => "nsfs",
             Self::Device { name } => name,
         }
     }
@@ -227,6 +234,7 @@ impl Container {
             peers: None,
             master: None,
             unbindable: false,
+            locked: false,
         });
     }
 }

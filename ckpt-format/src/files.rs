@@ -164,6 +164,10 @@ pub enum Kind {
     },
     /// A namespace, held open.
     Namespace {
+        /// Its number, if it was made by a program; see
+        /// [`Namespaces`](crate::container::Namespaces). It need not have a process then.
+        #[serde(default)]
+        number: Option<u32>,
         /// The name of its file below `/proc/PID/ns`.
         name: String,
         /// A process inside the VE that is in it.

@@ -7,7 +7,7 @@ use std::{
 
 use ckpt_format::{
     blocker::Blocker,
-    container::{Clocks, Container as Plan, Mount, Names, Nested, parts},
+    container::{Clocks, Container as Plan, Mount, Names, Nested, covers, locked, parts},
     network::Network,
 };
 use nix::time::{ClockId, clock_gettime};
@@ -19,7 +19,10 @@ use super::{
     spaces::{Spaces, foreign_namespaces},
     table::Reader,
 };
-use crate::sys::{clone, namespace};
+use crate::{
+    procfs::{self, Stat, Status},
+    sys::{clone, namespace, task},
+};
 
 /// What stands in the way of moving a container, or what it looks like.
 pub type Captured = Result<Found, Vec<Blocker>>;
@@ -45,15 +48,20 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
     let offsets = read("timens_offsets").map_err(step("read the clocks"))?;
     let clocks = clocks(&offsets).map_err(step("read the clocks"))?;
     let Some(first) = tables.first() else { return Err(ContainerError::Gone) };
-    let mut reader = Reader::new(base, first);
-    reader.networks.clone_from(spaces.network_numbers());
+    let mut reader = Reader::new(base, first, spaces.numbers());
     reader.loopbacks = spaces.loopbacks().map_err(step("read the networks"))?;
     let mut mounts: Vec<Vec<Mount>> = tables.iter().map(|table| reader.read(table)).collect();
+    for (place, mounts) in mounts.iter_mut().skip(1).enumerate() {
+        spaces.lock(place, mounts).map_err(step("find which mounts are locked"))?;
+    }
     let Reader { filesystems, mut blockers, .. } = reader;
     blockers.extend(foreign_namespaces(init, pids));
-    if spaces.cgroups() > 0 {
-        blockers.push(unmovable("a cgroup namespace of a program", "end the program"));
+    let tops = spaces.cgroups(init, pids).map_err(step("read the cgroup namespaces"))?;
+    if tops.contains(&None) {
+        let object = "a cgroup namespace that belongs to a user namespace, or whose top has nobody";
+        blockers.push(unmovable(object, "end the program that is in it"));
     }
+    blockers.extend(uneven(&spaces, pids));
     let named = |names_of: &OwnedFd| names(names_of.as_fd());
     let names = spaces.names().iter().map(named).collect::<io::Result<_>>();
     let nested = Nested {
@@ -61,8 +69,16 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
         names: names.map_err(step("read the names"))?,
         ipcs: u32::try_from(spaces.ipcs()).unwrap_or(u32::MAX),
         networks: spaces.networks().iter().map(|_| Network::default()).collect(),
-        cgroups: Vec::new(),
+        cgroups: tops.into_iter().map(Option::unwrap_or_default).collect(),
+        users: spaces.users(base).map_err(step("read the user namespaces"))?,
+        owners: spaces.owners(),
     };
+    for mounts in &nested.mounts {
+        blockers.extend(hidden(mounts).map(|point| {
+            let object = format!("a locked mount on {point} that is hidden by another one");
+            unmovable(&object, "end the program that has it in a user namespace of its own")
+        }));
+    }
     let mounts = mounts.pop().unwrap_or_default();
     let Names { hostname, domainname } = own;
     let plan = Plan { hostname, domainname, clocks, filesystems, mounts, nested };
@@ -71,6 +87,65 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
         blockers.push(unmovable(&object, &format!("unmount {point} inside the VE")));
     }
     Ok(if blockers.is_empty() { Ok(Found { plan, spaces }) } else { Err(blockers) })
+}
+
+/// Processes in user namespaces that cannot be made there. Not every user has a number there, and
+/// whoever enters one has no threads yet, and directories of its own.
+fn uneven(spaces: &Spaces, pids: &[i32]) -> Vec<Blocker> {
+    let apart = |pid: i32| spaces.number(pid).is_ok_and(|it| it.is_some_and(|it| it.user != 0));
+    let mut blockers = Vec::new();
+    for &pid in pids.iter().filter(|&&pid| apart(pid)) {
+        let threads = procfs::threads(pid).unwrap_or_default();
+        let status = |&tid: &i32| Status::of_thread(pid, tid).ok();
+        let all: Vec<Status> = threads.iter().filter_map(status).collect();
+        let differs = |key| all.iter().any(|it| it.text(key).ok() != all[0].text(key).ok());
+        let objects = [
+            (
+                ["Uid", "Gid", "Groups"].into_iter().any(differs),
+                "threads that are different users in a user namespace",
+            ),
+            (
+                shares_directories(pid, &threads),
+                "directories in common with its parent, or apart between threads, in a user namespace",
+            ),
+        ];
+        blockers.extend(objects.into_iter().filter(|(found, _)| *found).map(|(_, object)| {
+            Blocker {
+                pid: all.first().and_then(|it| it.innermost("NSpid").ok()).unwrap_or(pid),
+                command: all
+                    .first()
+                    .and_then(|it| it.text("Name").ok())
+                    .unwrap_or_default()
+                    .to_owned(),
+                fd: None,
+                object: object.to_owned(),
+                hint: "end the program".to_owned(),
+            }
+        }));
+    }
+    blockers
+}
+
+/// Whether root and working directory are not those of all threads, and of nobody else.
+fn shares_directories(pid: i32, threads: &[i32]) -> bool {
+    let same = |other: i32| task::share(pid, other, task::Common::Directories).ok();
+    let ended = |tid: i32| Stat::read(tid).map_or(true, |stat| "ZX".contains(stat.state));
+    let parent = Stat::read(pid).and_then(|stat| stat.field(4, "ppid"));
+    parent.is_ok_and(|parent| same(parent) == Some(true))
+        || threads.iter().any(|&tid| tid != pid && same(tid) == Some(false) && !ended(tid))
+}
+
+/// The points of locked mounts that other locked ones hide.
+fn hidden(mounts: &[Mount]) -> impl Iterator<Item = &str> {
+    let with_all_above = locked(mounts);
+    let covered = move |&place: &usize| {
+        with_all_above[place]
+            && covers(mounts, place).iter().any(|cover| {
+                let mut same = mounts.iter().zip(&with_all_above);
+                same.any(|(mount, &locked)| locked && mount.point == cover.point)
+            })
+    };
+    (1..mounts.len()).filter(covered).map(|place| mounts[place].point.as_str())
 }
 
 fn unmovable(object: &str, hint: &str) -> Blocker {

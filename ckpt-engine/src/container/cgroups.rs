@@ -210,6 +210,21 @@ fn settings(directory: &Path, is_top: bool) -> Vec<Setting> {
     found
 }
 
+/// Makes the cgroups of a VE below `top`, with nobody in them.
+pub fn prepare(top: &Path, cgroups: &[Cgroup], id_base: u32) -> Result<(), CgroupError> {
+    cgroups.iter().try_for_each(|cgroup| make(&place(top, &cgroup.path)?, cgroup, id_base))
+}
+
+/// The directory of a cgroup of a VE, named as its cgroup namespaces are.
+pub(crate) fn directory(top: &Path, path: &str) -> Result<PathBuf, CgroupError> {
+    place(top, path)
+}
+
+/// Puts a process, as numbered on the host, into a cgroup.
+pub(crate) fn enter(directory: &Path, host: i32) -> Result<(), CgroupError> {
+    write(directory, "cgroup.procs", &host.to_string())
+}
+
 /// Makes the cgroups of a VE below `top`, and puts its processes where they belong. `processes`
 /// are numbers inside the VE and on the host.
 pub fn rebuild(
@@ -218,9 +233,7 @@ pub fn rebuild(
     id_base: u32,
     processes: &HashMap<i32, i32>,
 ) -> Result<(), CgroupError> {
-    for cgroup in cgroups {
-        make(&place(top, &cgroup.path)?, cgroup, id_base)?;
-    }
+    prepare(top, cgroups, id_base)?;
     for cgroup in cgroups.iter().filter(|cgroup| cgroup.threaded) {
         write(&place(top, &cgroup.path)?, "cgroup.type", "threaded")?;
     }

@@ -23,10 +23,12 @@ mod order;
 mod overlay;
 mod place;
 mod refused;
+mod roots;
 mod seed;
 mod spaces;
 mod sysfs;
 mod table;
+mod users;
 
 use std::{
     collections::VecDeque,
@@ -118,7 +120,7 @@ impl Container {
         place(child.0.id().cast_signed(), &spec.cgroups)?;
         let (channel, inner) = pair(SockType::SeqPacket).map_err(step("make a channel"))?;
         let order = Order::Create {
-            plan: spec.plan.clone(),
+            plan: Box::new(spec.plan.clone()),
             links: spec.links.clone(),
             clock_offsets: spec.clock_offsets,
         };

@@ -17,11 +17,15 @@ use std::{
 };
 
 use ckpt_format::container::{
-    Container as Plan, Filesystem, FilesystemKind, HOST_DEVICES, Mount, inside, parts,
+    Container as Plan, Filesystem, FilesystemKind, HOST_DEVICES, Mount, inside, locked, parts,
 };
 use nix::mount::{MntFlags, umount2};
 
-use super::{groups::Groups, nested::Own, place, sysfs};
+use super::{
+    groups::Groups,
+    nested::{Handles, Own, owner},
+    place, sysfs,
+};
 use crate::sys::{
     mount::{
         FilesystemContext, Propagation, attach, clone_tree, set_attributes,
@@ -52,11 +56,11 @@ pub(super) fn build(
     plan: &Plan,
     root: OwnedFd,
     own: &Own,
-    networks: &[OwnedFd],
+    handles: &Handles,
 ) -> Result<Built, Failure> {
     let here = File::open("/").map_err(at("open", "/"))?;
     set_private_recursively(here.as_fd()).map_err(at("keep private", "/"))?;
-    let filesystems = superblocks(plan, root, own, networks)?;
+    let filesystems = superblocks(plan, root, own, handles)?;
     let mut trees = Vec::new();
     let wanted = parts(plan).map_err(|point| at("find", point)(io::ErrorKind::NotFound.into()))?;
     for part in wanted {
@@ -78,10 +82,17 @@ pub(super) fn build(
     }
     let mut namespaces = Vec::new();
     let back = own.open("mnt").map_err(at("keep", "the mounts"))?;
-    for table in &tables[1..] {
+    for (place, table) in tables[1..].iter_mut().enumerate() {
+        let users = owner(&plan.nested.owners.mounts, place, &handles.users);
+        let users = users.map_err(at("find the owner of", "a mount namespace"))?;
         unshare(libc::CLONE_NEWNS).map_err(at("make", "a mount namespace"))?;
-        namespaces.push(own.open("mnt").map_err(at("keep", "a mount namespace"))?);
-        assemble(plan, table)?;
+        namespaces.push(match users {
+            None => {
+                assemble(plan, table)?;
+                own.open("mnt").map_err(at("keep", "a mount namespace"))?
+            }
+            Some(users) => hand_over(plan, table, users, own)?,
+        });
         join(back.as_fd(), libc::CLONE_NEWNS).map_err(at("leave", "a mount namespace"))?;
     }
     assemble(plan, &tables[0])?;
@@ -89,16 +100,16 @@ pub(super) fn build(
     Ok(Built { trees, namespaces })
 }
 
-/// Makes all file systems. `networks` are those that programs have made.
+/// Makes all file systems. What is of namespaces of programs is made of `handles`.
 fn superblocks(
     plan: &Plan,
     root: OwnedFd,
     own: &Own,
-    networks: &[OwnedFd],
+    handles: &Handles,
 ) -> Result<Vec<OwnedFd>, Failure> {
     let mut root = Some(root);
     let network = own.open("net").map_err(at("keep", "the network"))?;
-    let all: Vec<&OwnedFd> = std::iter::once(&network).chain(networks).collect();
+    let all: Vec<&OwnedFd> = std::iter::once(&network).chain(&handles.networks).collect();
     let of = |filesystem: &Filesystem| {
         let place = usize::try_from(filesystem.network).ok();
         let found = place.and_then(|place| all.get(place).copied());
@@ -108,6 +119,7 @@ fn superblocks(
     for filesystem in &plan.filesystems {
         let made = match filesystem.kind {
             FilesystemKind::Root => root.take().ok_or_else(|| io::ErrorKind::InvalidInput.into()),
+            FilesystemKind::Namespace { ref kind, number } => handles.find(own, kind, number),
             FilesystemKind::Network => of(filesystem).and_then(OwnedFd::try_clone),
             FilesystemKind::Sysfs if filesystem.network != 0 => of(filesystem).and_then(|other| {
                 sysfs::make_in(other.as_fd(), network.as_fd(), || make(filesystem))
@@ -120,7 +132,12 @@ fn superblocks(
     // with the host's tree.
     let aside = File::open("/proc").map_err(at("open", "/proc"))?;
     for (made, filesystem) in filesystems.iter().zip(&plan.filesystems) {
-        if !matches!(filesystem.kind, FilesystemKind::Device { .. } | FilesystemKind::Network) {
+        if !matches!(
+            filesystem.kind,
+            FilesystemKind::Device { .. }
+                | FilesystemKind::Network
+                | FilesystemKind::Namespace { .. }
+        ) {
             attach(made.as_fd(), aside.as_fd(), Path::new(""))
                 .map_err(at("attach", filesystem.kind.name()))?;
         }
@@ -162,52 +179,125 @@ fn prepare(mount: &Mount, filesystems: &[OwnedFd]) -> io::Result<OwnedFd> {
 
 /// Makes an attached mount what it is to be. Comes after the places of others on it were made:
 /// it may be read-only.
-fn finish(mount: &Mount, made: &OwnedFd) -> io::Result<()> {
-    set_attributes(made.as_fd(), mount.attributes)?;
-    if mount.unbindable {
-        set_propagation(made.as_fd(), Propagation::Unbindable)?;
-    }
-    Ok(())
+fn finish((mount, made): &Prepared<'_>) -> Result<(), Failure> {
+    let finish = || {
+        set_attributes(made.as_fd(), mount.attributes)?;
+        match mount.unbindable {
+            true => set_propagation(made.as_fd(), Propagation::Unbindable),
+            false => Ok(()),
+        }
+    };
+    finish().map_err(at("set the attributes of", &mount.point))
 }
 
+/// A mount with its descriptor.
+type Prepared<'a> = (&'a Mount, OwnedFd);
+
 /// Attaches the mounts of one namespace, which becomes the caller's tree.
-fn assemble(plan: &Plan, table: &[(&Mount, OwnedFd)]) -> Result<(), Failure> {
-    let here = File::open("/").map_err(at("open", "/"))?;
-    let top = table.first().filter(|(mount, _)| mount.point == "/");
-    let (_, top) = top.ok_or_else(|| at("find", "/")(io::ErrorKind::InvalidInput.into()))?;
-    attach(top.as_fd(), here.as_fd(), Path::new("")).map_err(at("mount", "/"))?;
-    change_root(top.as_fd()).map_err(at("change to", "/"))?;
-    for (index, (mount, made)) in table.iter().enumerate().skip(1) {
-        let parent = usize::try_from(mount.parent).ok().filter(|&parent| parent < index);
-        let on = parent.and_then(|parent| {
-            let (parent, fd) = &table[parent];
-            Some((fd, Path::new(inside(&parent.point, &mount.point)?)))
-        });
-        let (parent, point) =
-            on.ok_or_else(|| at("find what holds", &mount.point)(io::ErrorKind::NotFound.into()))?;
-        let shown = usize::try_from(mount.filesystem).ok().and_then(|it| plan.filesystems.get(it));
-        let device = shown.is_some_and(|it| matches!(it.kind, FilesystemKind::Device { .. }));
-        let directory = mount.is_directory() && !device;
-        let file_type = if directory { libc::S_IFDIR } else { libc::S_IFREG };
-        place::make(parent.as_fd(), point, file_type).map_err(at("make", &mount.point))?;
-        attach(made.as_fd(), parent.as_fd(), point).map_err(at("mount", &mount.point))?;
+fn assemble(plan: &Plan, table: &[Prepared<'_>]) -> Result<(), Failure> {
+    change_root(table)?;
+    for index in 1..table.len() {
+        make_place(plan, table, index)?;
+        stand(table, index)?;
     }
-    for (mount, made) in table {
-        finish(mount, made).map_err(at("set the attributes of", &mount.point))?;
+    table.iter().try_for_each(finish)
+}
+
+/// Attaches the mounts of a namespace that belongs to a user namespace, which becomes the
+/// caller's, and returns it.
+///
+/// What is locked there came with the namespace when it was made, as a copy of another one: so it
+/// is made in one that has nothing else, and copied in the same way. What the copy has of the
+/// mounts takes their places in the table.
+fn hand_over(
+    plan: &Plan,
+    table: &mut [Prepared<'_>],
+    users: &OwnedFd,
+    own: &Own,
+) -> Result<OwnedFd, Failure> {
+    let mounts: Vec<Mount> = table.iter().map(|(mount, _)| (*mount).clone()).collect();
+    let (came, later): (Vec<usize>, Vec<usize>) = {
+        let locked = locked(&mounts);
+        (0..table.len()).partition(|&index| locked[index])
+    };
+    change_root(table)?;
+    let stands = |index: &usize| usize::try_from(mounts[*index].parent).unwrap_or(0);
+    for &index in &came[1..] {
+        make_place(plan, table, index)?;
+        stand(table, index)?;
     }
-    Ok(())
+    // What is read-only takes no new places afterwards.
+    for &index in later.iter().filter(|index| came.contains(&stands(index))) {
+        make_place(plan, table, index)?;
+    }
+    came.iter().try_for_each(|&index| finish(&table[index]))?;
+    let copy = own.helper_in(users, || unshare(libc::CLONE_NEWNS));
+    let copy = copy.map_err(at("copy", "a mount namespace"))?;
+    let namespace = own.open_of(copy.host, "mnt").map_err(at("keep", "a mount namespace"))?;
+    join(namespace.as_fd(), libc::CLONE_NEWNS).map_err(at("enter", "a mount namespace"))?;
+    for &index in &came {
+        let mut open = OpenOptions::new();
+        open.read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW);
+        let point = &mounts[index].point;
+        table[index].1 = open.open(point).map_err(at("find the copy of", point))?.into();
+    }
+    for &index in &later {
+        if later.contains(&stands(&index)) {
+            make_place(plan, table, index)?;
+        }
+        stand(table, index)?;
+    }
+    later.iter().try_for_each(|&index| finish(&table[index]))?;
+    Ok(namespace)
+}
+
+/// The mount that another one stands on, and where on it.
+fn ground<'a>(
+    table: &'a [Prepared<'_>],
+    index: usize,
+) -> Result<(BorrowedFd<'a>, &'a Path), Failure> {
+    let mount = table[index].0;
+    let parent = usize::try_from(mount.parent).ok().filter(|&parent| parent < index);
+    let on = parent.and_then(|parent| {
+        let (parent, fd) = &table[parent];
+        Some((fd.as_fd(), Path::new(inside(&parent.point, &mount.point)?)))
+    });
+    on.ok_or_else(|| at("find what holds", &mount.point)(io::ErrorKind::NotFound.into()))
+}
+
+fn make_place(plan: &Plan, table: &[Prepared<'_>], index: usize) -> Result<(), Failure> {
+    let mount = table[index].0;
+    let (parent, point) = ground(table, index)?;
+    let shown = usize::try_from(mount.filesystem).ok().and_then(|it| plan.filesystems.get(it));
+    let device = shown.is_some_and(|it| matches!(it.kind, FilesystemKind::Device { .. }));
+    let directory = mount.is_directory() && !device;
+    let file_type = if directory { libc::S_IFDIR } else { libc::S_IFREG };
+    place::make(parent, point, file_type).map_err(at("make", &mount.point))
+}
+
+fn stand(table: &[Prepared<'_>], index: usize) -> Result<(), Failure> {
+    let (mount, made) = &table[index];
+    let (parent, point) = ground(table, index)?;
+    attach(made.as_fd(), parent, point).map_err(at("mount", &mount.point))
 }
 
 pub(super) fn relative(path: &str) -> &Path {
     Path::new(path.trim_start_matches('/'))
 }
 
-/// Makes the mount the root of the process and lets go of the one before.
-fn change_root(root: BorrowedFd<'_>) -> io::Result<()> {
-    nix::unistd::fchdir(root)?;
-    // The old root ends up on top of the new one, where the next call can reach it.
-    nix::unistd::pivot_root(".", ".")?;
-    umount2(".", MntFlags::MNT_DETACH)?;
-    nix::unistd::chdir("/")?;
-    Ok(())
+/// Makes the first mount the root of the process, and lets go of the one before.
+fn change_root(table: &[Prepared<'_>]) -> Result<(), Failure> {
+    let here = File::open("/").map_err(at("open", "/"))?;
+    let top = table.first().filter(|(mount, _)| mount.point == "/");
+    let (_, top) = top.ok_or_else(|| at("find", "/")(io::ErrorKind::InvalidInput.into()))?;
+    let change = || {
+        attach(top.as_fd(), here.as_fd(), Path::new(""))?;
+        nix::unistd::fchdir(top)?;
+        // The old root ends up on top of the new one, where the next call can reach it.
+        nix::unistd::pivot_root(".", ".")?;
+        umount2(".", MntFlags::MNT_DETACH)?;
+        nix::unistd::chdir("/")?;
+        Ok(())
+    };
+    change().map_err(at("change to", "/"))
 }

@@ -24,7 +24,7 @@ const MESSAGE_MAX: usize = 160 << 10;
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Order {
     /// Make a container; its channel comes beside it.
-    Create { plan: Plan, links: Vec<(String, String)>, clock_offsets: Option<Clocks> },
+    Create { plan: Box<Plan>, links: Vec<(String, String)>, clock_offsets: Option<Clocks> },
     /// The ids are mapped; the root comes beside it.
     Mapped,
     /// Become this program, as the container's init.
@@ -50,7 +50,7 @@ pub(super) enum Reply {
     Descriptors,
     /// pid 1 has made everything. It has sent so many trees before, and so many namespaces of
     /// each kind, in this order.
-    Ready { trees: usize, nested: [usize; 4] },
+    Ready { trees: usize, nested: [usize; 5] },
     /// Nothing of what pid 1 has inherited is open in it any more. Comes by the channel.
     Alone,
     /// It did not work.

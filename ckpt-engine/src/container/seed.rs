@@ -156,7 +156,7 @@ fn first_process(
     let own = nested::Own::find().map_err(at("find the namespaces"))?;
     let limit = raise_descriptor_limit().map_err(at("have room for descriptors"))?;
     let mut handles = nested::make(&plan.nested, &own)?;
-    let mounts::Built { trees, namespaces } = mounts::build(plan, root, &own, &handles.networks)?;
+    let mounts::Built { trees, namespaces } = mounts::build(plan, root, &own, &handles)?;
     handles.mounts = namespaces;
     drop(own);
     restore_descriptor_limit(limit).map_err(at("limit the descriptors"))?;

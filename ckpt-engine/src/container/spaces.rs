@@ -1,7 +1,8 @@
 //! Which namespaces the processes of a running container are in.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
+    ffi::{CStr, CString},
     fs::{self, File},
     io::{self, Read},
     os::{
@@ -10,18 +11,29 @@ use std::{
     },
 };
 
-use ckpt_format::{blocker::Blocker, container::Namespaces};
+use ckpt_format::{
+    blocker::Blocker,
+    container::{Mount, Namespaces, Owners, Users},
+};
 use nix::{
-    fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2},
-    sys::stat::{Mode, major, minor},
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
+    sys::{
+        stat::{major, minor},
+        statfs::{NSFS_MAGIC, fstatfs},
+    },
 };
 
 use super::{
     mountinfo::Line,
-    read_proc, sysfs,
-    table::{Node, Table, inode_of_network},
+    read_proc, roots, sysfs,
+    table::{Node, Table},
+    users::{UserSpaces, inode_of},
 };
-use crate::sys::namespace;
+use crate::sys::{
+    namespace,
+    program::descriptor::namespace_kind,
+    users::{self, locked_mounts},
+};
 
 /// The kinds of namespaces that a program in a container may have of its own, in the order of
 /// [`Namespaces`].
@@ -31,7 +43,7 @@ const KINDS: [&str; 5] = ["mnt", "uts", "ipc", "net", "cgroup"];
 const NETWORKS: usize = 3;
 
 /// The kinds that all processes of a container must share.
-const COMMON: [&str; 3] = ["user", "pid", "time"];
+const COMMON: [&str; 2] = ["pid", "time"];
 
 /// The namespaces of a running container: its own, and those that programs in it have made.
 #[derive(Debug, Default)]
@@ -41,6 +53,9 @@ pub struct Spaces {
     /// Their numbers by inode.
     numbers: [HashMap<u64, u32>; 5],
     mounts: Vec<MountTable>,
+    users: UserSpaces,
+    /// By kind, without the container's own: the user namespaces that they belong to.
+    owners: [Vec<u32>; 5],
 }
 
 /// An open mount table, with what it said when the container was captured.
@@ -55,55 +70,112 @@ impl Spaces {
     pub fn of(init: i32, pids: &[i32]) -> io::Result<Self> {
         let mut this = Self::default();
         for (index, pid) in std::iter::once(&init).chain(pids).enumerate() {
-            for (kind, name) in KINDS.iter().enumerate() {
-                match this.add(kind, &format!("/proc/{pid}/ns/{name}")) {
-                    Err(error) if index > 0 && is_gone(&error) => break,
-                    done => done?,
-                }
+            match this.add_process(*pid) {
+                Err(error) if index > 0 && is_gone(&error) => (),
+                done => done?,
             }
         }
-        for place in 0..this.kinds[0].len() {
-            this.mounts.push(MountTable::open(&this.kinds[0][place])?);
+        for pid in pids {
+            this.add_held(*pid)?;
         }
-        this.add_mounted_networks()?;
+        // Those that a mount keeps can have mounts, too.
+        while let Some(namespace) = this.kinds[0].get(this.mounts.len()) {
+            let table = MountTable::open(namespace)?;
+            let bound = table.bound(namespace)?;
+            this.mounts.push(table);
+            bound.into_iter().try_for_each(|namespace| this.add_found(namespace))?;
+        }
+        this.find_owners()?;
         Ok(this)
     }
 
-    /// Network namespaces that nobody is in, but that are mounted somewhere (`ip netns add`).
-    fn add_mounted_networks(&mut self) -> io::Result<()> {
-        for place in 0..self.mounts.len() {
-            let lines: Vec<Line> =
-                self.mounts[place].text.lines().filter_map(Line::parse).collect();
-            for line in lines.iter().filter(|line| line.kind == "nsfs") {
-                let Some(inode) = inode_of_network(&line.root) else { continue };
-                if self.numbers[NETWORKS].contains_key(&inode) {
-                    continue;
-                }
-                // What hides one is a blocker of the mount.
-                let found = inside(&self.kinds[0][place], |proc| mounted(proc, &line.point, inode));
-                if let Some(namespace) = found? {
-                    let number = u32::try_from(self.kinds[NETWORKS].len());
-                    self.numbers[NETWORKS].insert(inode, number.map_err(io::Error::other)?);
-                    self.kinds[NETWORKS].push(namespace);
-                }
+    fn find_owners(&mut self) -> io::Result<()> {
+        for (kind, owners) in self.owners.iter_mut().enumerate() {
+            for namespace in self.kinds[kind].iter().skip(1) {
+                owners.push(self.users.owner(namespace.as_fd())?);
             }
         }
         Ok(())
     }
 
+    /// Those that a process holds open.
+    fn add_held(&mut self, pid: i32) -> io::Result<()> {
+        let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Ok(()) };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let names_one = fs::read_link(&path).is_ok_and(|link| {
+                let link = link.to_string_lossy();
+                [&KINDS[..4], &["user"]]
+                    .concat()
+                    .iter()
+                    .any(|kind| link.strip_prefix(kind).is_some_and(|rest| rest.starts_with(":[")))
+            });
+            // It may be closed by now.
+            if names_one && let Ok(opened) = File::open(&path) {
+                self.add_found(opened.into())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds one that nobody need be in. What is not the container's is left to others to refuse.
+    fn add_found(&mut self, namespace: OwnedFd) -> io::Result<()> {
+        let kind = match namespace_kind(namespace.as_fd())? {
+            libc::CLONE_NEWUSER => {
+                return match self.users.is_below(namespace.as_fd())? {
+                    true => self.users.add(namespace).map(drop),
+                    false => Ok(()),
+                };
+            }
+            libc::CLONE_NEWNS => 0,
+            libc::CLONE_NEWUTS => 1,
+            libc::CLONE_NEWIPC => 2,
+            libc::CLONE_NEWNET => NETWORKS,
+            _ => return Ok(()),
+        };
+        let inode = inode_of(namespace.as_fd())?;
+        let belongs = |users: &OwnedFd| self.users.is_below(users.as_fd());
+        if self.numbers[kind].contains_key(&inode)
+            || !users::owner(namespace.as_fd()).is_ok_and(|it| belongs(&it).unwrap_or(false))
+        {
+            return Ok(());
+        }
+        self.insert(kind, inode, namespace)
+    }
+
+    fn insert(&mut self, kind: usize, inode: u64, namespace: OwnedFd) -> io::Result<()> {
+        let number = u32::try_from(self.kinds[kind].len()).map_err(io::Error::other)?;
+        if let Entry::Vacant(place) = self.numbers[kind].entry(inode) {
+            place.insert(number);
+            self.kinds[kind].push(namespace);
+        }
+        Ok(())
+    }
+
+    /// All that can be told by a number: their kinds and numbers by inode.
+    pub fn numbers(&self) -> HashMap<u64, (&'static str, u32)> {
+        let named = KINDS[..4].iter().zip(&self.numbers);
+        let all = named.flat_map(|(kind, of)| of.iter().map(|(&inode, &it)| (inode, (*kind, it))));
+        all.chain(self.users.numbers().map(|(inode, it)| (inode, ("user", it)))).collect()
+    }
+
+    fn add_process(&mut self, pid: i32) -> io::Result<()> {
+        let users = OwnedFd::from(File::open(format!("/proc/{pid}/ns/user"))?);
+        // One of the host is told as foreign, because its pid namespace is, too.
+        if !self.users.is_empty() && !self.users.is_below(users.as_fd())? {
+            return Ok(());
+        }
+        self.users.add(users)?;
+        let mut kinds = KINDS.iter().enumerate();
+        kinds.try_for_each(|(kind, name)| self.add(kind, &format!("/proc/{pid}/ns/{name}")))
+    }
+
     fn add(&mut self, kind: usize, path: &str) -> io::Result<()> {
         let inode = fs::metadata(path)?.ino();
         if !self.numbers[kind].contains_key(&inode) {
-            let opened = File::open(path)?;
+            let opened = OwnedFd::from(File::open(path)?);
             // It may be another one by now.
-            let inode = opened.metadata()?.ino();
-            let number = u32::try_from(self.kinds[kind].len()).map_err(io::Error::other)?;
-            if let std::collections::hash_map::Entry::Vacant(place) =
-                self.numbers[kind].entry(inode)
-            {
-                place.insert(number);
-                self.kinds[kind].push(opened.into());
-            }
+            let inode = inode_of(opened.as_fd())?;
+            self.insert(kind, inode, opened)?;
         }
         Ok(())
     }
@@ -120,7 +192,9 @@ impl Spaces {
             }
         }
         let [mounts, names, ipc, network, cgroup] = found;
-        Ok(Some(Namespaces { mounts, names, ipc, network, cgroup }))
+        let users = fs::metadata(format!("/proc/{pid}/ns/user"))?.ino();
+        let Some(user) = self.users.number(users) else { return Ok(None) };
+        Ok(Some(Namespaces { mounts, names, ipc, network, cgroup, user }))
     }
 
     /// One descriptor for each mount namespace, the container's own first.
@@ -131,11 +205,6 @@ impl Spaces {
     /// The network namespaces that programs have made.
     pub fn networks(&self) -> &[OwnedFd] {
         self.kinds[NETWORKS].get(1..).unwrap_or_default()
-    }
-
-    /// The numbers of all network namespaces by inode.
-    pub(super) fn network_numbers(&self) -> &HashMap<u64, u32> {
-        &self.numbers[NETWORKS]
     }
 
     /// The numbers of all network namespaces by what `/sys` shows of them; empty if there is
@@ -160,9 +229,52 @@ impl Spaces {
         self.kinds[2].len().saturating_sub(1)
     }
 
-    /// How many cgroup namespaces programs have made.
-    pub(super) fn cgroups(&self) -> usize {
-        self.kinds[4].len().saturating_sub(1)
+    /// The cgroups that the cgroup namespaces of programs have as their tops. `None` for one that
+    /// cannot be made again.
+    pub(super) fn cgroups(&self, init: i32, pids: &[i32]) -> io::Result<Vec<Option<String>>> {
+        let mut members: Vec<Vec<i32>> = vec![Vec::new(); self.kinds[4].len()];
+        if members.len() > 1 {
+            for &pid in pids {
+                let Ok(Some(of)) = self.number(pid) else { continue };
+                let place = usize::try_from(of.cgroup).map_err(io::Error::other)?;
+                members[place].push(pid);
+            }
+        }
+        let namespaces = self.kinds[4].iter().zip(&members).skip(1);
+        let root = |((namespace, members), owner): ((&OwnedFd, &Vec<i32>), &u32)| match owner {
+            0 => roots::of(init, members, namespace),
+            // Whoever is in there cannot make it in the VE's own user namespace.
+            _ => Ok(None),
+        };
+        namespaces.zip(&self.owners[4]).map(root).collect()
+    }
+
+    /// The user namespaces that programs have made, in a container whose ids start at `base`.
+    pub(super) fn users(&self, base: u32) -> io::Result<Vec<Users>> {
+        self.users.describe(base)
+    }
+
+    /// Which user namespaces the others belong to.
+    pub(super) fn owners(&self) -> Owners {
+        let [mounts, names, ipcs, networks, _] = self.owners.clone();
+        Owners { mounts, names, ipcs, networks }
+    }
+
+    /// Tells of the mounts of a namespace of a program, which begins with its root, which of
+    /// them are locked.
+    pub(super) fn lock(&self, place: usize, mounts: &mut [Mount]) -> io::Result<()> {
+        let owner = self.owners[0].get(place).copied().unwrap_or(0);
+        let (Some(users), 1..) = (self.users.get(owner), owner) else { return Ok(()) };
+        let Some((_, mounts)) = mounts.split_first_mut() else { return Ok(()) };
+        // What was mounted last can be taken away first.
+        let points = mounts.iter().rev().map(|mount| CString::new(mount.point.as_str()));
+        let points = points.collect::<Result<Vec<_>, _>>()?;
+        let points: Vec<&CStr> = points.iter().map(CString::as_c_str).collect();
+        let locked = locked_mounts(users.as_fd(), self.kinds[0][place + 1].as_fd(), &points)?;
+        for (mount, locked) in mounts.iter_mut().rev().zip(locked) {
+            mount.locked = locked;
+        }
+        Ok(())
     }
 
     /// The mount namespaces, the container's own first.
@@ -197,6 +309,20 @@ impl MountTable {
         Ok(Self { file, text })
     }
 
+    /// The namespaces that mounts of it keep.
+    fn bound(&self, namespace: &OwnedFd) -> io::Result<Vec<OwnedFd>> {
+        let lines = self.text.lines().filter_map(Line::parse);
+        let points: Vec<String> =
+            lines.filter(|line| line.kind == "nsfs").map(|line| line.point).collect();
+        if points.is_empty() {
+            return Ok(Vec::new());
+        }
+        inside(namespace, |proc| {
+            // One that something is mounted over is refused later.
+            Ok(points.iter().filter_map(|point| open_bound(proc, point)).collect())
+        })
+    }
+
     fn is_unchanged(&self) -> io::Result<bool> {
         let mut known = self.text.as_bytes();
         let mut buffer = [0; 4096];
@@ -229,17 +355,15 @@ fn place(path: &str) -> Option<OwnedFd> {
     openat2(nix::fcntl::AT_FDCWD, path, how).ok()
 }
 
-/// The network namespace that is mounted at a path of the caller's tree, if it is this one.
-fn mounted(proc: &OwnedFd, path: &str, inode: u64) -> io::Result<Option<OwnedFd>> {
-    let Some(place) = place(path) else { return Ok(None) };
-    if nix::sys::stat::fstat(&place)?.st_ino != inode
-        || nix::sys::statfs::fstatfs(&place)?.filesystem_type() != nix::sys::statfs::NSFS_MAGIC
-    {
-        return Ok(None);
+/// The namespace whose file is mounted at a path of the caller's tree.
+fn open_bound(proc: &OwnedFd, path: &str) -> Option<OwnedFd> {
+    let place = place(path)?;
+    // Nothing else is ever opened.
+    if fstatfs(&place).ok()?.filesystem_type() != NSFS_MAGIC {
+        return None;
     }
-    let number = place.as_raw_fd();
-    let path = format!("thread-self/fd/{number}");
-    Ok(Some(openat(proc, path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?))
+    let how = OpenHow::new().flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC);
+    openat2(proc, format!("thread-self/fd/{}", place.as_raw_fd()).as_str(), how).ok()
 }
 
 /// What stands at the mount point of a line.

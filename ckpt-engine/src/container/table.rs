@@ -34,6 +34,8 @@ pub(super) struct Node {
 #[derive(Debug)]
 pub(super) struct Reader {
     base: u32,
+    /// Namespaces by inode: kind and number.
+    namespaces: HashMap<u64, (&'static str, u32)>,
     /// The widest part of the cgroup tree that is mounted: what the VE sees as its top.
     cgroup_top: String,
     pub(super) filesystems: Vec<Filesystem>,
@@ -42,23 +44,26 @@ pub(super) struct Reader {
     /// The device number of the VE's own files.
     root: Option<String>,
     pub(super) blockers: Vec<Blocker>,
-    /// The numbers of network namespaces by inode, and by the inode of the loopback device.
-    pub(super) networks: HashMap<u64, u32>,
+    /// The numbers of network namespaces by the inode of the loopback device.
     pub(super) loopbacks: HashMap<u64, u32>,
 }
 
 impl Reader {
-    /// For a container whose ids start at `base`.
-    pub(super) fn new(base: u32, own: &Table) -> Self {
+    /// For a container whose ids start at `base`, with namespaces by inode: kind and number.
+    pub(super) fn new(
+        base: u32,
+        own: &Table,
+        namespaces: HashMap<u64, (&'static str, u32)>,
+    ) -> Self {
         let roots = own.lines.iter().filter(|it| it.kind == "cgroup2").map(|it| it.root.as_str());
         Self {
             base,
+            namespaces,
             cgroup_top: roots.min_by_key(|root| root.len()).unwrap_or("/").to_owned(),
             filesystems: Vec::new(),
             known: HashMap::new(),
             root: None,
             blockers: Vec::new(),
-            networks: HashMap::new(),
             loopbacks: HashMap::new(),
         }
     }
@@ -92,7 +97,9 @@ impl Reader {
             Some(name) => (FilesystemKind::Device { name: name.to_owned() }, "/".to_owned()),
             None => match self.kind(line)? {
                 FilesystemKind::Cgroup => (FilesystemKind::Cgroup, self.cgroup_root(line)),
-                FilesystemKind::Network => (FilesystemKind::Network, "/".to_owned()),
+                kind @ (FilesystemKind::Network | FilesystemKind::Namespace { .. }) => {
+                    (kind, "/".to_owned())
+                }
                 kind => (kind, line.root.clone()),
             },
         };
@@ -110,6 +117,7 @@ impl Reader {
             peers: line.shared,
             master: line.master,
             unbindable: line.unbindable,
+            locked: false,
         })
     }
 
@@ -125,8 +133,21 @@ impl Reader {
             "mqueue" => Ok(FilesystemKind::Mqueue),
             "cgroup2" => Ok(FilesystemKind::Cgroup),
             "nsfs" if inode_of_network(&line.root).is_some() => Ok(FilesystemKind::Network),
-            "nsfs" => Err(format!("a namespace ({})", line.root)),
+            "nsfs" => self.namespace(line),
             other => Err(format!("file system of type {other}")),
+        }
+    }
+
+    /// The namespace whose file is mounted. None that has mounts itself: whether it can be mounted
+    /// depends on which is older.
+    fn namespace(&self, line: &Line) -> Result<FilesystemKind, String> {
+        let number = line.root.split_once(":[").and_then(|(_, rest)| rest.strip_suffix(']'));
+        let known = number.and_then(|inode| self.namespaces.get(&inode.parse().ok()?));
+        match known {
+            Some(&(kind, number)) if kind != "mnt" => {
+                Ok(FilesystemKind::Namespace { kind: kind.to_owned(), number })
+            }
+            _ => Err(format!("the namespace {}", line.root)),
         }
     }
 
@@ -139,7 +160,8 @@ impl Reader {
     ) -> Result<u32, String> {
         match kind {
             FilesystemKind::Network => inode_of_network(&line.root)
-                .and_then(|inode| self.networks.get(&inode).copied())
+                .and_then(|inode| self.namespaces.get(&inode))
+                .map(|&(_, number)| number)
                 .ok_or_else(|| "a network namespace that cannot be looked into".to_owned()),
             // With one network there is nothing to be told apart.
             FilesystemKind::Sysfs if !self.loopbacks.is_empty() => {
@@ -157,7 +179,7 @@ impl Reader {
         let key = match &kind {
             FilesystemKind::Device { name } => format!("device {name}"),
             // So do all namespaces.
-            FilesystemKind::Network => line.root.clone(),
+            FilesystemKind::Network | FilesystemKind::Namespace { .. } => line.root.clone(),
             _ => line.device.clone(),
         };
         if let Some(&known) = self.known.get(&key) {
@@ -242,7 +264,7 @@ fn host_device(line: &Line, node: Option<Node>) -> Result<Option<&'static str>, 
 }
 
 /// The number of a network namespace: "net:[4026532281]".
-pub(super) fn inode_of_network(root: &str) -> Option<u64> {
+fn inode_of_network(root: &str) -> Option<u64> {
     root.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
 }
 

@@ -88,6 +88,9 @@ pub struct Source<'a> {
     /// The mount namespace of each mount of the VE, see
     /// [`Spaces::mounts`](crate::container::Spaces::mounts); `None` is those of init alone.
     pub mounts: Option<HashMap<u64, u32>>,
+    /// The namespaces that programs have made, see
+    /// [`Spaces::numbers`](crate::container::Spaces::numbers).
+    pub namespaces: HashMap<u64, (&'static str, u32)>,
     /// The network namespaces that programs have made, see
     /// [`Spaces::networks`](crate::container::Spaces::networks).
     pub networks: Vec<BorrowedFd<'a>>,

@@ -1,6 +1,9 @@
 //! Namespaces that are held open: `/proc/PID/ns/*`.
 
-use std::{fs, io, os::fd::OwnedFd};
+use std::{
+    fs, io,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use ckpt_format::files::Kind;
 use nix::{
@@ -36,16 +39,23 @@ pub(super) fn is_namespace(object: &Object) -> bool {
     names(object).is_some()
 }
 
-/// Finds a process that is in it.
+/// Finds its number, or a process that is in it.
 pub(super) fn capture(source: &Source<'_>, object: &Object) -> Result<Kind, Refusal> {
     use std::os::unix::fs::MetadataExt;
+    if let Some(&(kind, number)) = source.namespaces.get(&object.inode().1)
+        && number > 0
+    {
+        let number = Some(number);
+        return Ok(Kind::Namespace { name: kind.to_owned(), pid: 1, number });
+    }
     let names = names(object).unwrap_or(&[]);
     for holder in &source.processes {
         for &name in names {
             let path = format!("/proc/{}/ns/{name}", holder.host_pid);
             let Ok(metadata) = fs::metadata(path) else { continue };
             if (metadata.dev(), metadata.ino()) == object.inode() {
-                return Ok(Kind::Namespace { name: name.to_owned(), pid: holder.pid });
+                let name = name.to_owned();
+                return Ok(Kind::Namespace { name, pid: holder.pid, number: None });
             }
         }
     }
@@ -55,10 +65,23 @@ pub(super) fn capture(source: &Source<'_>, object: &Object) -> Result<Kind, Refu
     ))
 }
 
-/// Opens the one that the rebuilt process is in.
-pub(super) fn rebuild(target: &Target, name: &str, pid: i32) -> Result<OwnedFd, RebuildError> {
+/// Opens the one that has this number, or that the rebuilt process is in.
+pub(super) fn rebuild(
+    target: &Target,
+    name: &str,
+    pid: i32,
+    number: Option<u32>,
+) -> Result<OwnedFd, RebuildError> {
     let known = NAMES.iter().any(|(_, names)| names.contains(&name));
     let host_pid = *target.processes.get(&pid).filter(|_| known).ok_or(RebuildError::Damaged)?;
+    if let Some(number) = number {
+        let made = target.namespaces.iter().find(|(key, _)| **key == (name, number));
+        let (_, made) = made.ok_or(RebuildError::Damaged)?;
+        // Each time another description.
+        return target
+            .reopen(made.as_fd(), 0)
+            .map_err(|source| RebuildError::Kernel { object: "namespace", source });
+    }
     let path = format!("{host_pid}/ns/{name}");
     openat(&target.proc, path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(
         |errno| RebuildError::Kernel { object: "namespace", source: io::Error::from(errno) },

@@ -42,10 +42,12 @@ pub struct Target {
     pub ahead_ns: i64,
     /// The mount namespaces of the VE, its own first; empty if there is no other.
     pub mounts: Vec<OwnedFd>,
+    /// The namespaces that are there for programs, by kind and number.
+    pub namespaces: HashMap<(&'static str, u32), OwnedFd>,
     /// What only a task of the VE can open, by the place in [`Files::files`]: see
     /// [`open_inside`].
     pub opened: HashMap<usize, OwnedFd>,
-    /// The network namespaces of the VE, in the same way.
+    /// The network namespaces of the VE, as its mount namespaces.
     pub networks: Vec<OwnedFd>,
     /// Our own `/proc/self/fd`, which the VE's mounts do not show.
     descriptors: OwnedFd,
@@ -64,6 +66,7 @@ impl Target {
             mailboxes: Vec::new(),
             ahead_ns: 0,
             mounts: Vec::new(),
+            namespaces: HashMap::new(),
             opened: HashMap::new(),
             networks: Vec::new(),
             descriptors: open("/proc/self/fd", flags, Mode::empty())?,
@@ -271,7 +274,9 @@ impl Rebuild<'_> {
                 return deleted::rebuild_directory(path, file.flags);
             }
             Kind::Mailbox { mailbox } => return mailbox::rebuild(self, *mailbox, file.flags),
-            Kind::Namespace { name, pid } => return nsfs::rebuild(self.target, name, *pid),
+            Kind::Namespace { name, pid, number } => {
+                return nsfs::rebuild(self.target, name, *pid, *number);
+            }
             Kind::Memfd { object, offset } => {
                 return memfd::rebuild(self, *object, *offset, file.flags);
             }

@@ -48,8 +48,14 @@ impl Child {
     }
 
     pub(super) fn source(&self) -> Source<'_> {
-        let (processes, networks) = (vec![self.holder()], Vec::new());
-        Source { processes, init: self.pid, id_base: 0, mounts: None, networks }
+        Source {
+            processes: vec![self.holder()],
+            init: self.pid,
+            id_base: 0,
+            mounts: None,
+            namespaces: std::collections::HashMap::new(),
+            networks: Vec::new(),
+        }
     }
 
     pub(super) fn capture(&self) -> Captured {

@@ -66,11 +66,18 @@ impl Skeleton {
         whole_process(&mut batch, process, elapsed_ns);
         batch.run(&bone.thread)?.all().map_err(bone.failed("set its signals and timers"))?;
         let stopped = std::iter::once(&bone.thread).chain(&bone.others);
+        let power = match self.is_user_apart(process.pid)? {
+            false => Power::Root { bounding: self.bounding },
+            // All that there are.
+            true => Power::Apart {
+                bounding: procfs::Status::read(bone.thread.tid)?.number("CapBnd", 16)?,
+            },
+        };
         for (stopped, thread) in stopped.zip(&process.threads) {
             controls::set_speculation(stopped, self.gate, thread)
                 .map_err(bone.failed("control a thread's speculation"))?;
             let mut batch = self.gate.batch();
-            one_thread(&mut batch, process, thread, self.bounding);
+            one_thread(&mut batch, process, thread, power);
             let done = batch.run(stopped)?;
             done.all().map_err(bone.failed("set a thread's credentials and signals"))?;
             set_thread_from_outside(stopped.tid, thread)
@@ -81,27 +88,35 @@ impl Skeleton {
 
     /// The next new process of the VE gets the number after this one.
     fn set_last_pid(&self, last_pid: i32) -> Result<(), RebuildError> {
-        if last_pid <= 0 {
-            return Ok(());
+        if last_pid > 0
+            && let Err(error) = self.write_last_pid(last_pid)?
+        {
+            tracing::debug!(%error, "cannot set the last process number of the VE");
         }
+        Ok(())
+    }
+
+    /// The same; the inner error is that of a VE whose init cannot reach the setting.
+    pub(super) fn write_last_pid(
+        &self,
+        last_pid: i32,
+    ) -> Result<Result<(), InjectError>, RebuildError> {
         let init = self.bone(1)?;
         let mut batch = self.gate.batch();
         let path = batch.text("/proc/sys/kernel/ns_last_pid");
         let text = last_pid.to_string();
         let flags = (libc::O_WRONLY | libc::O_CLOEXEC) as u64;
         let open = batch.call("open", libc::SYS_open, &[path, flags]);
-        let fd = match batch.run(&init.thread)?.result(open) {
+        let fd = match batch.run(&init.thread)?.value(open) {
             Ok(fd) => fd,
-            Err(error) => {
-                tracing::debug!(%error, "cannot set the last process number of the VE");
-                return Ok(());
-            }
+            Err(error) => return Ok(Err(error)),
         };
         let mut batch = self.gate.batch();
         let bytes = batch.bytes(text.as_bytes());
         batch.call("write", libc::SYS_write, &[fd, bytes, text.len() as u64]);
         batch.call("close", libc::SYS_close, &[fd]);
-        batch.run(&init.thread)?.all().map_err(init.failed("set its last process number"))
+        batch.run(&init.thread)?.all().map_err(init.failed("set its last process number"))?;
+        Ok(Ok(()))
     }
 
     /// Makes the processes that have ended on the source but are not yet waited for.
@@ -193,6 +208,15 @@ impl Skeleton {
         }
         Ok(rebuilt)
     }
+}
+
+/// What a thread is before it has its own credentials.
+#[derive(Clone, Copy, Debug)]
+enum Power {
+    /// Root of the VE.
+    Root { bounding: u64 },
+    /// The user that it is to be, with all capabilities in a user namespace.
+    Apart { bounding: u64 },
 }
 
 /// A thread that only has to be let go.
@@ -316,7 +340,7 @@ fn whole_process(batch: &mut Batch, process: &Process, elapsed_ns: i64) {
     }
 }
 
-fn one_thread(batch: &mut Batch, process: &Process, thread: &Thread, bounding: u64) {
+fn one_thread(batch: &mut Batch, process: &Process, thread: &Thread, power: Power) {
     let prctl = libc::SYS_prctl;
     let name = batch.bytes(&[&thread.name[..], &[0]].concat());
     batch.call("prctl", prctl, &[libc::PR_SET_NAME as u64, name]);
@@ -333,7 +357,10 @@ fn one_thread(batch: &mut Batch, process: &Process, thread: &Thread, bounding: u
         batch.call("sigaltstack", libc::SYS_sigaltstack, &[address, 0]);
     }
     batch.call("prctl", prctl, &[PR_SET_TIMERSLACK, thread.timer_slack_ns]);
-    credentials::set(batch, &thread.credentials, bounding);
+    match power {
+        Power::Root { bounding } => credentials::set(batch, &thread.credentials, bounding),
+        Power::Apart { bounding } => credentials::limit(batch, &thread.credentials, bounding),
+    }
     if thread.parent_death_signal != 0 {
         let signal = thread.parent_death_signal as u64;
         batch.call("prctl", prctl, &[libc::PR_SET_PDEATHSIG as u64, signal]);

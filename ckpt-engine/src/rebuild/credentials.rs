@@ -15,6 +15,12 @@ const VERSION: u32 = 0x2008_0522;
 
 /// Adds the calls. `bounding` is the bounding set that the thread has now.
 pub(super) fn set(batch: &mut Batch, credentials: &Credentials, bounding: u64) {
+    become_user(batch, credentials);
+    limit(batch, credentials, bounding);
+}
+
+/// The user and groups, with all capabilities kept.
+pub(super) fn become_user(batch: &mut Batch, credentials: &Credentials) {
     let groups: Vec<u8> =
         credentials.supplementary.iter().flat_map(|group| group.to_le_bytes()).collect();
     let address = batch.bytes(&groups);
@@ -32,6 +38,11 @@ pub(super) fn set(batch: &mut Batch, credentials: &Credentials, bounding: u64) {
     if file_system != effective {
         batch.call("setfsuid", libc::SYS_setfsuid, &[file_system]);
     }
+}
+
+/// Everything else. `bounding` is the bounding set that the thread has now.
+pub(super) fn limit(batch: &mut Batch, credentials: &Credentials, bounding: u64) {
+    let prctl = libc::SYS_prctl;
     let [inheritable, permitted, effective, wanted_bounding, ambient] = credentials.capabilities;
     for capability in bits(bounding & !wanted_bounding) {
         batch.call("prctl", prctl, &[libc::PR_CAPBSET_DROP as u64, capability]);

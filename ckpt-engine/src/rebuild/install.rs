@@ -30,7 +30,10 @@ impl Skeleton {
             if process.threads.is_empty() {
                 return Err(Inconsistency::NoThreads(process.pid).into());
             }
-            self.make_threads(process, &processes.filters)?;
+            // What joins a user namespace must have no other threads yet.
+            if !self.is_user_apart(process.pid)? {
+                self.make_threads(process, &processes.filters)?;
+            }
         }
         self.bear_zombies()
     }
@@ -52,13 +55,20 @@ impl Skeleton {
             ipc::restore_undo(&bone.thread, self.gate, &self.semaphores, &process.semaphore_undo)
                 .map_err(bone.failed("set what its end does to semaphores"))?;
         }
-        // What processes have in common they get once, parents first, when all have the rest.
         for process in &processes.processes {
             let bone = self.bone(process.pid)?;
             if !bone.common.directories {
                 self.set_directories(bone, process)?;
             }
-            if !bone.common.descriptors {
+            // Needs the channel, which goes when the table comes, be it that of another process.
+            if self.is_user_apart(process.pid)? {
+                self.enter_users(process)?;
+                self.make_threads(process, &processes.filters)?;
+            }
+        }
+        // What processes have in common they get once, when all have the rest.
+        for process in &processes.processes {
+            if !self.bone(process.pid)?.common.descriptors {
                 let table = tables.get(&process.pid).map(Vec::as_slice).unwrap_or_default();
                 self.install_descriptors(process.pid, table, files)?;
             }

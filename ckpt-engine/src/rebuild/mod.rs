@@ -101,6 +101,9 @@ pub enum RebuildError {
         /// The process, as numbered in the VE.
         pid: i32,
     },
+    /// A cgroup namespace could not be made.
+    #[error("cannot make a cgroup namespace")]
+    Cgroups(#[from] crate::container::cgroups::CgroupError),
     /// An open file could not be made.
     #[error("cannot rebuild the open files")]
     Files(#[source] crate::files::RebuildError),

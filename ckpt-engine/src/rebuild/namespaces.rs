@@ -1,18 +1,21 @@
 //! Puts processes into the namespaces that they are in on the source.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io,
     os::fd::{AsRawFd, OwnedFd},
+    path::Path,
 };
 
-use ckpt_format::container::Namespaces;
+use ckpt_format::{container::Namespaces, process::Process};
 
 use super::{
-    CHANNEL, Inconsistency, RebuildError, Skeleton,
+    Bone, CHANNEL, Inconsistency, RebuildError, Skeleton,
     areas::{Message, send_descriptors},
+    credentials,
 };
-use crate::container::Handles;
+use crate::container::{Handles, cgroups};
 
 /// The kinds, as `/proc/PID/ns` names them.
 const KINDS: [&str; 4] = ["mnt", "uts", "ipc", "net"];
@@ -22,18 +25,35 @@ const KINDS: [&str; 4] = ["mnt", "uts", "ipc", "net"];
 pub(super) struct Table {
     /// By kind as in [`KINDS`]: the VE's own first; empty where there is no other.
     kinds: [Vec<OwnedFd>; 4],
+    /// The user namespaces of programs.
+    users: Vec<OwnedFd>,
+    /// The tops of the cgroup namespaces of programs.
+    cgroups: Vec<String>,
 }
 
 impl Table {
     pub(super) fn new(init: i32, handles: Handles) -> io::Result<Self> {
-        let Handles { mounts, names, ipcs, networks } = handles;
+        let Handles { mounts, names, ipcs, networks, users, cgroups } = handles;
         let mut kinds = [mounts, names, ipcs, networks];
         for (kind, name) in kinds.iter_mut().zip(KINDS) {
             if !kind.is_empty() {
                 kind.insert(0, File::open(format!("/proc/{init}/ns/{name}"))?.into());
             }
         }
-        Ok(Self { kinds })
+        Ok(Self { kinds, users, cgroups })
+    }
+
+    /// All that programs have made, by kind and number.
+    pub(super) fn all(&self) -> io::Result<HashMap<(&'static str, u32), OwnedFd>> {
+        let mut all = HashMap::new();
+        for (kind, made) in KINDS.iter().zip(&self.kinds).chain([(&"user", &self.users)]) {
+            // The VE's own is in front of those of the other kinds.
+            let first = u32::from(*kind == "user");
+            for (number, namespace) in (first..).zip(made) {
+                all.insert((*kind, number), namespace.try_clone()?);
+            }
+        }
+        Ok(all)
     }
 
     /// The mount namespaces, the VE's own first; none if there is no other.
@@ -48,7 +68,7 @@ impl Table {
 }
 
 fn numbers(namespaces: Namespaces) -> [u32; 4] {
-    let Namespaces { mounts, names, ipc, network, cgroup: _ } = namespaces;
+    let Namespaces { mounts, names, ipc, network, cgroup: _, user: _ } = namespaces;
     [mounts, names, ipc, network]
 }
 
@@ -73,13 +93,8 @@ impl Skeleton {
             let namespace = usize::try_from(number).ok();
             let namespace = namespace.and_then(|number| self.nested.kinds[kind].get(number));
             let namespace = namespace.ok_or(Inconsistency::UnknownNamespace(pid))?;
-            send_descriptors(&self.channel, &[namespace.as_raw_fd()]).map_err(|source| {
-                RebuildError::Outside { pid, what: "pass a namespace", source }
-            })?;
-            // Received as descriptor 0, the lowest and free.
+            self.pass_namespace(bone, namespace)?;
             let mut batch = self.gate.batch();
-            let message = Message::add(&mut batch, 1);
-            message.receive(&mut batch, CHANNEL);
             batch.call("setns", libc::SYS_setns, &[0, 0]);
             batch.call("close", libc::SYS_close, &[0]);
             batch.run(&bone.thread)?.all().map_err(bone.failed("enter its namespaces"))?;
@@ -88,5 +103,75 @@ impl Skeleton {
             bone.namespaces = Some(wanted);
         }
         Ok(())
+    }
+
+    /// The process has the namespace as descriptor 0 then, the lowest and free.
+    fn pass_namespace(&self, bone: &Bone, namespace: &OwnedFd) -> Result<(), RebuildError> {
+        send_descriptors(&self.channel, &[namespace.as_raw_fd()]).map_err(|source| {
+            RebuildError::Outside { pid: bone.pid, what: "pass a namespace", source }
+        })?;
+        let mut batch = self.gate.batch();
+        let message = Message::add(&mut batch, 1);
+        message.receive(&mut batch, CHANNEL);
+        batch.run(&bone.thread)?.all().map_err(bone.failed("pass a namespace"))
+    }
+
+    /// Makes the cgroup namespaces of programs, and moves their processes there. To be called
+    /// when the cgroups of the VE stand below `top`, empty and without limits.
+    ///
+    /// The kernel makes one with the cgroup of whoever asks as its top: so the first member of
+    /// each goes there for that moment.
+    pub fn enter_cgroup_namespaces(&self, top: &Path) -> Result<(), RebuildError> {
+        for (number, path) in (1..).zip(&self.nested.cgroups) {
+            let inside = |bone: &&Bone| bone.namespaces.is_some_and(|it| it.cgroup == number);
+            let mut members = self.processes.values().filter(inside);
+            let Some(first) = members.next() else { continue };
+            let host = first.thread.tid;
+            cgroups::directory(top, path).and_then(|place| cgroups::enter(&place, host))?;
+            let unshare = [libc::CLONE_NEWCGROUP as u64];
+            self.call(&first.thread, first.pid, "unshare", libc::SYS_unshare, &unshare)?;
+            cgroups::enter(top, host)?;
+            let what = "open its cgroup namespace";
+            let outside = |source| RebuildError::Outside { pid: first.pid, what, source };
+            let made = File::open(format!("/proc/{host}/ns/cgroup")).map_err(outside)?.into();
+            for bone in members {
+                self.pass_namespace(bone, &made)?;
+                let mut batch = self.gate.batch();
+                batch.call("setns", libc::SYS_setns, &[0, libc::CLONE_NEWCGROUP as u64]);
+                batch.call("close", libc::SYS_close, &[0]);
+                batch.run(&bone.thread)?.all().map_err(bone.failed("enter its namespaces"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The user namespace that a process is to be in, unless that is the VE's own.
+    fn users_of(&self, pid: i32) -> Result<Option<&OwnedFd>, RebuildError> {
+        let number = self.bone(pid)?.namespaces.unwrap_or_default().user;
+        let unknown = || Inconsistency::UnknownNamespace(pid);
+        match usize::try_from(number).map_err(|_| unknown())?.checked_sub(1) {
+            None => Ok(None),
+            Some(place) => Ok(Some(self.nested.users.get(place).ok_or_else(unknown)?)),
+        }
+    }
+
+    /// Whether a process is to be in a user namespace that is not the VE's own. It enters that
+    /// when everything else is done that takes the capabilities of the VE's root.
+    pub(super) fn is_user_apart(&self, pid: i32) -> Result<bool, RebuildError> {
+        self.users_of(pid).map(|users| users.is_some())
+    }
+
+    /// Moves a process into its user namespace. Who it is there is said before, in the VE's own:
+    /// so it can be somebody whom the namespace has no number for.
+    pub(super) fn enter_users(&self, process: &Process) -> Result<(), RebuildError> {
+        let bone = self.bone(process.pid)?;
+        let leader = process.threads.first().ok_or(Inconsistency::NoThreads(process.pid))?;
+        let Some(users) = self.users_of(process.pid)? else { return Ok(()) };
+        self.pass_namespace(bone, users)?;
+        let mut batch = self.gate.batch();
+        credentials::become_user(&mut batch, &leader.credentials);
+        batch.call("setns", libc::SYS_setns, &[0, libc::CLONE_NEWUSER as u64]);
+        batch.call("close", libc::SYS_close, &[0]);
+        batch.run(&bone.thread)?.all().map_err(bone.failed("enter its user namespace"))
     }
 }

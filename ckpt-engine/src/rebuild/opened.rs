@@ -24,6 +24,7 @@ impl Skeleton {
             target.processes.extend(self.threads()?);
         }
         target.mounts = self.nested.mounts().map_err(outside("find its namespaces"))?;
+        target.namespaces = self.nested.all().map_err(outside("find its namespaces"))?;
         target.networks = self.nested.networks().map_err(outside("find its namespaces"))?;
         for (id, file) in self.shared_objects() {
             let copy = file.try_clone().map_err(outside("prepare its shared memory"))?;

@@ -11,7 +11,7 @@ use ckpt_format::{
 };
 
 use super::{Inconsistency, RebuildError, Skeleton};
-use crate::inject::Stopped;
+use crate::{inject::Stopped, procfs::Status};
 
 const CLONE_THREAD_FLAGS: u64 = (libc::CLONE_VM
     | libc::CLONE_FS
@@ -60,6 +60,24 @@ impl Skeleton {
             batch.run(stopped)?.all().map_err(bone.failed("set the directories of a thread"))?;
         }
         Ok(())
+    }
+}
+
+impl Skeleton {
+    /// Makes a thread in a process whose user namespace may not choose numbers in the VE's pid
+    /// namespace: it gets the next one, because nothing else is made meanwhile.
+    fn clone_next(&self, by: &Stopped, tid: i32) -> Result<Stopped, RebuildError> {
+        let what = "give a thread its number";
+        let failed = |source| RebuildError::Process { pid: tid, what, source };
+        self.write_last_pid(tid - 1)?.map_err(failed)?;
+        let made = self.clone_in(by, 0, CLONE_THREAD_FLAGS, 0)?;
+        match Status::read(made.tid)?.innermost("NSpid")? == tid {
+            true => Ok(made),
+            false => {
+                let source = std::io::ErrorKind::AddrInUse.into();
+                Err(RebuildError::Outside { pid: tid, what, source })
+            }
+        }
     }
 }
 
@@ -115,7 +133,11 @@ impl Family<'_> {
             return Ok(());
         }
         let tid = self.process.threads[place].tid;
-        let made = self.skeleton.clone_in(self.thread(by)?, tid, CLONE_THREAD_FLAGS, 0)?;
+        let by = self.thread(by)?;
+        let made = match self.skeleton.is_user_apart(self.process.pid)? {
+            false => self.skeleton.clone_in(by, tid, CLONE_THREAD_FLAGS, 0)?,
+            true => self.skeleton.clone_next(by, tid)?,
+        };
         self.made[place] = Some(made);
         Ok(())
     }

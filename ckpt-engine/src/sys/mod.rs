@@ -28,6 +28,7 @@ pub mod task;
 pub(crate) mod testing;
 pub mod tty;
 pub mod userfault;
+pub mod users;
 pub mod vm;
 pub mod xattr;
 

@@ -9,6 +9,7 @@ use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
 const PR_CAPBSET_DROP: libc::c_int = 24;
 const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
+const SECBIT_KEEP_CAPS: libc::c_ulong = 1 << 4;
 
 /// All the namespaces that a container has of its own.
 pub const CONTAINER_NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
@@ -37,6 +38,13 @@ pub fn unshare(kinds: libc::c_int) -> io::Result<()> {
 pub fn join(process: BorrowedFd<'_>, kinds: libc::c_int) -> io::Result<()> {
     // SAFETY: no pointers; the descriptor is open.
     done(unsafe { libc::setns(process.as_raw_fd(), kinds) })
+}
+
+/// Lets the calling thread keep all its capabilities when it becomes another user.
+pub fn keep_capabilities() -> io::Result<()> {
+    let bits = SECBIT_NO_SETUID_FIXUP | SECBIT_KEEP_CAPS;
+    // SAFETY: no pointers. Secure bits belong to the calling thread alone.
+    done(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, bits, 0, 0, 0) })
 }
 
 /// Drops a capability from the bounding set of the calling thread. True while the kernel knows
@@ -145,6 +153,17 @@ pub fn in_names_of<T: Send>(
 ) -> io::Result<T> {
     on_own_thread(|| {
         join(process, libc::CLONE_NEWUTS)?;
+        work()
+    })
+}
+
+/// Runs `work` in a cgroup namespace, on a thread of its own.
+pub fn in_cgroups_of<T: Send>(
+    namespace: BorrowedFd<'_>,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    on_own_thread(|| {
+        join(namespace, libc::CLONE_NEWCGROUP)?;
         work()
     })
 }

@@ -30,6 +30,9 @@ pub struct Mount {
     /// Cannot be mounted elsewhere.
     #[serde(default)]
     pub unbindable: bool,
+    /// Came with the mount namespace into a user namespace, whose root may not take it away.
+    #[serde(default)]
+    pub locked: bool,
 }
 
 fn directory() -> u32 {
@@ -55,6 +58,22 @@ pub(super) fn parent(mounts: &[Mount], point: &str) -> u32 {
 pub fn inside<'a>(directory: &str, point: &'a str) -> Option<&'a str> {
     let rest = point.strip_prefix(directory.trim_end_matches('/'))?;
     rest.strip_prefix('/').or(Some(rest).filter(|rest| rest.is_empty()))
+}
+
+/// Which mounts of a namespace came with it: the locked ones, and what they stand on.
+pub fn locked(mounts: &[Mount]) -> Vec<bool> {
+    let mut locked: Vec<bool> = mounts.iter().map(|mount| mount.locked).collect();
+    for place in (0..mounts.len()).rev() {
+        if let (true, Ok(parent)) = (locked[place], usize::try_from(mounts[place].parent))
+            && parent < place
+        {
+            locked[parent] = true;
+        }
+    }
+    if let Some(root) = locked.first_mut() {
+        *root = true;
+    }
+    locked
 }
 
 /// Something that has to be taken away before a path leads to a mount.

@@ -19,6 +19,52 @@ pub struct Nested {
     pub networks: Vec<Network>,
     /// Cgroup namespaces: their roots in the VE's tree.
     pub cgroups: Vec<String>,
+    /// User namespaces, each after its parent.
+    #[serde(default)]
+    pub users: Vec<Users>,
+    /// Which user namespaces the others belong to.
+    #[serde(default)]
+    pub owners: Owners,
+}
+
+/// A user namespace: who is who in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Users {
+    /// The number of the namespace that it is in; 0 is the VE's own.
+    pub parent: u32,
+    /// The user who made it, as numbered in its parent.
+    pub owner: u32,
+    /// Its users.
+    pub users: Vec<IdRange>,
+    /// Its groups.
+    pub groups: Vec<IdRange>,
+    /// Whether its processes may not change their supplementary groups.
+    pub groups_fixed: bool,
+}
+
+/// Ids in a row, and what they stand for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// The first one inside.
+    pub inside: u32,
+    /// What it stands for in the parent.
+    pub outside: u32,
+    /// How many there are.
+    pub count: u32,
+}
+
+/// The numbers of the user namespaces that others belong to, in the order of [`Nested`]. Those
+/// that are not told belong to the VE's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owners {
+    /// Of the mount namespaces.
+    pub mounts: Vec<u32>,
+    /// Of the UTS namespaces.
+    pub names: Vec<u32>,
+    /// Of the IPC namespaces.
+    pub ipcs: Vec<u32>,
+    /// Of the network namespaces.
+    pub networks: Vec<u32>,
 }
 
 /// What a UTS namespace holds.
@@ -43,4 +89,7 @@ pub struct Namespaces {
     pub network: u32,
     /// Cgroups.
     pub cgroup: u32,
+    /// Users and groups.
+    #[serde(default)]
+    pub user: u32,
 }

@@ -249,9 +249,10 @@ impl Live {
         };
         std::thread::scope(|scope| {
             let capturing = scope.spawn(|| {
+                let (mounts, namespaces) = (Some(mounts), spaces.numbers());
                 let networks = spaces.networks().iter().map(AsFd::as_fd).collect();
                 let source = holders.source(init, id_base);
-                files::capture(&files::Source { mounts: Some(mounts), networks, ..source })
+                files::capture(&files::Source { mounts, namespaces, networks, ..source })
             });
             let sent = self.send_files(true, pipe);
             let captured =
@@ -557,9 +558,9 @@ pub(super) fn blockers(
     let holders = Holders::of(freezer)?;
     let pids: Vec<i32> = holders.hosts().collect();
     let spaces = Spaces::of(init, &pids).map_err(list)?;
-    let mounts = spaces.mounts().map_err(list)?;
+    let (mounts, namespaces) = (spaces.mounts().map_err(list)?, spaces.numbers());
     let networks = spaces.networks().iter().map(AsFd::as_fd).collect();
     let holders = holders.source(init, id_base);
-    all.extend(files::check(&files::Source { mounts, networks, ..holders }));
+    all.extend(files::check(&files::Source { mounts, namespaces, networks, ..holders }));
     Ok(all)
 }

@@ -242,8 +242,11 @@ fn finish(site: &mut Site, skeleton: Skeleton, state: &State) -> Result<Built, B
     watch.lap("network");
     // Both say how far the same clock, the VE's, is ahead of that of a host.
     skeleton.set_source_clock(site.clock_offsets.since(state.clock_offsets).monotonic_ns);
-    skeleton.populate(&state.processes)?;
     let top = site.cgroups.visible();
+    cgroups::prepare(&top, &state.cgroups, site.id_base)?;
+    // Each process enters as a whole: before it has threads.
+    skeleton.enter_cgroup_namespaces(&top)?;
+    skeleton.populate(&state.processes)?;
     cgroups::rebuild(&top, &state.cgroups, site.id_base, &skeleton.hosts().collect())?;
     let mut files = skeleton.open_files(&state.files)?;
     watch.lap("files");

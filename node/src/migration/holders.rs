@@ -1,6 +1,7 @@
 //! Who may hold files in a VE.
 
 use std::{
+    collections::HashMap,
     os::fd::{AsFd, OwnedFd},
     path::Path,
 };
@@ -57,6 +58,13 @@ impl Holders {
                 pidfd: pidfd.as_fd(),
             })
             .collect();
-        files::Source { processes, init, id_base, mounts: None, networks: Vec::new() }
+        files::Source {
+            processes,
+            init,
+            id_base,
+            mounts: None,
+            namespaces: HashMap::new(),
+            networks: Vec::new(),
+        }
     }
 }

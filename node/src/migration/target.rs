@@ -338,7 +338,8 @@ pub(super) fn site(
     let system = |what| move |source| BuildError::System { what, source };
     let netns = Netns::of_process(init).map_err(system("open the network of a VE"))?;
     let (mut namespaces, mut networks) = (vec![netns], vec![network]);
-    let nested = std::mem::take(&mut prepared.container.nested);
+    let mut nested = std::mem::take(&mut prepared.container.nested);
+    nested.cgroups.clone_from(&plan.nested.cgroups);
     for namespace in &nested.networks {
         let namespace = namespace.try_clone().map_err(system("open a network of a program"))?;
         namespaces.push(Netns::from_fd(namespace));

@@ -58,9 +58,15 @@ pub fn source_trees(
     for (number, namespace) in mounts.iter().enumerate() {
         let here: Vec<usize> =
             (0..wanted.len()).filter(|&it| wanted[it].mount.0 == number).collect();
+        let known = view.is_some();
         let found = || {
             let root = File::open("/")?;
-            let view = clone_tree(root.as_fd(), Path::new(""))?;
+            // That of the VE's own is enough. Without what is mounted there, the root of a namespace
+            // that belongs to a user namespace cannot be cloned.
+            let view = match known {
+                true => None,
+                false => Some(clone_tree(root.as_fd(), Path::new(""))?),
+            };
             let clone = |&index: &usize| clone_part(&root, plan, &wanted[index]);
             Ok((view, here.iter().map(clone).collect::<io::Result<Vec<Option<OwnedFd>>>>()?))
         };
@@ -69,7 +75,7 @@ pub fn source_trees(
             io::ErrorKind::NotFound => hidden("/"),
             _ => at("reach the mounts around", b"")(source),
         })?;
-        view.get_or_insert(found.0);
+        view = view.or(found.0);
         for (index, top) in here.into_iter().zip(found.1) {
             tops[index] = top;
         }

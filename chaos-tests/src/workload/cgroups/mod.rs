@@ -2,6 +2,7 @@
 
 mod tasks;
 mod tree;
+mod views;
 
 use super::{Area, local};
 
@@ -16,6 +17,7 @@ pub(super) const AREA: Area = Area {
         local("group-watch", "watches on the events of a cgroup", tree::watch),
         local("members", "processes in cgroups", tasks::members),
         local("threads-apart", "threads of one process in several cgroups", tasks::threaded),
+        local("own-top", "a process that sees a cgroup of its own as the top", views::own),
         local("group-kill", "a cgroup whose processes are ended together", tasks::kill),
     ],
 };

@@ -1,7 +1,9 @@
 //! Namespaces that a program has made.
 
+mod kept;
 mod mounts;
 mod others;
+mod users;
 
 use super::{Area, local};
 
@@ -25,6 +27,16 @@ pub(super) const AREA: Area = Area {
         local("own-names", "a process with a host name of its own", others::names),
         local("own-ipc", "a process with an IPC namespace of its own", others::ipc),
         local("own-network", "a process with only a loopback interface", others::network),
+        local("users-service", "users of a service that knows two of them", users::service),
+        local("users-root", "a user who is root in a user namespace", users::root),
+        local("users-nobody", "a user namespace without users", users::nobody),
+        local("users-deep", "a user namespace in another one in another one", users::deep),
+        local("users-threads", "threads in a user namespace", users::threads),
+        local("users-joined", "a user namespace that is joined and held open", users::joined),
+        local("users-ruler", "names and networks that belong to a user namespace", users::ruler),
+        local("users-sandbox", "mounts that came into a user namespace", users::sandbox),
+        local("kept-open", "namespaces without a process that are held open", kept::open),
+        local("kept-mounted", "namespaces without a process that are mounted", kept::mounted),
         local("all-apart", "a process that has four namespaces of its own", others::all),
     ],
 };
