@@ -5,19 +5,19 @@
 //! holds a loop that makes a whole table of calls in one stop; see [`Batch`].
 
 mod error;
+mod late;
 
 use std::{
     cell::Cell,
-    collections::BTreeSet,
     io,
     os::unix::fs::FileExt,
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
 use ckpt_format::controls::Dispatch;
 
-pub use self::error::InjectError;
+pub use self::{error::InjectError, late::let_go_late_stops};
 use crate::{
     procfs,
     sys::{
@@ -61,7 +61,7 @@ impl Stopped {
                 Err(source) if source.raw_os_error() == Some(libc::ESRCH) => {}
                 Err(source) => {
                     release(&seized);
-                    return Err(match late_anywhere().contains(&tid) {
+                    return Err(match late::contains(tid) {
                         true => InjectError::Busy { tid },
                         false => InjectError::Attach { tid, source },
                     });
@@ -230,61 +230,10 @@ fn wait_bounded(tid: i32) -> Result<Stop, InjectError> {
         } else if start.elapsed() < STOP_TIMEOUT {
             std::thread::sleep(Duration::from_micros(100));
         } else {
-            LATE.with_borrow_mut(|late| late.add(tid));
+            late::add(tid);
             return Err(InjectError::Busy { tid });
         }
     }
-}
-
-thread_local! {
-    /// Threads that this tracer has seized but that did not stop in time. They stop later, and
-    /// must be let go then.
-    static LATE: std::cell::RefCell<Late> = const { std::cell::RefCell::new(Late(Vec::new())) };
-}
-
-/// Those of all our threads. To seize one again is refused by the kernel (EPERM), also to others.
-static LATE_ANYWHERE: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
-
-fn late_anywhere() -> MutexGuard<'static, BTreeSet<i32>> {
-    LATE_ANYWHERE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What is in the list of one of our threads is in that of all. With the thread its tracees go.
-struct Late(Vec<i32>);
-
-impl Late {
-    fn add(&mut self, tid: i32) {
-        self.0.push(tid);
-        late_anywhere().insert(tid);
-    }
-
-    fn retain(&mut self, keep: impl Fn(i32) -> bool) {
-        self.0.retain(|&tid| {
-            let kept = keep(tid);
-            if !kept {
-                late_anywhere().remove(&tid);
-            }
-            kept
-        });
-    }
-}
-
-impl Drop for Late {
-    fn drop(&mut self) {
-        self.retain(|_| false);
-    }
-}
-
-/// Lets threads go that came to their stop after we had given up on them. A thread's end does
-/// the same for all that are left.
-pub fn let_go_late_stops() {
-    LATE.with_borrow_mut(|late| {
-        late.retain(|tid| match ptrace::try_wait(tid) {
-            Ok(None) => true,
-            Ok(Some(Stop::Stopped { .. })) => ptrace::detach(tid, 0).is_err(),
-            Ok(Some(Stop::Ended(_))) | Err(_) => false,
-        });
-    });
 }
 
 fn release(tids: &[i32]) {
