@@ -7,7 +7,10 @@
 
 use std::{collections::BTreeMap, fs::File, os::fd::AsFd, path::Path};
 
-use ckpt_format::image::{Contents, OwnFile};
+use ckpt_format::{
+    image::{Contents, OwnFile},
+    tree::Timestamp,
+};
 
 use super::{
     error::{TreeError, at, show},
@@ -80,21 +83,24 @@ pub struct Change {
 pub struct Comparison {
     present: BTreeMap<Vec<u8>, OwnFile>,
     first: Option<Change>,
+    undone: Option<Timestamp>,
 }
 
 impl Comparison {
-    /// With what is below `upper` now.
-    pub fn with(upper: &Path) -> Result<Self, TreeError> {
+    /// With what is below `upper` now. A restore that was undone has moved files aside and back,
+    /// which gives them another time of the last change: up to `undone` that alone is no change.
+    /// They were compared when it began.
+    pub fn with(upper: &Path, undone: Option<Timestamp>) -> Result<Self, TreeError> {
         let files = list_own(upper)?;
         let present = files.into_iter().map(|file| (file.path.clone(), file)).collect();
-        Ok(Self { present, first: None })
+        Ok(Self { present, first: None, undone })
     }
 
     /// The next file that was listed.
     pub fn expect(&mut self, listed: &OwnFile) {
         let what = match self.present.remove(&listed.path) {
             None => Some("is missing"),
-            Some(found) => difference(listed, &found),
+            Some(found) => difference(listed, &found, self.undone),
         };
         if let Some(what) = what {
             self.note(&listed.path, what);
@@ -114,10 +120,18 @@ impl Comparison {
     }
 }
 
-fn difference(listed: &OwnFile, found: &OwnFile) -> Option<&'static str> {
+fn difference(
+    listed: &OwnFile,
+    found: &OwnFile,
+    undone: Option<Timestamp>,
+) -> Option<&'static str> {
     if listed == found {
         return None;
     }
+    let moment = |time: Timestamp| (time.seconds, time.nanoseconds);
+    let by_a_restore = |contents: &Contents| {
+        undone.is_some_and(|undone| moment(contents.changed) <= moment(undone))
+    };
     Some(match (listed, found) {
         _ if listed.mode & libc::S_IFMT != found.mode & libc::S_IFMT => "is something else now",
         _ if listed.contents.map(|it| it.size) != found.contents.map(|it| it.size) => {
@@ -128,6 +142,9 @@ fn difference(listed: &OwnFile, found: &OwnFile) -> Option<&'static str> {
         }
         _ if (listed.mode, listed.uid, listed.gid) != (found.mode, found.uid, found.gid) => {
             "has another owner or other permissions"
+        }
+        _ if found.contents.as_ref().is_some_and(by_a_restore) && listed.device == found.device => {
+            return None;
         }
         _ => "was changed",
     })
@@ -140,7 +157,7 @@ mod tests {
     use super::*;
 
     fn compare(listed: &[OwnFile], place: &Path) -> Result<(), Change> {
-        let mut comparison = Comparison::with(place).unwrap();
+        let mut comparison = Comparison::with(place, None).unwrap();
         listed.iter().for_each(|file| comparison.expect(file));
         comparison.finish()
     }
@@ -185,6 +202,24 @@ mod tests {
             fs::create_dir(it.join("etc/link")).unwrap();
         };
         assert_eq!(check(replaced), told("/etc/link", "is something else now"));
+    }
+
+    #[test]
+    fn what_an_undone_restore_has_moved_aside_and_back_is_no_change() {
+        let place = tempfile::tempdir().unwrap();
+        let (file, aside) = (place.path().join("file"), place.path().join("aside"));
+        fs::write(&file, "text").unwrap();
+        let listed = list_own(place.path()).unwrap();
+        fs::rename(&file, &aside).unwrap();
+        fs::rename(&aside, &file).unwrap();
+        let changed = list_own(place.path()).unwrap()[1].contents.unwrap().changed;
+        let compare = |undone| {
+            let mut comparison = Comparison::with(place.path(), undone).unwrap();
+            listed.iter().for_each(|file| comparison.expect(file));
+            comparison.finish().is_ok()
+        };
+        let earlier = Timestamp { seconds: changed.seconds - 1, ..changed };
+        assert!(compare(Some(changed)) && !compare(Some(earlier)) && !compare(None));
     }
 
     #[test]

@@ -6,12 +6,13 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use ckpt_engine::container::{Container, Spec, host_clocks};
-use ckpt_format::container::Container as Plan;
+use ckpt_format::{container::Container as Plan, tree::Timestamp};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
@@ -49,6 +50,30 @@ impl Ve {
     /// The files that are its own, with plain ids.
     pub fn upper(&self) -> PathBuf {
         self.paths.layers(PathBuf::new()).upper
+    }
+
+    fn undone_note(&self) -> PathBuf {
+        self.directory().join("restore-undone")
+    }
+
+    /// Notes that a restore with the VE's own files was undone: it may have given some another
+    /// time of their last change.
+    pub fn note_undone_restore(&self) -> Result<(), VeError> {
+        let path = self.undone_note();
+        fs::write(&path, "").map_err(VeError::file("write", &path))
+    }
+
+    /// When that was, if the VE has not run since.
+    pub fn undone_restore(&self) -> Option<Timestamp> {
+        let metadata = fs::metadata(self.undone_note()).ok()?;
+        let nanoseconds = u32::try_from(metadata.mtime_nsec()).ok()?;
+        Some(Timestamp { seconds: metadata.mtime(), nanoseconds })
+    }
+
+    /// The VE runs: its files are its own affair again.
+    pub(super) fn forget_undone_restore(&self) {
+        // Where there is none, as nearly always, this fails.
+        let _ = fs::remove_file(self.undone_note());
     }
 
     /// Throws the checkpoint of a suspended VE away.

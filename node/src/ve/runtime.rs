@@ -300,6 +300,7 @@ impl Runtime {
             state.stopping = false;
         }
         ve.runs.send_replace(true);
+        ve.forget_undone_restore();
         tokio::spawn(self.clone().watch(ve.clone(), pidfd));
     }
 

@@ -14,7 +14,8 @@ use std::{
 
 use ckpt_format::{
     image::{Manifest, OwnFiles, Record},
-    stream, tree,
+    stream,
+    tree::{self, Timestamp},
 };
 use tokio::task::spawn_blocking;
 
@@ -111,6 +112,10 @@ async fn verify(
     let image = Arc::new(spawn_blocking(move || Image::open(&path)).await??);
     let manifest = image.manifest();
     let listed = manifest.own_files == OwnFiles::Listed;
+    let undone = match &place {
+        Place::Here(operation) => operation.ve.undone_restore(),
+        Place::Nowhere(_) => None,
+    };
     let (upper, files) = match &place {
         Place::Here(operation) => {
             let ve = &operation.ve;
@@ -139,7 +144,7 @@ async fn verify(
     };
     let template = fit::check(context, manifest)?;
     let (whole, progress) = (image.clone(), sink.clone());
-    spawn_blocking(move || read_all(&whole, upper.as_deref(), &progress)).await??;
+    spawn_blocking(move || read_all(&whole, upper.as_deref(), undone, &progress)).await??;
     if sink.is_closed() {
         return Err(CheckpointError::Cancelled);
     }
@@ -147,8 +152,13 @@ async fn verify(
 }
 
 /// Verifies the whole file, and that the VE's own files are those that it lists.
-fn read_all(image: &Image, upper: Option<&Path>, sink: &Sink) -> Result<(), CheckpointError> {
-    let mut comparison = upper.map(Comparison::with).transpose()?;
+fn read_all(
+    image: &Image,
+    upper: Option<&Path>,
+    undone: Option<Timestamp>,
+    sink: &Sink,
+) -> Result<(), CheckpointError> {
+    let mut comparison = upper.map(|upper| Comparison::with(upper, undone)).transpose()?;
     let mut told = 0;
     image.verify(
         &mut |done, total| {
@@ -360,6 +370,7 @@ pub(super) async fn undo(
     }
     runtime.end(&operation.ve).await?;
     runtime.put_files_back(&operation.ve)?;
+    operation.ve.note_undone_restore()?;
     journal.remove().map_err(VeError::file("remove", "the journal of a restore"))
 }
 
