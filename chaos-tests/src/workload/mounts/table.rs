@@ -10,6 +10,12 @@ use nix::sched::{CloneFlags, unshare};
 use crate::workload::context::Context;
 use crate::workload::outcome::Failure;
 
+/// Whether this is no VE, but a machine that others use.
+pub(in crate::workload) fn is_machine_of_others() -> Result<bool, Failure> {
+    let map = fs::read_to_string("/proc/self/uid_map")?;
+    Ok(map.split_whitespace().nth(2) == Some("4294967295"))
+}
+
 /// A folder to mount in. Dropping it unmounts all that is in it.
 #[derive(Debug)]
 pub(in crate::workload) struct Ground {
@@ -20,8 +26,7 @@ impl Ground {
     /// The workload's own folder. What is mounted there is passed on to nobody, and on a machine
     /// that others use nobody sees it.
     pub(in crate::workload) fn new(context: &Context) -> Result<Self, Failure> {
-        if fs::read_to_string("/proc/self/uid_map")?.split_whitespace().nth(2) == Some("4294967295")
-        {
+        if is_machine_of_others()? {
             unshare(CloneFlags::CLONE_NEWNS)?;
             let all = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
             mount(None::<&str>, "/", None::<&str>, all, None::<&str>)?;

@@ -46,6 +46,7 @@ fn has_station(wire: &Wire) -> bool {
 }
 
 pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
+    super::stand_apart()?;
     let wire = Wire::open()?;
     let settings = Attributes::default()
         .number(1, 300)

@@ -74,6 +74,7 @@ pub(super) fn talk(stream: &mut TcpStream, number: u32) -> Result<(), Failure> {
 
 /// A pair of links, one end of it in a network with a name, and a server there.
 pub(super) fn pair(context: &mut Context) -> Result<(), Failure> {
+    super::stand_apart()?;
     let network = Named::new(context, "netns-pair", "blue")?;
     let wire = Wire::open()?;
     wire.pair("pair-near", "pair-far", &network)?;
@@ -117,6 +118,7 @@ pub(super) fn pair(context: &mut Context) -> Result<(), Failure> {
 
 /// A network that is only held by its name, with a pair of links inside.
 pub(super) fn empty(context: &mut Context) -> Result<(), Failure> {
+    super::stand_apart()?;
     let network = Named::new(context, "netns-empty", "nobody")?;
     let furnish = Child::start(context, "furnish", |_| {
         let wire = network.enter()?;
@@ -151,6 +153,7 @@ pub(super) fn empty(context: &mut Context) -> Result<(), Failure> {
 
 /// Sockets of all kinds in another network, with names that there are outside, too.
 pub(super) fn sockets(context: &mut Context) -> Result<(), Failure> {
+    super::stand_apart()?;
     let name = UnixAddress::from_abstract_name(b"one name in two networks")?;
     let outside = UnixDatagram::bind_addr(&name)?;
     let _listener = TcpListener::bind("127.0.0.1:7003")?;
@@ -215,6 +218,7 @@ pub(super) fn sockets(context: &mut Context) -> Result<(), Failure> {
 
 /// Routes, policy rules, neighbours and settings of another network.
 pub(super) fn settings(context: &mut Context) -> Result<(), Failure> {
+    super::stand_apart()?;
     let word = context.path("word");
     fs::write(&word, "stay")?;
     let inside = Child::start(context, "inside", |stop| {
@@ -270,6 +274,7 @@ pub(super) fn settings(context: &mut Context) -> Result<(), Failure> {
 
 /// What `ip netns exec` does: a mount namespace with a `/sys` of the other network.
 pub(super) fn files(context: &mut Context) -> Result<(), Failure> {
+    super::stand_apart()?;
     let network = Named::new(context, "netns-files", "seen")?;
     let word = context.path("word");
     fs::write(&word, "stay")?;

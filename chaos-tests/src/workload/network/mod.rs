@@ -5,7 +5,13 @@ mod elsewhere;
 mod stacked;
 mod wire;
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use super::mounts::table::is_machine_of_others;
+use super::outcome::Failure;
 use super::{Area, local};
+use wire::Wire;
 
 pub(super) const AREA: Area = Area {
     name: "network",
@@ -19,3 +25,17 @@ pub(super) const AREA: Area = Area {
         local("stacked", "links that stand on other links", stacked::run),
     ],
 };
+
+/// On a machine that others use a workload has a network and mounts of its own, which go with it.
+fn stand_apart() -> Result<(), Failure> {
+    if !is_machine_of_others()? {
+        return Ok(());
+    }
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)?;
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    for (kind, place) in [("tmpfs", "/run"), ("sysfs", "/sys")] {
+        mount(Some(kind), place, Some(kind), MsFlags::empty(), none)?;
+    }
+    Wire::open()?.up("lo")
+}

@@ -36,6 +36,7 @@ fn links(base: u32) -> Vec<(&'static str, &'static str, Attributes)> {
 }
 
 pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
+    super::stand_apart()?;
     let wire = Wire::open()?;
     let network = Named::new(context, "netns-stacked", "upper")?;
     wire.pair("base", "base-far", &network)?;
