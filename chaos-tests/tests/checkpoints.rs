@@ -344,8 +344,9 @@ fn a_daemon_that_dies_leaves_the_ve_or_its_checkpoint() {
     let untouched = Traces::of(&scene, ONE);
     // What waits in a terminal or to be accepted is taken out for a moment, and lost with a daemon
     // that dies then. A wait for a relative time begins again each time, and a timer may tell a tick
-    // too many once in a while, which forty times without a pause make visible.
-    let skip = ["udp-peer", "terminals", "backlog", "waits", "timers"];
+    // too many once in a while, which forty times without a pause make visible. A connection with
+    // another host can be reset when the daemon dies in a restore: docs/concepts/ownership.md.
+    let skip = ["udp-peer", "tcp-peer", "terminals", "backlog", "waits", "timers"];
     let _companion = busy_without(&scene, &skip);
     let runs = |scene: &Scene| {
         assert_eq!(status(scene), "running");
