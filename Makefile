@@ -40,6 +40,7 @@ test:
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo build --release --workspace
+	target/release/stock --templates-only --without-languages
 	tools/run-tests
 
 # Read-only checks, without root: what to run before a commit.

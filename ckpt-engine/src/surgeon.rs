@@ -312,9 +312,16 @@ mod tests {
             self.0.id() as i32
         }
 
+        /// Where its vdso is, once it has executed its program: the name comes first.
         fn vdso(&self) -> u64 {
-            let maps = procfs::read_text(self.pid(), "maps").unwrap();
-            AddressSpace::read(self.pid(), &maps, None).unwrap().vdso().unwrap()
+            loop {
+                let name = procfs::read_text(self.pid(), "comm").unwrap();
+                let maps = procfs::read_text(self.pid(), "maps").unwrap();
+                let space = AddressSpace::read(self.pid(), &maps, None).unwrap();
+                if let (Some(vdso), "sleep") = (space.vdso(), name.trim()) {
+                    return vdso;
+                }
+            }
         }
     }
 
@@ -329,8 +336,6 @@ mod tests {
     fn a_process_is_armed_and_runs_on() {
         let mut sleeper = Sleeper::new();
         let (surgeon, server) = pair(&Arc::default());
-        // Until it has executed its program.
-        while procfs::read_text(sleeper.pid(), "comm").unwrap().trim() != "sleep" {}
         surgeon.arm(sleeper.pid(), sleeper.vdso()).unwrap();
         assert!(sleeper.0.try_wait().unwrap().is_none());
         drop(surgeon);

@@ -9,7 +9,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use chaos_tests::stock::{Plan, Row, play};
+use chaos_tests::stock::{Plan, Row, make_template, play};
 use clap::Parser;
 
 /// Moves and checkpoints a stock Debian under load, and asks everybody what they noticed.
@@ -27,6 +27,9 @@ struct Arguments {
     /// Leave out the programs in Java, Go and Node.js, which take long to install.
     #[arg(long)]
     without_languages: bool,
+    /// Only build the templates that are missing.
+    #[arg(long)]
+    templates_only: bool,
     /// The name of the testbed.
     #[arg(long, default_value = "stock")]
     name: String,
@@ -44,6 +47,14 @@ fn main() -> ExitCode {
             name: arguments.name.clone(),
         };
         let started = Instant::now();
+        if arguments.templates_only {
+            eprintln!("the template of the stock {release}");
+            if let Err(error) = make_template(&plan) {
+                eprintln!("stock: {}", chaos_tests::chain(&error));
+                return ExitCode::from(2);
+            }
+            continue;
+        }
         let mut tell = |what: &str| eprintln!("{:>7.1} s  {what}", started.elapsed().as_secs_f64());
         match play(&plan, &mut tell) {
             Ok(rows) => {

@@ -117,6 +117,15 @@ struct Stock<'a> {
     dump: PathBuf,
 }
 
+/// Builds the template of the plan, unless there is one: that takes minutes.
+pub fn make_template(plan: &Plan) -> Result<(), StockError> {
+    let template = template::describe(Path::new(DEFAULT_TEMPLATES), &plan.release, plan.languages)
+        .map_err(StockError::call("describe the template"))?;
+    let scene = Scene::up(&plan.name, 1)?;
+    scene.good(Host::Node(1), &["vzpkg", "create", "cache", &template])?;
+    Ok(())
+}
+
 /// Carries the plan out. `tell` is told what goes on; what came of it is returned.
 pub fn play(plan: &Plan, tell: &mut dyn FnMut(&str)) -> Result<Vec<Row>, StockError> {
     let templates = Path::new(DEFAULT_TEMPLATES);

@@ -42,9 +42,6 @@ const SITE: &str = "server {
 }
 ";
 
-/// Debian's redis has a user namespace of its own, which a VE cannot take along.
-const REDIS: &str = "[Service]\nPrivateUsers=no\n";
-
 /// A program with a unit of its own; each unit isolates it in another way.
 struct Program {
     name: &'static str,
@@ -130,8 +127,6 @@ fn description(release: &str, languages: bool) -> Description {
         files.insert(format!("/etc/systemd/system/stock-{name}.service"), text);
     }
     files.insert("/etc/nginx/sites-available/default".to_owned(), SITE.to_owned());
-    let unit = "/etc/systemd/system/redis-server.service.d/users.conf";
-    files.insert(unit.to_owned(), REDIS.to_owned());
     let minutely = "* * * * * root date +\\%s >> /var/lib/stock/cron\n";
     files.insert("/etc/cron.d/stock".to_owned(), minutely.to_owned());
     let description = format!("{release} with the services of an ordinary server");

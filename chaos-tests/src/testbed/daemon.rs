@@ -3,13 +3,16 @@
 use std::{
     fs::{self, File},
     io,
+    os::fd::AsFd,
     os::unix::{net::UnixDatagram, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
+use ckpt_engine::sys::task;
 use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         signal::{Signal, kill},
         wait::{WaitPidFlag, WaitStatus, waitpid},
@@ -93,7 +96,7 @@ impl Daemon {
 
     /// How it ended, as far as that can be known, if it has.
     fn ended(&self) -> Option<String> {
-        if start_time(self.pid) == Some(self.started) {
+        if start_time(self.pid) == Some(self.started) && !all_threads_ended(self.pid) {
             return None;
         }
         Some(reap(self.pid).unwrap_or_else(|| "an unknown status".into()))
@@ -192,13 +195,20 @@ fn toml_string(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// When a process started, in ticks since boot; none when it has ended.
+/// When a process started, in ticks since boot; none when it is gone.
 fn start_time(pid: i32) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything; what follows it does not.
-    let fields: Vec<_> = text.rsplit_once(')')?.1.split_whitespace().collect();
-    let zombie = matches!(fields.first(), Some(&"Z" | &"X"));
-    fields.get(19).filter(|_| !zombie)?.parse().ok()
+    text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Whether a process has ended as a whole. Its first thread may be a zombie long before: what the
+/// others still hold open (sockets, locks) stays in use until the last one is gone, and only the
+/// pidfd waits for that one (pidfd_open(2)).
+fn all_threads_ended(pid: i32) -> bool {
+    let Ok(pidfd) = task::pidfd_open(pid) else { return true };
+    let mut files = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut files, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 /// Takes notice of the end of a daemon that this process started; how it ended, when it has.

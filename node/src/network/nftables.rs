@@ -2,6 +2,7 @@
 //!
 //! No library for it is both kept and free of C; the messages are few and simple.
 
+use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST};
 use nix::sys::socket::SockProtocol;
 
 use super::netlink::{Netlink, NetlinkError};
@@ -20,10 +21,6 @@ const META_INPUT: u32 = 4;
 const META_OUTPUT: u32 = 5;
 const REGISTER: u32 = 1;
 
-pub(super) const REQUEST: u16 = 1;
-pub(super) const ACKNOWLEDGE: u16 = 4;
-pub(super) const CREATE: u16 = 0x400;
-pub(super) const APPEND: u16 = 0x800;
 const NESTED: u16 = 0x8000;
 
 const TABLE: &str = "ferry";
@@ -37,14 +34,14 @@ pub fn drop_between(pairs: &[(u32, u32)]) -> Result<(), NetlinkError> {
     table.text(1, TABLE);
     let mut batch = Batch::begin(&mut netlink);
     // Made first so that removing it cannot fail; all of this happens at one moment.
-    batch.add(NEW_TABLE, CREATE, &table);
+    batch.add(NEW_TABLE, NLM_F_CREATE, &table);
     batch.add(DELETE_TABLE, 0, &table);
     if !pairs.is_empty() {
-        batch.add(NEW_TABLE, CREATE, &table);
-        batch.add(NEW_CHAIN, CREATE, &chain());
+        batch.add(NEW_TABLE, NLM_F_CREATE, &table);
+        batch.add(NEW_CHAIN, NLM_F_CREATE, &chain());
         for &(one, other) in pairs {
-            batch.add(NEW_RULE, CREATE | APPEND, &rule(one, other));
-            batch.add(NEW_RULE, CREATE | APPEND, &rule(other, one));
+            batch.add(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, &rule(one, other));
+            batch.add(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, &rule(other, one));
         }
     }
     let (bytes, count) = batch.end();
@@ -104,20 +101,20 @@ struct Batch<'a> {
 impl<'a> Batch<'a> {
     fn begin(netlink: &'a mut Netlink) -> Self {
         let mut bytes = Vec::new();
-        message(&mut bytes, BATCH_BEGIN, REQUEST, 0, 0, SUBSYSTEM, &[]);
+        message(&mut bytes, BATCH_BEGIN, NLM_F_REQUEST, 0, 0, SUBSYSTEM, &[]);
         Self { netlink, bytes, count: 0 }
     }
 
     fn add(&mut self, kind: u16, flags: u16, attributes: &Attributes) {
         let sequence = self.netlink.next_sequence();
-        let flags = REQUEST | ACKNOWLEDGE | flags;
+        let flags = NLM_F_REQUEST | NLM_F_ACK | flags;
         let kind = SUBSYSTEM << 8 | kind;
         message(&mut self.bytes, kind, flags, sequence, FAMILY_BRIDGE, 0, &attributes.bytes);
         self.count += 1;
     }
 
     fn end(mut self) -> (Vec<u8>, u32) {
-        message(&mut self.bytes, BATCH_END, REQUEST, 0, 0, SUBSYSTEM, &[]);
+        message(&mut self.bytes, BATCH_END, NLM_F_REQUEST, 0, 0, SUBSYSTEM, &[]);
         (self.bytes, self.count)
     }
 }

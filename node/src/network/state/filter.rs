@@ -10,17 +10,17 @@ use std::io;
 
 use ckpt_engine::sys::netns::Netns;
 use ckpt_format::network::{FilterPart, Network};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST};
 use nix::sys::socket::SockProtocol;
 
 use super::attributes::{self, only, put, without};
 use crate::network::{
     NetworkError,
     netlink::{Netlink, NetlinkError},
-    nftables::{ACKNOWLEDGE, APPEND, BATCH_BEGIN, BATCH_END, CREATE, REQUEST, SUBSYSTEM, message},
+    nftables::{BATCH_BEGIN, BATCH_END, SUBSYSTEM, message},
     system,
 };
 
-const DUMP: u16 = 0x300;
 /// `NFNL_SUBSYS_CTNETLINK`, `NFNL_SUBSYS_IPSET`.
 const FLOWS: u16 = 1;
 const IP_SETS: u16 = 6;
@@ -65,7 +65,7 @@ pub(super) fn has_ip_sets(netns: &Netns) -> Result<bool, NetworkError> {
     let request = |sequence| {
         let mut bytes = Vec::new();
         let kind = IP_SETS << 8 | LIST;
-        message(&mut bytes, kind, REQUEST | DUMP, sequence, 2, 0, &VERSION);
+        message(&mut bytes, kind, NLM_F_REQUEST | NLM_F_DUMP, sequence, 2, 0, &VERSION);
         bytes
     };
     Ok(open(netns)?.bodies("list the sets of ipset", request).is_ok_and(|sets| !sets.is_empty()))
@@ -124,7 +124,7 @@ fn list(
     let request = |sequence| {
         let mut bytes = Vec::new();
         let kind = SUBSYSTEM << 8 | object.get;
-        message(&mut bytes, kind, REQUEST | DUMP, sequence, family, 0, attributes);
+        message(&mut bytes, kind, NLM_F_REQUEST | NLM_F_DUMP, sequence, family, 0, attributes);
         bytes
     };
     let found = netlink.bodies("list the packet filter", request)?;
@@ -146,7 +146,7 @@ fn flows(netlink: &mut Netlink) -> Result<Vec<FilterPart>, NetlinkError> {
     const KEPT: [u16; 8] = [1, 2, 3, 4, 7, 8, 18, 22];
     let request = |sequence| {
         let mut bytes = Vec::new();
-        message(&mut bytes, FLOWS << 8 | GET, REQUEST | DUMP, sequence, 0, 0, &[]);
+        message(&mut bytes, FLOWS << 8 | GET, NLM_F_REQUEST | NLM_F_DUMP, sequence, 0, 0, &[]);
         bytes
     };
     let found = match netlink.bodies("list the flows of the packet filter", request) {
@@ -170,7 +170,7 @@ pub(super) fn rebuild(netns: &Netns, network: &Network) -> Result<(), NetworkErr
         let mut bytes = Vec::new();
         for flow in flows {
             let sequence = netlink.next_sequence();
-            let (kind, flags) = (FLOWS << 8 | flow.kind, REQUEST | ACKNOWLEDGE | CREATE);
+            let (kind, flags) = (FLOWS << 8 | flow.kind, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE);
             message(&mut bytes, kind, flags, sequence, flow.family, 0, &flow.attributes);
         }
         let count =
@@ -196,20 +196,22 @@ pub(super) fn check(netns: &Netns, network: &Network) -> Result<(), NetworkError
 
 fn replace(netlink: &mut Netlink, parts: &[FilterPart]) -> Result<(), NetworkError> {
     let mut bytes = Vec::new();
-    message(&mut bytes, BATCH_BEGIN, REQUEST, 0, 0, SUBSYSTEM, &[]);
+    message(&mut bytes, BATCH_BEGIN, NLM_F_REQUEST, 0, 0, SUBSYSTEM, &[]);
     let mut count = 1;
     let sequence = netlink.next_sequence();
     // Without a name: all of them.
     let remove = SUBSYSTEM << 8 | REMOVE_TABLE;
-    message(&mut bytes, remove, REQUEST | ACKNOWLEDGE, sequence, 0, 0, &[]);
+    message(&mut bytes, remove, NLM_F_REQUEST | NLM_F_ACK, sequence, 0, 0, &[]);
     for part in parts {
         let sequence = netlink.next_sequence();
-        let flags =
-            REQUEST | ACKNOWLEDGE | CREATE | if part.kind == RULES.new { APPEND } else { 0 };
+        let flags = NLM_F_REQUEST
+            | NLM_F_ACK
+            | NLM_F_CREATE
+            | if part.kind == RULES.new { NLM_F_APPEND } else { 0 };
         let kind = SUBSYSTEM << 8 | part.kind & 0xff;
         message(&mut bytes, kind, flags, sequence, part.family, 0, &part.attributes);
         count += 1;
     }
-    message(&mut bytes, BATCH_END, REQUEST, 0, 0, SUBSYSTEM, &[]);
+    message(&mut bytes, BATCH_END, NLM_F_REQUEST, 0, 0, SUBSYSTEM, &[]);
     Ok(netlink.exchange("set up the packet filter", &bytes, count)?)
 }

@@ -13,6 +13,7 @@ use std::{
 
 use ckpt_engine::sys::netns::Netns;
 use ckpt_format::network::{Link, LinkPlace, Made, Network, Port};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST};
 
 use super::{
     attributes::{all, as_text, different, number, put, put_nested, put_text, text, value},
@@ -52,12 +53,7 @@ const INFO_DATA: u16 = 2;
 const PORT_KIND: u16 = 4;
 const PORT_DATA: u16 = 5;
 
-pub(super) const REQUEST: u16 = 1;
-pub(super) const ACKNOWLEDGE: u16 = 4;
-pub(super) const DUMP: u16 = 0x300;
 const NEW: u16 = 0x600;
-pub(super) const CREATE: u16 = 0x400;
-const APPEND: u16 = 0x800;
 
 /// A link as the kernel tells it.
 #[derive(Debug)]
@@ -93,7 +89,7 @@ impl Told {
 /// All links of a network.
 pub(super) fn list(netlink: &mut Netlink) -> Result<Vec<Told>, NetworkError> {
     let found = netlink.bodies("list links", |sequence| {
-        message(GET_LINK, REQUEST | DUMP, sequence, &[0; HEADER])
+        message(GET_LINK, NLM_F_REQUEST | NLM_F_DUMP, sequence, &[0; HEADER])
     })?;
     let told = |(kind, body): (u16, Vec<u8>)| {
         let index = u32::from_ne_bytes(*body.get(4..)?.first_chunk()?);
@@ -159,7 +155,7 @@ fn number_of(netlink: &mut Netlink, other: &Netns) -> Result<Option<u32>, Networ
     const NUMBER: u16 = 1;
     let body = number_request(other, None);
     let found = netlink.bodies("find the number of a network", |sequence| {
-        message(GET_NUMBER, REQUEST | ACKNOWLEDGE, sequence, &body)
+        message(GET_NUMBER, NLM_F_REQUEST | NLM_F_ACK, sequence, &body)
     })?;
     let body = found.into_iter().find(|(kind, _)| *kind == NEW_NUMBER);
     let number = body.and_then(|(_, body)| number(body.get(4..)?, NUMBER));
@@ -486,7 +482,13 @@ fn change_names(netlink: &mut Netlink, link: &Link, found: &Link) -> Result<(), 
     if !names.is_empty() {
         let mut body = header(found.index);
         put_nested(&mut body, PROPERTIES, &names);
-        change(netlink, "give a link its names", NEW_PROPERTIES, CREATE | APPEND, &body)?;
+        change(
+            netlink,
+            "give a link its names",
+            NEW_PROPERTIES,
+            NLM_F_CREATE | NLM_F_APPEND,
+            &body,
+        )?;
     }
     Ok(())
 }
@@ -591,6 +593,6 @@ pub(super) fn change(
         return Err(io::Error::from(io::ErrorKind::InvalidInput).into());
     }
     let sequence = netlink.next_sequence();
-    let bytes = message(kind, REQUEST | ACKNOWLEDGE | flags, sequence, body);
+    let bytes = message(kind, NLM_F_REQUEST | NLM_F_ACK | flags, sequence, body);
     netlink.exchange(what, &bytes, 1)
 }

@@ -4,19 +4,15 @@
 use std::collections::HashSet;
 
 use ckpt_format::network::{Link, Network, Station};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST};
 
-use super::{
-    attributes::without,
-    links::Names,
-    made::{self, CREATE, DUMP, REQUEST},
-};
+use super::{attributes::without, links::Names, made};
 use crate::network::{NetworkError, netlink::Netlink};
 
 /// `struct ndmsg`.
 const HEADER: usize = 12;
 const NEW: u16 = 28;
 const GET: u16 = 30;
-const APPEND: u16 = 0x800;
 const BRIDGE: u8 = 7;
 /// `NUD_NOARP`, `NUD_PERMANENT`.
 const NO_QUESTIONS: u16 = 0x40;
@@ -42,7 +38,7 @@ pub(super) fn capture(
     let mut request = vec![0; HEADER];
     request[0] = BRIDGE;
     let found = netlink.bodies("list the entries of bridges", |sequence| {
-        made::message(GET, REQUEST | DUMP, sequence, &request)
+        made::message(GET, NLM_F_REQUEST | NLM_F_DUMP, sequence, &request)
     })?;
     let read = |(kind, body): &(u16, Vec<u8>)| {
         let head = body.get(..HEADER).filter(|head| *kind == NEW && head[0] == BRIDGE)?;
@@ -81,7 +77,7 @@ pub(super) fn rebuild(
         body.extend([station.flags, 0]);
         body.extend(&station.attributes);
         let what = format!("say who is behind {}", station.link);
-        made::change(netlink, &what, NEW, CREATE | APPEND, &body)?;
+        made::change(netlink, &what, NEW, NLM_F_CREATE | NLM_F_APPEND, &body)?;
     }
     Ok(())
 }
