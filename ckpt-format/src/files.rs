@@ -154,6 +154,10 @@ pub enum Kind {
         pid: i32,
         /// `PIDFD_THREAD` was given.
         thread: bool,
+        /// The number of its inode, by which programs know the process again; 0 before Linux
+        /// 6.9, where all pidfds have the same.
+        #[serde(default)]
+        inode: u64,
     },
     /// pidfd_open(2) of a process that is gone.
     GoneProcess {

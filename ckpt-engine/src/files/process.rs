@@ -14,6 +14,9 @@ use super::{
 };
 use crate::sys::{descriptor, namespace, task};
 
+/// linux/magic.h: where pidfds have inodes of their own.
+const PID_FS_MAGIC: i64 = 0x5049_4446;
+
 /// Whether it is a pidfd.
 pub(super) fn is_pidfd(object: &Object) -> bool {
     object.link.starts_with(b"anon_inode:[pidfd]") || object.link.starts_with(b"pidfd:[")
@@ -33,12 +36,14 @@ pub(super) fn capture(source: &Source<'_>, object: &Object) -> Result<Kind, Refu
         let status = descriptor::exit_status(object.fd()).unwrap_or(0);
         return Ok(Kind::GoneProcess { status, thread });
     }
+    let own_inode = descriptor::file_system(object.fd())? == PID_FS_MAGIC;
+    let inode = if own_inode { object.status.inode } else { 0 };
     if let Some(pid) = source.pid_inside(number) {
-        return Ok(Kind::Process { pid, thread });
+        return Ok(Kind::Process { pid, thread, inode });
     }
     // A zombie or a thread. A process of the host has no number inside.
     match numbers(object)?.get(source.depth()?.max(1)) {
-        Some(&pid) => Ok(Kind::Process { pid, thread }),
+        Some(&pid) => Ok(Kind::Process { pid, thread, inode }),
         None => Err(Refusal::new(
             "a pidfd of a process that is outside the VE",
             "end the program, or the command from the host that has passed it",

@@ -292,7 +292,7 @@ impl Rebuild<'_> {
             Kind::Timer(timer) => timer::rebuild(timer, self.target.ahead_ns)?,
             Kind::Epoll { .. } => epoll::make()?,
             Kind::Inotify { watches } => inotify::rebuild(watches)?,
-            Kind::Process { pid, thread } => process::rebuild(self.target, *pid, *thread)?,
+            Kind::Process { pid, thread, .. } => process::rebuild(self.target, *pid, *thread)?,
             Kind::GoneProcess { status, thread } => {
                 process::rebuild_gone(self.target, *status, *thread)?
             }

@@ -19,6 +19,7 @@ mod complete;
 mod controls;
 mod credentials;
 mod directory;
+mod identities;
 mod install;
 mod namespaces;
 mod opened;

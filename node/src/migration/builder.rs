@@ -254,6 +254,8 @@ fn finish(site: &mut Site, skeleton: Skeleton, state: &State) -> Result<Built, B
     watch.lap("packet filter");
     skeleton.install(&state.processes, &state.tables, &files)?;
     watch.lap("descriptors");
+    skeleton.renew_identities(&state.processes, &state.files, &state.tables, &files)?;
+    watch.lap("identities");
     skeleton.complete(&state.processes)?;
     watch.lap("processes");
     files.finish(&state.files, &state.tables, &mut skeleton).map_err(RebuildError::Files)?;

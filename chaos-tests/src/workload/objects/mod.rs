@@ -26,6 +26,7 @@ pub(super) const AREA: Area = Area {
         local("timer-cancel", "a timer that ends when the clock is set", counts::cancel),
         local("timer-ticks", "a timer that counts while nobody looks", counts::periodic),
         local("pidfd", "pidfds of living processes", pidfds::living),
+        local("pidfd-inode", "pidfds that are known again by their inodes", pidfds::remembered),
         local("pidfd-dead", "pidfds of dead processes", pidfds::zombies),
         local("pidfd-gone", "a pidfd of a process that is gone", pidfds::gone),
         local("pidfd-flying", "a pidfd in a socket's queue", pidfds::flying),

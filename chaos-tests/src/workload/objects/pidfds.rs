@@ -67,6 +67,43 @@ fn dead(code: i32) -> Result<OwnedFd, Failure> {
     Ok(process)
 }
 
+/// What service managers keep of a process, in this order: see systemd's `PidRef`.
+#[repr(C)]
+struct Reference {
+    pid: i32,
+    fd: i32,
+    inode: u64,
+}
+
+pub(super) fn remembered(context: &mut Context) -> Result<(), Failure> {
+    use std::os::fd::AsRawFd;
+    let child = Child::start(context, "subject", |stop| {
+        while !stop.wait(Duration::from_millis(50))? {}
+        Ok(())
+    })?;
+    let pid = child.pid.as_raw();
+    let process = open_process(pid, 0)?;
+    let inode = |fd: &OwnedFd| Ok::<u64, Failure>(nix::sys::stat::fstat(fd)?.st_ino);
+    let mut kept = Vec::new();
+    for _ in 0..100 {
+        let reference = Reference { pid, fd: process.as_raw_fd(), inode: inode(&process)? };
+        kept.push(Box::new(reference));
+    }
+    while context.step(Duration::from_millis(8))? {
+        child.check()?;
+        let now = inode(&open_process(pid, 0)?)?;
+        if context.progress.plant() {
+            kept[50].inode += 1;
+        }
+        for reference in &kept {
+            same("the number of the process", reference.pid, pid)?;
+            same("the descriptor of the process", reference.fd, process.as_raw_fd())?;
+            same("the identity of the process", reference.inode, now)?;
+        }
+    }
+    child.finish()
+}
+
 pub(super) fn zombies(context: &mut Context) -> Result<(), Failure> {
     let mut turn = 0;
     while context.step(Duration::from_millis(1))? {
