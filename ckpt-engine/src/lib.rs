@@ -5,6 +5,7 @@
 
 mod aio;
 pub mod areas;
+mod beside;
 mod btf;
 pub mod capture;
 pub mod container;

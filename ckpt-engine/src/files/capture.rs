@@ -17,10 +17,12 @@ use ckpt_format::{
 use super::{
     Holder, Source, deleted, epoll, event,
     find::{Found, Object, Refusal},
-    inotify, lock, mailbox, memfd, nsfs, path, pipe, process, socket, tcp, terminal, timer, udp,
-    unix,
+    inotify, lock, mailbox, memfd, nsfs, path, pipe, process,
+    socket::{self, Protocol},
+    tcp, terminal, timer, udp, unix,
 };
 use crate::{
+    beside,
     ipc::{self, Opened},
     sys::descriptor::{self, Query},
     unnamed,
@@ -64,6 +66,15 @@ impl Undo {
         self.datagrams.drain(..).for_each(udp::Seen::seal);
     }
 
+    /// Puts this back as well.
+    pub(super) fn hold(&mut self, held: tcp::Held) {
+        match held {
+            tcp::Held::Nothing => {}
+            tcp::Held::Connection(repaired) => self.connections.push(repaired),
+            tcp::Held::Queue(taken) => self.queues.push(taken),
+        }
+    }
+
     /// Undoes all but what was done to connections: somebody else has put those right, and they
     /// have moved on since.
     pub fn spare_connections(mut self) {
@@ -96,7 +107,7 @@ enum Class {
     Inotify,
     Process,
     Terminal(terminal::Side),
-    Socket(socket::Protocol),
+    Socket(Protocol),
 }
 
 /// A capture at work.
@@ -125,10 +136,18 @@ pub fn capture(source: &Source<'_>) -> Result<Captured, Vec<Blocker>> {
     let mut capture = Capture::new(source)?;
     capture.read_ipc()?;
     let mut blockers = hidden_ipc(source);
+    let mut connections = capture.read_connections().into_iter();
     // The list grows while it is read: sockets hold files in flight.
     let mut place = 0;
     while place < capture.found.objects.len() {
-        match capture.read(place) {
+        let read = match connections.next().flatten() {
+            Some(read) => read.map(|(file, held)| {
+                capture.undo.hold(held);
+                file
+            }),
+            None => capture.read(place),
+        };
+        match read {
             Ok(file) => capture.files.files.push(file),
             Err(why) => {
                 blockers.extend(capture.found.blockers(source, place, &why));
@@ -304,7 +323,10 @@ impl<'a> Capture<'a> {
                 path::check_device(object).map(|()| Class::ByPath)
             }
             libc::S_IFIFO => pipe::check(&self.found, object).map(|()| Class::Pipe),
-            libc::S_IFSOCK => self.networks.protocol(object).map(Class::Socket),
+            libc::S_IFSOCK => {
+                let network = self.networks.of_socket(object)?;
+                self.networks.protocol(object, network).map(Class::Socket)
+            }
             _ => Err(unknown(object)),
         }
     }
@@ -371,6 +393,32 @@ impl<'a> Capture<'a> {
         Ok(())
     }
 
+    /// Reads the TCP sockets, of which each tells all by itself and there may be thousands.
+    fn read_connections(&self) -> Vec<Option<Result<(File, tcp::Held), Refusal>>> {
+        beside::each(&self.found.objects, |object| {
+            let is_socket = object.file_type() == libc::S_IFSOCK && !object.is_path_only();
+            let network = is_socket.then(|| self.networks.of_socket(object).ok()).flatten()?;
+            match self.networks.protocol(object, network) {
+                Ok(Protocol::Tcp { v6, multipath }) => {
+                    Some(self.read_connection(object, network, v6, multipath))
+                }
+                // What is refused is refused by its name later.
+                _ => None,
+            }
+        })
+    }
+
+    fn read_connection(
+        &self,
+        object: &Object,
+        network: &socket::Network,
+        v6: bool,
+        multipath: bool,
+    ) -> Result<(File, tcp::Held), Refusal> {
+        let (kind, held) = tcp::capture(object, network, v6, multipath)?;
+        Ok((self.described(object, kind, network.number)?, held))
+    }
+
     fn read(&mut self, place: usize) -> Result<File, Refusal> {
         let class = self.class(&self.found.objects[place])?;
         let kind = match class {
@@ -391,6 +439,15 @@ impl<'a> Capture<'a> {
             Class::Socket(protocol) => socket::capture(self, place, protocol)?,
         };
         let object = &self.found.objects[place];
+        let network = match class {
+            Class::Socket(_) => self.networks.of_socket(object)?.number,
+            _ => 0,
+        };
+        self.described(object, kind, network)
+    }
+
+    /// What there is about a description beside its kind.
+    fn described(&self, object: &Object, kind: Kind, network: u32) -> Result<File, Refusal> {
         let flags = object.flags.cast_unsigned();
         // What is no file in any mount of the VE is the same everywhere.
         let mounts = self.mounts.get(&object.status.mount).copied().unwrap_or(0);
@@ -405,10 +462,6 @@ impl<'a> Capture<'a> {
             }
         };
         let signal = descriptor::query(object.fd(), Query::GetSignal)?;
-        let network = match class {
-            Class::Socket(_) => self.networks.of_socket(object)?.number,
-            _ => 0,
-        };
         Ok(File { owner, signal, mounts, network, ..plain(flags, kind) })
     }
 }

@@ -18,7 +18,10 @@ use super::{
     Holder, Source,
     info::{Directory, Info},
 };
-use crate::sys::descriptor::{self, Query, Status};
+use crate::{
+    beside,
+    sys::descriptor::{self, Query, Status},
+};
 
 /// One open file description of the VE.
 #[derive(Debug)]
@@ -145,23 +148,12 @@ impl Found {
             }
             other => other?,
         };
-        for fd in numbers {
-            // In a running VE a descriptor can be closed at any moment.
-            let fetched = match descriptor::fetch(holder.pidfd, fd) {
-                Err(error) if error.raw_os_error() == Some(libc::EBADF) => continue,
-                Err(error) if has_ended(&error) => break,
-                other => other?,
-            };
+        let fetched = beside::each(&numbers, |&fd| fetch(holder, &directory, fd));
+        for (fd, fetched) in numbers.into_iter().zip(fetched) {
+            let Some((fetched, status, info)) = fetched? else { continue };
             let known = self.objects.len();
-            let file = self.add(fetched)?;
+            let file = self.add_with(fetched, status)?;
             let place = file.0 as usize;
-            // What has no inode of its own is described there, and nowhere else.
-            let describes = place == known && self.objects[place].file_type() == 0;
-            let read = if describes { directory.whole(fd) } else { directory.head(fd) };
-            let info = match read {
-                Err(error) if has_ended(&error) => continue,
-                other => other?,
-            };
             let close_on_exec =
                 info.number("flags", 8)? & u64::from(libc::O_CLOEXEC.cast_unsigned()) != 0;
             let object = &mut self.objects[place];
@@ -178,6 +170,10 @@ impl Found {
     /// Adds a descriptor of ours, or finds the description that it is one more of.
     pub(super) fn add(&mut self, fd: OwnedFd) -> io::Result<FileId> {
         let status = descriptor::status(fd.as_fd())?;
+        self.add_with(fd, status)
+    }
+
+    fn add_with(&mut self, fd: OwnedFd, status: Status) -> io::Result<FileId> {
         let bucket = self.by_inode.entry((status.device, status.inode)).or_default();
         let objects = &self.objects;
         let mut failure = None;
@@ -238,6 +234,27 @@ impl Found {
             blocker(process.pid, &process.command, Some(fd))
         };
         holders.iter().map(holder).collect()
+    }
+}
+
+/// One descriptor, its inode and its fdinfo; none for one that has been closed meanwhile, as it can
+/// be at any moment in a running VE.
+fn fetch(
+    holder: &Holder<'_>,
+    directory: &Directory,
+    fd: i32,
+) -> io::Result<Option<(OwnedFd, Status, Info)>> {
+    let gone = |error: &io::Error| error.raw_os_error() == Some(libc::EBADF) || has_ended(error);
+    let fetched = match descriptor::fetch(holder.pidfd, fd) {
+        Err(error) if gone(&error) => return Ok(None),
+        other => other?,
+    };
+    let status = descriptor::status(fetched.as_fd())?;
+    // What has no inode of its own is described there, and nowhere else.
+    let describes = status.mode & libc::S_IFMT == 0;
+    match if describes { directory.whole(fd) } else { directory.head(fd) } {
+        Err(error) if has_ended(&error) => Ok(None),
+        info => Ok(Some((fetched, status, info?))),
     }
 }
 

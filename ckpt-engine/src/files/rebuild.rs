@@ -21,9 +21,12 @@ use super::{
     Argument, Remote, deleted, epoll, event, inotify, lock, mailbox, memfd, nsfs, path, pipe,
     process, socket, tcp, terminal, timer, unix,
 };
-use crate::sys::{
-    descriptor::{self, Change},
-    identity, namespace,
+use crate::{
+    beside,
+    sys::{
+        descriptor::{self, Change},
+        identity, namespace,
+    },
 };
 
 /// Where files are rebuilt.
@@ -354,11 +357,11 @@ impl Rebuilt {
                 tracing::warn!(%error, "a half-read file of /proc begins anew");
             }
         }
-        for connection in &self.connections {
+        beside::each(&self.connections, |connection| {
             if let Err(error) = connection.release() {
                 tracing::error!(%error, "a TCP connection could not go on");
             }
-        }
+        });
     }
 }
 

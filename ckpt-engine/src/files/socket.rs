@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use ckpt_format::files::{Kind, TcpState};
+use ckpt_format::files::{File, Kind, TcpSocket, TcpState};
 
 use super::{
     Source,
@@ -17,7 +17,10 @@ use super::{
     rebuild::{Rebuild, RebuildError, set_status},
     table, tcp, udp, unix,
 };
-use crate::sys::{namespace::in_network_of, socket};
+use crate::{
+    beside,
+    sys::{namespace::in_network_of, socket},
+};
 
 /// The protocols whose sockets can be moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,12 +141,11 @@ impl Networks {
     }
 
     /// Which protocol a socket speaks, when it is one that can be moved.
-    pub(super) fn protocol(&self, object: &Object) -> Result<Protocol, Refusal> {
+    pub(super) fn protocol(&self, object: &Object, network: &Network) -> Result<Protocol, Refusal> {
         let fd = object.fd();
         let number = |name| options::number(fd, libc::SOL_SOCKET, name);
         let (domain, kind) = (number(libc::SO_DOMAIN)?, number(libc::SO_TYPE)?);
         let protocol = number(libc::SO_PROTOCOL)?;
-        let network = self.of_socket(object)?;
         let v6 = domain == libc::AF_INET6;
         match (domain, kind, protocol) {
             (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP) => {
@@ -213,11 +215,7 @@ pub(super) fn capture(
             let object = &capture.found.objects[place];
             let network = capture.networks.of_socket(object)?;
             let (kind, held) = tcp::capture(object, network, v6, multipath)?;
-            match held {
-                tcp::Held::Nothing => {}
-                tcp::Held::Connection(repaired) => capture.undo.connections.push(repaired),
-                tcp::Held::Queue(taken) => capture.undo.queues.push(taken),
-            }
+            capture.undo.hold(held);
             Ok(kind)
         }
         Protocol::Datagram(variety) => {
@@ -263,6 +261,9 @@ pub(super) fn rebuild(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
     let failed = |source: io::Error| RebuildError::Kernel { object: "socket", source };
     let files = rebuild.files;
     for (place, file) in files.files.iter().enumerate() {
+        if has_connection(&file.kind) {
+            continue;
+        }
         if matches!(file.kind, Kind::Tcp(_) | Kind::Udp(_) | Kind::Packet(_) | Kind::Netlink(_)) {
             rebuild.enter_network(file.network)?;
         }
@@ -277,12 +278,7 @@ pub(super) fn rebuild(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
         rebuild.made[place] = Some(fd);
     }
     // Connections come after listeners, whose ports they share.
-    for (place, file) in files.files.iter().enumerate() {
-        let Kind::Tcp(tcp) = &file.kind else { continue };
-        rebuild.enter_network(file.network)?;
-        let Some(fd) = &rebuild.made[place] else { continue };
-        rebuild.connections.extend(tcp::connect(fd.as_fd(), tcp)?);
-    }
+    connect(rebuild)?;
     wait(rebuild)?;
     for (place, file) in files.files.iter().enumerate() {
         let Kind::Udp(udp) = &file.kind else { continue };
@@ -292,6 +288,44 @@ pub(super) fn rebuild(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
         }
     }
     unix::rebuild(rebuild)
+}
+
+/// Whether it is a TCP socket that is made in one go, whatever others there are.
+fn has_connection(kind: &Kind) -> bool {
+    matches!(kind, Kind::Tcp(tcp) if matches!(tcp.state, TcpState::Connected(_)))
+}
+
+/// Makes the connections: of one network after the other, those of each beside each other.
+fn connect(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
+    let files = rebuild.files;
+    let mut apart: BTreeMap<u32, Vec<(usize, &File, &TcpSocket)>> = BTreeMap::new();
+    for (place, file) in files.files.iter().enumerate() {
+        let Kind::Tcp(tcp) = &file.kind else { continue };
+        if has_connection(&file.kind) {
+            apart.entry(file.network).or_default().push((place, file, tcp));
+            continue;
+        }
+        rebuild.enter_network(file.network)?;
+        if let Some(fd) = &rebuild.made[place] {
+            rebuild.connections.extend(tcp::connect(fd.as_fd(), tcp)?);
+        }
+    }
+    for (network, sockets) in apart {
+        rebuild.enter_network(network)?;
+        let made = beside::each(&sockets, |(_, file, tcp)| {
+            let fd = tcp::bind(tcp)?;
+            set_status(fd.as_fd(), file.flags)
+                .map_err(|source| RebuildError::Kernel { object: "socket", source })?;
+            let connection = tcp::connect(fd.as_fd(), tcp)?;
+            Ok::<_, RebuildError>((fd, connection))
+        });
+        for ((place, ..), made) in sockets.into_iter().zip(made) {
+            let (fd, connection) = made?;
+            rebuild.made[place] = Some(fd);
+            rebuild.connections.extend(connection);
+        }
+    }
+    Ok(())
 }
 
 /// Lets connections wait for their listeners, as on the source.

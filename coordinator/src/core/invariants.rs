@@ -69,6 +69,7 @@ fn any_command() -> impl Strategy<Value = Command> {
             .prop_map(|(migration, epoch)| Command::ReturnVe { migration, epoch }),
         3 => migration.prop_map(|migration| Command::FinishMigration { migration }),
         1 => node.prop_map(|node| Command::RemoveNode { node }),
+        1 => prop::option::of(0u64..9).prop_map(|limit| Command::SetBandwidth { limit }),
     ]
 }
 

@@ -13,7 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::Mutex, time::sleep_until};
+use tokio::{
+    sync::{Mutex, watch},
+    time::sleep_until,
+};
 
 use super::source::Context;
 
@@ -34,7 +37,7 @@ impl Queue {
 #[derive(Debug, Default)]
 pub(super) struct Limiter {
     /// In bytes per second; 0 stands for no limit.
-    rate: AtomicU64,
+    rate: watch::Sender<u64>,
     queue: Mutex<Queue>,
 }
 
@@ -46,19 +49,31 @@ impl Limiter {
         limiter
     }
 
-    /// Changes the limit, for moves under way as well.
+    /// Changes the limit, also for pieces that wait for their turn already.
     pub(super) fn set(&self, rate: Option<u64>) {
-        self.rate.store(rate.unwrap_or(0), Ordering::Relaxed);
+        let rate = rate.unwrap_or(0);
+        self.rate.send_if_modified(|now| std::mem::replace(now, rate) != rate);
     }
 
     /// Waits until a piece of so many bytes may be sent. Whoever asks later is served later: it
     /// waits for the lock.
     async fn pass(&self, bytes: usize) {
-        let rate = self.rate.load(Ordering::Relaxed);
-        if rate > 0 {
-            let mut queue = self.queue.lock().await;
+        if *self.rate.borrow() == 0 {
+            return;
+        }
+        let mut queue = self.queue.lock().await;
+        let mut rates = self.rate.subscribe();
+        loop {
+            let rate = *rates.borrow_and_update();
+            if rate == 0 {
+                return;
+            }
             let turn = queue.turn(Instant::now(), bytes, rate);
-            sleep_until(turn.into()).await;
+            tokio::select! {
+                () = sleep_until(turn.into()) => return,
+                // What was sent at another rate has been waited for.
+                _ = rates.changed() => *queue = Queue::default(),
+            }
         }
     }
 }
@@ -153,5 +168,21 @@ mod tests {
         pace.pass(1 << 40).await;
         pace.pass(1 << 40).await;
         assert_eq!(pace.waited(), waited);
+    }
+
+    #[tokio::test]
+    async fn a_piece_that_waits_follows_a_new_limit() {
+        let limiter = Arc::new(Limiter::new(Some(1)));
+        let waiting = limiter.clone();
+        // The second one would have to wait for years.
+        let pieces = tokio::spawn(async move {
+            waiting.pass(1 << 40).await;
+            waiting.pass(1 << 40).await;
+        });
+        tokio::task::yield_now().await;
+        limiter.set(Some(2));
+        tokio::task::yield_now().await;
+        limiter.set(None);
+        pieces.await.unwrap();
     }
 }

@@ -13,6 +13,7 @@ mod brake;
 mod builder;
 mod checkpoint;
 mod error;
+mod experience;
 pub(crate) mod facts;
 mod holders;
 mod journal;

@@ -59,51 +59,27 @@ pub(super) struct Prediction {
 }
 
 impl Prediction {
+    /// `factor` is how many times as much as where they were measured the fixed costs are here.
+    pub(super) fn new(delta: Duration, fixed: Fixed, factor: f64) -> Self {
+        let fixed = fixed.cost();
+        Self { delta, fixed, total: delta + fixed.mul_f64(factor) }
+    }
+
+    /// The factor with which it would have been right; none where that cannot be told.
+    pub(super) fn came_out(self, total: Duration) -> Option<f64> {
+        // Where pages were most of it, the rest is lost in their noise.
+        if self.delta > self.fixed * 2 || self.fixed.is_zero() {
+            return None;
+        }
+        let rest = total.saturating_sub(self.delta).as_secs_f64();
+        Some((rest / self.fixed.as_secs_f64()).clamp(0.1, 10.0))
+    }
+
     /// For a VE of which nothing was copied while it ran. It says nothing about this node, so
     /// nothing is learned from it.
     pub(super) fn of_all(bytes: u64) -> Self {
         let delta = Duration::from_secs_f64(bytes as f64 / RATE);
         Self { delta, fixed: Duration::ZERO, total: delta }
-    }
-}
-
-/// How the costs of this node compare to those of [`Fixed`], learned from the moves so far.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Experience {
-    /// How many times as much the last moves took. The middle one counts: a move on a node that
-    /// was busy for a moment says little about the next.
-    seen: [f64; 5],
-    /// Which one is the oldest.
-    oldest: usize,
-}
-
-impl Default for Experience {
-    fn default() -> Self {
-        Self { seen: [1.0; 5], oldest: 0 }
-    }
-}
-
-impl Experience {
-    /// Takes in how a move came out.
-    pub(super) fn learn(&mut self, predicted: Prediction, total: Duration) {
-        // Where pages were most of it, the rest is lost in their noise.
-        if predicted.delta > predicted.fixed * 2 || predicted.fixed.is_zero() {
-            return;
-        }
-        let rest = total.saturating_sub(predicted.delta).as_secs_f64();
-        self.seen[self.oldest] = (rest / predicted.fixed.as_secs_f64()).clamp(0.1, 10.0);
-        self.oldest = (self.oldest + 1) % self.seen.len();
-    }
-
-    fn factor(self) -> f64 {
-        let mut seen = self.seen;
-        seen.sort_by(f64::total_cmp);
-        seen[seen.len() / 2]
-    }
-
-    fn predict(self, delta: Duration, fixed: Fixed) -> Prediction {
-        let fixed = fixed.cost();
-        Prediction { delta, fixed, total: delta + fixed.mul_f64(self.factor()) }
     }
 }
 
@@ -142,7 +118,7 @@ const RATE: f64 = 100e6;
 #[derive(Debug)]
 pub(super) struct Policy {
     budget: Duration,
-    experience: Experience,
+    factor: f64,
     steps: std::slice::Iter<'static, u8>,
     slowed: bool,
     /// The last three rounds, the latest first.
@@ -158,13 +134,13 @@ pub(super) struct Policy {
 }
 
 impl Policy {
-    /// For a blackout of at most `budget`. Without `can_slow` there is no step between more
+    /// For a blackout of at most `budget`, with this factor of [`Prediction::new`]. Without `can_slow` there is no step between more
     /// rounds and the freeze.
-    pub(super) fn new(budget: Duration, experience: Experience, can_slow: bool) -> Self {
+    pub(super) fn new(budget: Duration, factor: f64, can_slow: bool) -> Self {
         let steps = if can_slow { &STEPS[..] } else { &[] };
         Self {
             budget,
-            experience,
+            factor,
             steps: steps.iter(),
             slowed: false,
             rounds: [None; 3],
@@ -181,7 +157,7 @@ impl Policy {
         self.measure(round);
         // The first round says nothing about how much the VE writes.
         let Some((bytes, delta)) = self.expected_delta() else { return Next::Again };
-        let predicted = self.experience.predict(delta, fixed);
+        let predicted = Prediction::new(delta, fixed, self.factor);
         self.rounds_on_rung += 1;
         if predicted.total < self.best.mul_f64(BETTER) {
             self.best = predicted.total;
@@ -265,7 +241,7 @@ mod tests {
     }
 
     fn policy(can_slow: bool) -> Policy {
-        Policy::new(BUDGET, Experience::default(), can_slow)
+        Policy::new(BUDGET, 1.0, can_slow)
     }
 
     /// Plays a VE that writes `mebibytes_per_s` over a hot set, on a link of 100 MiB/s.
@@ -362,20 +338,6 @@ mod tests {
             matches!(last, Next::Freeze(it) if it.total < Duration::from_millis(50)),
             "{last:?}"
         );
-    }
-
-    #[test]
-    fn moves_teach_what_a_node_costs() {
-        let mut experience = Experience::default();
-        let real = Duration::from_millis(40);
-        for turn in 0..10 {
-            let predicted = experience.predict(Duration::from_millis(4), Fixed::default());
-            // Every fourth move is disturbed.
-            experience.learn(predicted, if turn % 4 == 3 { real * 5 } else { real });
-        }
-        let predicted = experience.predict(Duration::from_millis(4), Fixed::default());
-        let ratio = predicted.total.as_secs_f64() / real.as_secs_f64();
-        assert!((0.9..1.1).contains(&ratio), "{ratio}");
     }
 
     #[test]

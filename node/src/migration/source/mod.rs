@@ -28,12 +28,13 @@ use self::{offer::Offer, talk::Talk};
 use super::{
     blackout::{CopyError, Live, SealedVe, Still},
     error::MigrateError,
+    experience::Experience,
     journal::{Journal, Step},
     limiter::Limiter,
     messages::{ToSource, ToTarget},
     pipe::Pipe,
     report::{Downtime, Report, RoundReport},
-    rounds::{Experience, Fixed, Measured, Next, Policy, Prediction},
+    rounds::{Fixed, Measured, Next, Policy, Prediction},
     settle::{self, Verdict},
 };
 use crate::{
@@ -193,8 +194,8 @@ impl Precopy {
     /// Rounds, until freezing is worth it.
     async fn copy(mut self, wish: &Wish, sink: &Sink) -> Result<(Self, Rounds), MigrateError> {
         let budget = wish.max_downtime;
-        let experience = *self.session.begun.context.experience();
-        let mut policy = Policy::new(budget, experience, self.live.brake.own().is_some());
+        let factor = self.session.begun.context.experience().factor(self.session.ve());
+        let mut policy = Policy::new(budget, factor, self.live.brake.own().is_some());
         let mut reports: Vec<RoundReport> = Vec::new();
         loop {
             let waited = self.session.pipe.waited();
@@ -365,9 +366,10 @@ impl Copied {
         };
         let total = sealed.start.elapsed();
         let total_ms = ms(total);
+        let ve = session.ve();
         match answer {
             Ok(ToSource::Running { .. }) => {
-                session.begun.context.experience().learn(rounds.predicted, total);
+                session.begun.context.experience().learn(ve, rounds.predicted, total);
                 pass_on_late_frames(&mut session.talk, &mut sealed).await
             }
             other => {
@@ -377,7 +379,6 @@ impl Copied {
         }
         let bytes = session.pipe.bytes();
         let names = session.names.clone();
-        let ve = session.operation.ve.id.number();
         if let Err(error) = session.leave(sealed, keep).await {
             // The VE has moved all the same; its journal has the rest removed at the next start.
             tracing::error!(ve, "cannot remove the copy of a moved VE: {}", chain(&error));
@@ -414,6 +415,10 @@ async fn pass_on_late_frames(talk: &mut Talk, sealed: &mut SealedVe) {
 }
 
 impl Session {
+    fn ve(&self) -> u32 {
+        self.operation.ve.id.number()
+    }
+
     /// Runs work that fills the pipe, on a thread of its own. A user who changes their mind
     /// breaks the pipe, which ends the work however slow the link is.
     async fn fill<T: Send + 'static>(
@@ -452,7 +457,7 @@ impl Session {
         cause: &MigrateError,
         sink: &Sink,
     ) -> Result<(), MigrateError> {
-        let ve = self.operation.ve.id.number();
+        let ve = self.ve();
         tracing::warn!(ve, %cause, "no answer from the target; asking the log");
         let coordinator = self.begun.context.coordinator();
         let mut asking = pin!(settle::ask(&coordinator, self.begun.migration));

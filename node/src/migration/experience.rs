@@ -1,0 +1,103 @@
+//! What earlier moves say about the costs of the next one.
+//!
+//! The costs of [`Fixed`](super::rounds::Fixed) were measured on one machine, with one kind of VE.
+//! How a move came out says how they are here: for this VE, whose sockets or files may cost more
+//! than others', and until it has moved, for the VEs of this node.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
+
+use super::rounds::Prediction;
+
+/// So many moves count, the last ones.
+const MOVES: usize = 5;
+/// VEs that are remembered; all are forgotten when there are more.
+const VES_MAX: usize = 10_000;
+
+/// How many times as much as expected the last moves took. The middle one counts: a move on a node
+/// that was busy for a moment says little about the next.
+#[derive(Clone, Debug, Default)]
+struct Seen(VecDeque<f64>);
+
+impl Seen {
+    fn push(&mut self, factor: f64) {
+        self.0.push_back(factor);
+        if self.0.len() > MOVES {
+            self.0.pop_front();
+        }
+    }
+
+    fn factor(&self) -> Option<f64> {
+        let mut seen: Vec<f64> = self.0.iter().copied().collect();
+        seen.sort_by(f64::total_cmp);
+        seen.get(seen.len() / 2).copied()
+    }
+}
+
+/// The moves of this daemon so far.
+#[derive(Debug, Default)]
+pub(super) struct Experience {
+    all: Seen,
+    by_ve: HashMap<u32, Seen>,
+}
+
+impl Experience {
+    /// How many times as much as on the machine that was measured this VE will take.
+    pub(super) fn factor(&self, ve: u32) -> f64 {
+        let own = self.by_ve.get(&ve).and_then(Seen::factor);
+        own.or_else(|| self.all.factor()).unwrap_or(1.0)
+    }
+
+    /// Takes in how a move came out.
+    pub(super) fn learn(&mut self, ve: u32, predicted: Prediction, total: Duration) {
+        let Some(factor) = predicted.came_out(total) else { return };
+        self.all.push(factor);
+        if self.by_ve.len() >= VES_MAX {
+            self.by_ve.clear();
+        }
+        self.by_ve.entry(ve).or_default().push(factor);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::rounds::Fixed, *};
+
+    const DELTA: Duration = Duration::from_millis(4);
+
+    fn taught(experience: &mut Experience, ve: u32, real: Duration) -> Prediction {
+        for turn in 0..10 {
+            let predicted = Prediction::new(DELTA, Fixed::default(), experience.factor(ve));
+            // Every fourth move is disturbed.
+            experience.learn(ve, predicted, if turn % 4 == 3 { real * 5 } else { real });
+        }
+        Prediction::new(DELTA, Fixed::default(), experience.factor(ve))
+    }
+
+    fn ratio(predicted: Prediction, real: Duration) -> f64 {
+        predicted.total.as_secs_f64() / real.as_secs_f64()
+    }
+
+    #[test]
+    fn moves_teach_what_a_ve_costs() {
+        let mut experience = Experience::default();
+        for (ve, ms) in [(101, 40), (102, 200)] {
+            let real = Duration::from_millis(ms);
+            let ratio = ratio(taught(&mut experience, ve, real), real);
+            assert!((0.9..1.1).contains(&ratio), "{ratio}");
+        }
+        // The first one has not changed by what the second one taught.
+        assert!(experience.factor(101) < experience.factor(102) / 3.0);
+    }
+
+    #[test]
+    fn a_ve_that_has_never_moved_is_like_the_others() {
+        let mut experience = Experience::default();
+        assert_eq!(experience.factor(1), 1.0);
+        let real = Duration::from_millis(40);
+        taught(&mut experience, 101, real);
+        assert_eq!(experience.factor(102), experience.factor(101));
+    }
+}
