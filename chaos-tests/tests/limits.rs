@@ -1,4 +1,5 @@
-//! What a user may forbid a move: to stand still for longer than this, to send more than that.
+//! What a user may forbid a move: to stand still for longer than this, to send more than that. And
+//! what it does by itself to send less.
 
 use std::process::Stdio;
 
@@ -85,4 +86,18 @@ fn limits_of_the_bandwidth_are_kept_and_lifted() {
     assert_eq!(scene.running_on(VE).expect("the scene works"), [TARGET]);
     let status = scene.good(SOURCE, &["vzcluster", "status", "--json"]).expect("it answers");
     assert_eq!(report(&status)["bandwidth"], Value::Null, "{status}");
+}
+
+#[test]
+fn a_slow_link_carries_what_can_be_compressed_in_less() {
+    let mut scene = Scene::up("squeeze", 2).expect("the scene works");
+    scene.make_ve(SOURCE, VE, "10.77.1.1").expect("the scene works");
+    let text = format!("seq 10000000 | head -c {HEAVY} > /root/text; sha256sum /root/text");
+    let before = scene.inside(SOURCE, VE, &text).expect("the scene works");
+    scene.testbed.rate(&SOURCE, Some("100mbit".parse().expect("a rate"))).expect("it is set");
+    let words = ["vzmigrate", "--online", "--json", "node2", VE];
+    let moved = report(&scene.good(SOURCE, &words).expect("the move works"));
+    assert!(moved["bytes"].as_u64().expect("a number") < HEAVY * 2 / 3, "{moved}");
+    let after = scene.inside(TARGET, VE, "sha256sum /root/text").expect("it answers");
+    assert_eq!(before, after);
 }

@@ -21,6 +21,9 @@ pub enum DecodeError {
         /// How many should follow.
         wanted: usize,
     },
+    /// The bytes are compressed, and not what they should become.
+    #[error("damaged compressed data")]
+    Compressed(#[source] std::io::Error),
     /// Bytes are left over behind the value.
     #[error("{surplus} surplus bytes behind the value")]
     Surplus {

@@ -27,6 +27,7 @@ mod report;
 mod rounds;
 mod settle;
 mod source;
+mod squeeze;
 mod standing;
 mod stopwatch;
 mod target;

@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -20,6 +20,7 @@ use super::{
     limiter::Pace,
     messages::{Item, STATE_PIECE, State},
     packing,
+    squeeze::Squeeze,
 };
 
 /// Encoded pieces that may wait.
@@ -32,6 +33,7 @@ pub(super) struct Pipe {
     bytes: Arc<AtomicU64>,
     /// None for a file.
     pace: Option<Pace>,
+    squeeze: Arc<Squeeze>,
 }
 
 /// Where the data goes.
@@ -49,19 +51,23 @@ impl Pipe {
     ) -> (Self, tokio::task::JoinHandle<Result<(), LinkError>>) {
         let (queue, mut receiver) = mpsc::channel::<[Bytes; 2]>(QUEUE);
         let limits = pace.clone();
+        let squeeze = Arc::<Squeeze>::default();
+        let scale = squeeze.clone();
         let pump = tokio::spawn(async move {
             while let Some(parts) = receiver.recv().await {
-                limits.pass(parts[0].len() + parts[1].len()).await;
+                let (start, len) = (Instant::now(), parts[0].len() + parts[1].len());
+                limits.pass(len).await;
                 bulk.send_joined(parts).await?;
+                scale.sent(len, start.elapsed());
             }
             bulk.finish().await
         });
-        (Self { way: Way::Link(queue), bytes: Arc::default(), pace: Some(pace) }, pump)
+        (Self { way: Way::Link(queue), bytes: Arc::default(), pace: Some(pace), squeeze }, pump)
     }
 
     /// Into a checkpoint file.
     pub(super) fn to_file(outlet: Outlet) -> Self {
-        Self { way: Way::File(outlet), bytes: Arc::default(), pace: None }
+        Self { way: Way::File(outlet), bytes: Arc::default(), pace: None, squeeze: Arc::default() }
     }
 
     /// Bytes written so far.
@@ -93,7 +99,7 @@ impl Pipe {
     pub(super) fn item(&self, item: Item) -> Result<(), SinkClosed> {
         match &self.way {
             Way::Link(queue) => {
-                let parts = packing::pack(item);
+                let parts = packing::pack(item, &self.squeeze);
                 let bytes = parts[0].len() + parts[1].len();
                 self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
                 queue.blocking_send(parts).map_err(|_| SinkClosed)

@@ -72,7 +72,7 @@ impl Prediction {
             return None;
         }
         let rest = total.saturating_sub(self.delta).as_secs_f64();
-        Some((rest / self.fixed.as_secs_f64()).clamp(0.1, 10.0))
+        Some((rest / self.fixed.as_secs_f64()).clamp(0.1, 100.0))
     }
 
     /// For a VE of which nothing was copied while it ran. It says nothing about this node, so
