@@ -99,17 +99,20 @@ impl Runtime {
             registry.unregister(ve.id).await?;
         }
         let runtime = self.clone();
-        spawn_blocking(move || runtime.remove(&operation)).await??;
+        spawn_blocking(move || runtime.remove(&operation.ve)).await??;
         info!(id = %ve.id, "destroyed");
         Ok(())
     }
 
-    /// Removes a VE's files and forgets it.
-    pub(super) fn remove(&self, operation: &Operation) -> Result<(), VeError> {
-        let ve = &operation.ve;
+    /// Removes what there is of a VE that an operation holds and that does not run.
+    pub(super) fn remove(&self, ve: &Ve) -> Result<(), VeError> {
         let path = ve.paths.place();
         // First: what is left after a crash is removed at the next start.
-        fs::remove_file(&path).map_err(VeError::file("remove", &path))?;
+        match fs::remove_file(&path) {
+            // An earlier attempt has come so far.
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => {}
+            removed => removed.map_err(VeError::file("remove", &path))?,
+        }
         self.take(ve.id);
         ve.paths.remove()?;
         self.give_back(ve)

@@ -8,7 +8,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use ckpt_engine::container::{Container, Init, Spec, host_clocks};
@@ -28,6 +28,11 @@ use crate::{
     network::{Gate, Interface},
     template::Digest,
 };
+
+/// How long it is tried to remove a copy that is no longer wanted, and the longest time between two
+/// attempts.
+const FORGET_PATIENCE: Duration = Duration::from_secs(120);
+const FORGET_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// A VE that runs here, as the source of a migration needs it.
 #[derive(Clone, Debug)]
@@ -263,8 +268,26 @@ impl Runtime {
         self.forget(operation).await
     }
 
-    /// Removes the copy of a VE that runs on another node now. The cluster is not asked.
+    /// Removes the copy of a VE that runs on another node now. The cluster is not asked. What
+    /// cannot be removed at once, on a host that is busy, is tried again for [`FORGET_PATIENCE`]:
+    /// as long as it is there the VE cannot come back.
     pub async fn forget(self: &Arc<Self>, operation: Operation) -> Result<(), VeError> {
+        let deadline = Instant::now() + FORGET_PATIENCE;
+        let mut pause = Duration::from_millis(100);
+        while let Err(error) = self.try_to_forget(&operation).await {
+            if Instant::now() + pause > deadline {
+                return Err(error);
+            }
+            let id = operation.ve.id;
+            warn!(%id, "cannot remove the copy yet, trying again: {}", chain(&error));
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(FORGET_PAUSE_MAX);
+        }
+        info!(id = %operation.ve.id, "gone to another node");
+        Ok(())
+    }
+
+    async fn try_to_forget(self: &Arc<Self>, operation: &Operation) -> Result<(), VeError> {
         let ve = operation.ve.clone();
         if let Some(running) = ve.running() {
             ve.state().stopping = true;
@@ -273,9 +296,7 @@ impl Runtime {
             ve.stopped().await;
         }
         let runtime = self.clone();
-        spawn_blocking(move || runtime.remove(&operation)).await??;
-        info!(id = %ve.id, "gone to another node");
-        Ok(())
+        spawn_blocking(move || runtime.remove(&ve)).await?
     }
 }
 

@@ -44,7 +44,7 @@ use crate::{
 };
 
 /// How long an earlier move of the VE may take to be cleared away.
-const EARLIER_MOVE: Duration = Duration::from_secs(15);
+const EARLIER_MOVE: Duration = Duration::from_secs(60);
 
 /// Everything was looked at; nothing has changed yet.
 pub(super) struct Offer {
