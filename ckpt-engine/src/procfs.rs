@@ -3,7 +3,8 @@
 use std::{
     borrow::Cow,
     collections::HashMap,
-    fs, io,
+    fs::{self, File},
+    io::{self, Read},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -53,10 +54,26 @@ pub fn path(pid: i32, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/{name}"))
 }
 
+/// Reads the rest of an open file whose size nobody knows, in as few calls as there can be: each
+/// one has the kernel look for its place again, and files of `/proc` have no size to prepare for.
+pub fn read_rest(mut file: &File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 16 << 10];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(bytes),
+            Ok(length) => bytes.extend_from_slice(&buffer[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Reads a whole file of a process.
 pub fn read(pid: i32, name: &str) -> Result<Vec<u8>, ProcError> {
     let path = path(pid, name);
-    fs::read(&path).map_err(|source| ProcError::Read { path, source })
+    let bytes = File::open(&path).and_then(|file| read_rest(&file));
+    bytes.map_err(|source| ProcError::Read { path, source })
 }
 
 /// Reads a whole text file of a process.

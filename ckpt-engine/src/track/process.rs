@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Seek, SeekFrom},
     os::unix::fs::FileExt,
 };
 
@@ -337,10 +337,9 @@ fn gone(host: i32, name: &str, source: io::Error) -> ProcError {
 }
 
 fn read_again(file: &mut File) -> io::Result<String> {
-    let mut text = String::new();
     file.seek(SeekFrom::Start(0))?;
-    file.read_to_string(&mut text)?;
-    Ok(text)
+    String::from_utf8(procfs::read_rest(file)?)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 impl Life {
