@@ -15,6 +15,7 @@ use nix::{
 };
 
 use super::{
+    late::LateMount,
     mounts::{Failure, at},
     users,
 };
@@ -90,6 +91,8 @@ pub struct Handles {
     pub users: Vec<OwnedFd>,
     /// The tops of cgroup namespaces, which are made when all cgroups are there.
     pub cgroups: Vec<String>,
+    /// What can be mounted only when all pid namespaces are there.
+    pub late: Vec<LateMount>,
 }
 
 impl Handles {
@@ -115,7 +118,7 @@ impl Handles {
             ipcs: ipcs?,
             networks: networks?,
             users: users?,
-            cgroups: Vec::new(),
+            ..Self::default()
         };
         all.next().is_none().then_some(this)
     }

@@ -15,6 +15,7 @@
 //! that a daemon that is killed leaves nothing half built.
 
 mod areas;
+mod birth;
 mod complete;
 mod controls;
 mod credentials;
@@ -207,6 +208,10 @@ struct Bone {
     exit_signal: i32,
     /// What it has in common with its parent.
     common: Common,
+    /// The number of its pid namespace.
+    space: u32,
+    /// Its numbers in the pid namespaces below the VE's own, the outermost first.
+    below: Vec<i32>,
     /// `None` for one that was born in a way that does not tell.
     namespaces: Option<Namespaces>,
     areas: Vec<Area>,
@@ -233,8 +238,8 @@ impl Skeleton {
         let status = procfs::Status::read(init)?;
         let bounding = status.number("CapBnd", 16)?;
         let mut bone = Bone::new(1, thread, None)?;
-        bone.session = status.innermost("NSsid")?;
-        bone.group = status.innermost("NSpgid")?;
+        bone.session = status.in_ve("NSsid")?;
+        bone.group = status.in_ve("NSpgid")?;
         raise_limits(init);
         Ok(Self {
             processes: BTreeMap::from([(1, bone)]),
@@ -296,6 +301,8 @@ impl Bone {
             group,
             exit_signal: libc::SIGCHLD,
             common: Common::default(),
+            space: 0,
+            below: Vec::new(),
             namespaces,
             areas: Vec::new(),
             late: BTreeMap::new(),
@@ -309,6 +316,8 @@ impl Bone {
             session: self.session,
             exit_signal: self.exit_signal,
             common: self.common,
+            space: self.space,
+            below: self.below.clone(),
         }
     }
 

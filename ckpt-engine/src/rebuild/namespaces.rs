@@ -8,14 +8,20 @@ use std::{
     path::Path,
 };
 
-use ckpt_format::{container::Namespaces, process::Process};
+use ckpt_format::{
+    container::{Children, Namespaces},
+    process::Process,
+};
 
 use super::{
     Bone, CHANNEL, Inconsistency, RebuildError, Skeleton,
     areas::{Message, send_descriptors},
     credentials,
 };
-use crate::container::{Handles, cgroups};
+use crate::{
+    container::{Handles, LateMount, cgroups, mount_late},
+    inject::Stopped,
+};
 
 /// The kinds, as `/proc/PID/ns` names them.
 const KINDS: [&str; 4] = ["mnt", "uts", "ipc", "net"];
@@ -29,18 +35,20 @@ pub(super) struct Table {
     users: Vec<OwnedFd>,
     /// The tops of the cgroup namespaces of programs.
     cgroups: Vec<String>,
+    /// What is mounted when all pid namespaces are there.
+    late: Vec<LateMount>,
 }
 
 impl Table {
     pub(super) fn new(init: i32, handles: Handles) -> io::Result<Self> {
-        let Handles { mounts, names, ipcs, networks, users, cgroups } = handles;
+        let Handles { mounts, names, ipcs, networks, users, cgroups, late } = handles;
         let mut kinds = [mounts, names, ipcs, networks];
         for (kind, name) in kinds.iter_mut().zip(KINDS) {
             if !kind.is_empty() {
                 kind.insert(0, File::open(format!("/proc/{init}/ns/{name}"))?.into());
             }
         }
-        Ok(Self { kinds, users, cgroups })
+        Ok(Self { kinds, users, cgroups, late })
     }
 
     /// All that programs have made, by kind and number.
@@ -68,7 +76,7 @@ impl Table {
 }
 
 fn numbers(namespaces: Namespaces) -> [u32; 4] {
-    let Namespaces { mounts, names, ipc, network, cgroup: _, user: _ } = namespaces;
+    let Namespaces { mounts, names, ipc, network, .. } = namespaces;
     [mounts, names, ipc, network]
 }
 
@@ -93,7 +101,7 @@ impl Skeleton {
             let namespace = usize::try_from(number).ok();
             let namespace = namespace.and_then(|number| self.nested.kinds[kind].get(number));
             let namespace = namespace.ok_or(Inconsistency::UnknownNamespace(pid))?;
-            self.pass_namespace(bone, namespace)?;
+            self.pass_namespace(&bone.thread, pid, namespace)?;
             let mut batch = self.gate.batch();
             batch.call("setns", libc::SYS_setns, &[0, 0]);
             batch.call("close", libc::SYS_close, &[0]);
@@ -106,14 +114,20 @@ impl Skeleton {
     }
 
     /// The process has the namespace as descriptor 0 then, the lowest and free.
-    fn pass_namespace(&self, bone: &Bone, namespace: &OwnedFd) -> Result<(), RebuildError> {
-        send_descriptors(&self.channel, &[namespace.as_raw_fd()]).map_err(|source| {
-            RebuildError::Outside { pid: bone.pid, what: "pass a namespace", source }
-        })?;
+    pub(super) fn pass_namespace(
+        &self,
+        thread: &Stopped,
+        pid: i32,
+        namespace: &OwnedFd,
+    ) -> Result<(), RebuildError> {
+        let what = "pass a namespace";
+        send_descriptors(&self.channel, &[namespace.as_raw_fd()])
+            .map_err(|source| RebuildError::Outside { pid, what, source })?;
         let mut batch = self.gate.batch();
         let message = Message::add(&mut batch, 1);
         message.receive(&mut batch, CHANNEL);
-        batch.run(&bone.thread)?.all().map_err(bone.failed("pass a namespace"))
+        let failed = |source| RebuildError::Process { pid, what, source };
+        batch.run(thread)?.all().map_err(failed)
     }
 
     /// Makes the cgroup namespaces of programs, and moves their processes there. To be called
@@ -135,7 +149,7 @@ impl Skeleton {
             let outside = |source| RebuildError::Outside { pid: first.pid, what, source };
             let made = File::open(format!("/proc/{host}/ns/cgroup")).map_err(outside)?.into();
             for bone in members {
-                self.pass_namespace(bone, &made)?;
+                self.pass_namespace(&bone.thread, bone.pid, &made)?;
                 let mut batch = self.gate.batch();
                 batch.call("setns", libc::SYS_setns, &[0, libc::CLONE_NEWCGROUP as u64]);
                 batch.call("close", libc::SYS_close, &[0]);
@@ -143,6 +157,40 @@ impl Skeleton {
             }
         }
         Ok(())
+    }
+
+    /// Mounts the `/proc` of each pid namespace below the VE's own, and what stands on those. To be
+    /// called when all processes are there.
+    pub(super) fn mount_late(&mut self) -> Result<(), RebuildError> {
+        let late = std::mem::take(&mut self.nested.late);
+        if late.is_empty() {
+            return Ok(());
+        }
+        let mut spaces = HashMap::new();
+        for space in late.iter().filter_map(LateMount::space) {
+            spaces.insert(space, self.pid_space(1, space)?);
+        }
+        let outside = |what| move |source| RebuildError::Outside { pid: 1, what, source };
+        let own = File::open(format!("/proc/{}/ns/mnt", self.init()?));
+        let mut tables = vec![own.map_err(outside("find its namespaces"))?.into()];
+        let others = self.nested.mounts().map_err(outside("find its namespaces"))?;
+        tables.extend(others.into_iter().skip(1));
+        mount_late(late, &tables, &spaces, self.id_base)
+            .map_err(outside("mount /proc of a pid namespace"))
+    }
+
+    /// The next children of a process are born elsewhere than it was. To be called when it has all
+    /// its threads and children.
+    pub(super) fn part_children(&self, pid: i32) -> Result<(), RebuildError> {
+        let bone = self.bone(pid)?;
+        match bone.namespaces.unwrap_or_default().children {
+            Children::Own => Ok(()),
+            Children::Joined(space) => self.join_pids(&bone.thread, pid, space),
+            Children::New => {
+                let unshare = [libc::CLONE_NEWPID as u64];
+                self.call(&bone.thread, pid, "unshare", libc::SYS_unshare, &unshare).map(drop)
+            }
+        }
     }
 
     /// The user namespace that a process is to be in, unless that is the VE's own.
@@ -167,7 +215,7 @@ impl Skeleton {
         let bone = self.bone(process.pid)?;
         let leader = process.threads.first().ok_or(Inconsistency::NoThreads(process.pid))?;
         let Some(users) = self.users_of(process.pid)? else { return Ok(()) };
-        self.pass_namespace(bone, users)?;
+        self.pass_namespace(&bone.thread, bone.pid, users)?;
         let mut batch = self.gate.batch();
         credentials::become_user(&mut batch, &leader.credentials);
         batch.call("setns", libc::SYS_setns, &[0, libc::CLONE_NEWUSER as u64]);

@@ -10,7 +10,7 @@ use ckpt_format::{
     seccomp::{Filter, INSTRUCTIONS_MAX},
 };
 
-use super::{Inconsistency, RebuildError, Skeleton};
+use super::{Inconsistency, RebuildError, Skeleton, birth::Place};
 use crate::{inject::Stopped, procfs::Status};
 
 const CLONE_THREAD_FLAGS: u64 = (libc::CLONE_VM
@@ -69,9 +69,9 @@ impl Skeleton {
     fn clone_next(&self, by: &Stopped, tid: i32) -> Result<Stopped, RebuildError> {
         let what = "give a thread its number";
         let failed = |source| RebuildError::Process { pid: tid, what, source };
-        self.write_last_pid(tid - 1)?.map_err(failed)?;
-        let made = self.clone_in(by, 0, CLONE_THREAD_FLAGS, 0)?;
-        match Status::read(made.tid)?.innermost("NSpid")? == tid {
+        self.write_last_pid(self.bone(1)?, tid - 1)?.map_err(failed)?;
+        let made = self.clone_in(by, Place::any(0), CLONE_THREAD_FLAGS, 0)?;
+        match Status::read(made.tid)?.in_ve("NSpid")? == tid {
             true => Ok(made),
             false => {
                 let source = std::io::ErrorKind::AddrInUse.into();
@@ -132,10 +132,12 @@ impl Family<'_> {
         if place == 0 || self.made[place].is_some() {
             return Ok(());
         }
-        let tid = self.process.threads[place].tid;
+        let thread = &self.process.threads[place];
+        let (tid, below) = (thread.tid, thread.below.as_slice());
+        let numbers = Place { pid: tid, space: 0, below };
         let by = self.thread(by)?;
         let made = match self.skeleton.is_user_apart(self.process.pid)? {
-            false => self.skeleton.clone_in(by, tid, CLONE_THREAD_FLAGS, 0)?,
+            false => self.skeleton.clone_in(by, numbers, CLONE_THREAD_FLAGS, 0)?,
             true => self.skeleton.clone_next(by, tid)?,
         };
         self.made[place] = Some(made);

@@ -8,7 +8,7 @@ use std::{
 
 use ckpt_format::{
     container::Namespaces,
-    process::{Common, Shape},
+    process::{Below, Common, Shape},
 };
 
 use super::TrackError;
@@ -21,7 +21,7 @@ use crate::{
 pub(super) const DYING: Duration = Duration::from_secs(1);
 
 /// One process seen in the cgroup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) host: i32,
     pub(super) start_time: u64,
@@ -35,6 +35,8 @@ pub(super) struct Seen {
     pub(super) common: Common,
     /// Does not come to a stop of ours, or would show it: stopped by a signal.
     pub(super) blocked: bool,
+    /// In the pid namespaces below that of the VE.
+    pub(super) below: Below,
 }
 
 impl Seen {
@@ -51,6 +53,7 @@ impl Seen {
             heir: false,
             namespaces: Namespaces::default(),
             common: self.common,
+            below: self.below.clone(),
         }
     }
 }
@@ -124,14 +127,19 @@ fn see(host: i32, settled: bool) -> Result<(Seen, i32), ProcError> {
     let seen = Seen {
         host,
         start_time: stat.field(22, "starttime")?,
-        inner: status.innermost("NSpid")?,
+        inner: status.in_ve("NSpid")?,
         parent: 0,
         common: Common::default(),
         zombie,
         exit_signal: stat.field(38, "exit_signal")?,
-        group: status.innermost("NSpgid")?,
-        session: status.innermost("NSsid")?,
+        group: status.in_ve("NSpgid")?,
+        session: status.in_ve("NSsid")?,
         blocked: matches!(stat.state, 'D' | 'T'),
+        below: Below {
+            process: status.below_ve("NSpid")?,
+            group: status.below_ve("NSpgid")?,
+            session: status.below_ve("NSsid")?,
+        },
     };
     Ok((seen, stat.field(4, "ppid")?))
 }
@@ -142,9 +150,9 @@ pub(super) fn in_tree_order(seen: &[Seen]) -> Vec<Seen> {
     let mut order: Vec<Seen> = Vec::with_capacity(seen.len());
     for process in seen {
         if process.inner == 1 {
-            order.push(*process);
+            order.push(process.clone());
         } else if process.parent != 0 {
-            children.entry(process.parent).or_default().push(*process);
+            children.entry(process.parent).or_default().push(process.clone());
         }
     }
     let mut next = 0;

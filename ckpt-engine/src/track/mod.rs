@@ -307,11 +307,18 @@ impl Tracker {
         if members.first().is_none_or(|init| init.shape.pid != 1) {
             return Err(TrackError::Ended);
         }
-        let shapes: Vec<Shape> = members.iter().map(|member| member.shape.clone()).collect();
-        let alive = || shapes.iter().filter(|shape| shape.zombie.is_none());
-        let living: Vec<Shape> = alive().cloned().collect();
+        for member in &mut members {
+            if let Some(tracked) = self.processes.get(&member.host) {
+                member.shape.namespaces = tracked.namespaces();
+            } else if let Some(spaces) = &self.spaces {
+                // Of the dead nothing else is left.
+                member.shape.namespaces.pid = spaces.pids_of(member.host);
+            }
+        }
+        let shapes = members.iter().map(|member| &member.shape);
+        let living: Vec<Shape> = shapes.filter(|shape| shape.zombie.is_none()).cloned().collect();
         let parted = kin::part(&mut self.kin, &living);
-        self.kin = alive().map(|shape| (shape.pid, Kin::of(shape))).collect();
+        self.kin = living.iter().map(|shape| (shape.pid, Kin::of(shape))).collect();
         for place in 0..members.len() {
             let (host, pid) = (members[place].host, members[place].shape.pid);
             if let Some(tracked) = self.processes.get_mut(&host) {
@@ -319,7 +326,6 @@ impl Tracker {
                     tracked.begin_again(&mut self.lives);
                 }
                 members[place].shape.life = tracked.life();
-                members[place].shape.namespaces = tracked.namespaces();
             }
             let Some(&parent) = places.get(&members[place].shape.parent) else { continue };
             let stage = members[parent].stage;
