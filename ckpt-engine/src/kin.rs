@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use ckpt_format::process::{Common, Shape};
+use ckpt_format::process::{Common, Identity, Shape};
 
 /// What a process has from its birth.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,13 +18,16 @@ pub(crate) struct Kin {
     pub(crate) space: u32,
     /// Its numbers there and in those around it, below the VE's own.
     pub(crate) below: Vec<i32>,
+    /// Of one with which a pid namespace begins: who it is. It may have to be that from its birth.
+    pub(crate) identity: Option<Identity>,
 }
 
 impl Kin {
     pub(crate) fn of(shape: &Shape) -> Self {
         let Shape { parent, session, exit_signal, common, .. } = *shape;
         let (space, below) = (shape.namespaces.pid, shape.below.process.clone());
-        Self { parent, session, exit_signal, common, space, below }
+        let identity = (below.last() == Some(&1)).then(|| shape.below.identity.clone());
+        Self { parent, session, exit_signal, common, space, below, identity }
     }
 
     /// The kernel gives orphans to the first process of the pid namespace that their parent was
@@ -37,6 +40,7 @@ impl Kin {
             && (self.session == shape.session || shape.session == shape.pid)
             && self.space == shape.namespaces.pid
             && self.below == shape.below.process
+            && self.identity.as_ref().is_none_or(|identity| *identity == shape.below.identity)
     }
 
     /// Whether it is the first process of its pid namespace, and so the one that made it.

@@ -17,7 +17,8 @@ use crate::{
 /// where they have changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
-    /// Parents before their children; the first is the VE's init.
+    /// Parents before their children, and the process with which a pid namespace begins before all
+    /// others in it; the first is the VE's init.
     pub processes: Vec<Shape>,
     /// The shared objects that the areas refer to.
     pub shared: Vec<SharedObject>,
@@ -66,6 +67,20 @@ pub struct Below {
     pub group: Vec<i32>,
     /// Of its session; 0 where that cannot be seen.
     pub session: Vec<i32>,
+    /// Who the process is.
+    #[serde(default)]
+    pub identity: Identity,
+}
+
+/// Users and groups of a process, as numbered inside the VE.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Real, effective, saved and file-system user.
+    pub users: [u32; 4],
+    /// Real, effective, saved and file-system group.
+    pub groups: [u32; 4],
+    /// Supplementary groups.
+    pub supplementary: Vec<u32>,
 }
 
 /// What a process uses together with its parent, although it is no thread of it (clone(2)).

@@ -83,7 +83,6 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
             unmovable(&object, "end the program that has it in a user namespace of its own")
         }));
     }
-    blockers.extend(above(&spaces));
     let mounts = mounts.pop().unwrap_or_default();
     let Names { hostname, domainname } = own;
     let plan = Plan { hostname, domainname, clocks, filesystems, mounts, nested };
@@ -132,13 +131,6 @@ fn uneven(spaces: &Spaces, pids: &[i32]) -> Vec<Blocker> {
     blockers
 }
 
-/// Pid namespaces that belong to user namespaces of programs.
-fn above(spaces: &Spaces) -> Option<Blocker> {
-    let owned = spaces.owners().pids.iter().any(|&owner| owner != 0);
-    let object = "a pid namespace that belongs to a user namespace";
-    owned.then(|| unmovable(object, "end the program that has made it"))
-}
-
 /// Each `/proc` of a pid namespace that a user namespace came with.
 fn late_and_locked(plan: &Plan, mounts: &[Mount]) -> Vec<Blocker> {
     let both = late(plan, mounts).into_iter().zip(locked(mounts)).zip(mounts);
@@ -181,8 +173,10 @@ fn hidden(mounts: &[Mount]) -> impl Iterator<Item = &str> {
     let covered = move |&place: &usize| {
         with_all_above[place]
             && covers(mounts, place).iter().any(|cover| {
-                let mut same = mounts.iter().zip(&with_all_above);
-                same.any(|(mount, &locked)| locked && mount.point == cover.point)
+                let mut others = mounts.iter().zip(&with_all_above).enumerate();
+                others.any(|(other, (mount, &locked))| {
+                    other != place && locked && mount.point == cover.point
+                })
             })
     };
     (1..mounts.len()).filter(covered).map(|place| mounts[place].point.as_str())

@@ -61,7 +61,7 @@ use self::{
     error::step,
     order::{Order, Reply, Socket},
 };
-pub(crate) use self::{late::mount_late, refused::BASELINE_FILTERS};
+pub(crate) use self::{late::mount_late, refused::BASELINE_FILTERS, users::IdRanges};
 
 /// The number of ids that a container has for its users and groups.
 pub const ID_COUNT: u32 = 65_536;
@@ -171,6 +171,9 @@ impl Container {
             this.trees.push(Tree { filesystem: part.filesystem, part: Some(index), mount });
         }
         this.nested = Handles::from_counted(nested, received).ok_or(ContainerError::Foreign)?;
+        let nested = &spec.plan.nested;
+        this.nested.pid_owners.clone_from(&nested.owners.pids);
+        this.nested.user_parents = nested.users.iter().map(|users| users.parent).collect();
         let late = LateMount::collect(&spec.plan, waiting);
         this.nested.late = late.ok_or(ContainerError::Foreign)?;
         let channel = this.channel.try_clone().map_err(step("copy the channel"))?;

@@ -93,6 +93,10 @@ pub struct Handles {
     pub cgroups: Vec<String>,
     /// What can be mounted only when all pid namespaces are there.
     pub late: Vec<LateMount>,
+    /// The user namespaces that pid namespaces belong to, which come with their first processes.
+    pub pid_owners: Vec<u32>,
+    /// Which user namespace each of `users` is in.
+    pub user_parents: Vec<u32>,
 }
 
 impl Handles {

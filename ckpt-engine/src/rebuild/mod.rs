@@ -14,6 +14,7 @@
 //! Until the release every process dies with the thread that built it (`PTRACE_O_EXITKILL`), so
 //! that a daemon that is killed leaves nothing half built.
 
+mod apart;
 mod areas;
 mod birth;
 mod complete;
@@ -42,7 +43,7 @@ use ckpt_format::{
     container::Namespaces,
     ipc::SemaphoreSet,
     memory::{Area, Run},
-    process::{Common, Shape},
+    process::{Common, Identity, Shape},
 };
 
 pub use self::release::Ready;
@@ -99,6 +100,12 @@ pub enum RebuildError {
     /// The parent, session or group of a process cannot be made.
     #[error("process {pid} has a session or parent that cannot be rebuilt")]
     Family {
+        /// The process, as numbered in the VE.
+        pid: i32,
+    },
+    /// A process of a pid namespace is somebody whom its user namespace has no number for.
+    #[error("process {pid} is a user that its user namespace does not know")]
+    Unmapped {
         /// The process, as numbered in the VE.
         pid: i32,
     },
@@ -212,6 +219,11 @@ struct Bone {
     space: u32,
     /// Its numbers in the pid namespaces below the VE's own, the outermost first.
     below: Vec<i32>,
+    /// Who it was made as, where it begins a pid namespace.
+    identity: Option<Identity>,
+    /// The user namespace that it is in now; the VE's own for all that need not be elsewhere from
+    /// their birth.
+    users: u32,
     /// `None` for one that was born in a way that does not tell.
     namespaces: Option<Namespaces>,
     areas: Vec<Area>,
@@ -303,6 +315,8 @@ impl Bone {
             common: Common::default(),
             space: 0,
             below: Vec::new(),
+            identity: None,
+            users: parent.map_or(0, |parent| parent.users),
             namespaces,
             areas: Vec::new(),
             late: BTreeMap::new(),
@@ -318,6 +332,7 @@ impl Bone {
             common: self.common,
             space: self.space,
             below: self.below.clone(),
+            identity: self.identity.clone(),
         }
     }
 

@@ -11,7 +11,7 @@ use ckpt_format::process::{Common, Shape};
 
 use super::{
     Bone, Inconsistency, RebuildError, Skeleton,
-    birth::{Place, seen},
+    birth::{Born, By, Place, seen},
 };
 use crate::{
     areas::heritage,
@@ -20,7 +20,7 @@ use crate::{
     sys::ptrace::{self, Stop},
 };
 
-const CLONE_PARENT: u64 = 0x8000;
+pub(super) const CLONE_PARENT: u64 = 0x8000;
 
 impl Skeleton {
     pub(super) fn update_tree(&mut self, mut shapes: Vec<Shape>) -> Result<(), RebuildError> {
@@ -90,17 +90,18 @@ impl Skeleton {
         }
         let born = if inherits {
             let (place, flags) = (Place::of(shape), flags(shape.common));
-            self.bear_by(&parent.thread, parent.space, place, flags, shape.exit_signal)?
+            self.bear_by(By::of(parent), place, flags, shape.exit_signal)?
         } else {
             self.bear_into_session(shape, leaders)?
         };
         let parent = self.bone(shape.parent)?;
-        let mut bone = Bone::new(shape.pid, born, Some(parent))?;
+        let Born { thread, users, namespaces } = born;
+        let mut bone = Bone::new(shape.pid, thread, Some(parent))?;
+        (bone.users, bone.namespaces) = (users, namespaces);
         bone.exit_signal = shape.exit_signal;
         (bone.space, bone.below) = (shape.namespaces.pid, shape.below.process.clone());
+        bone.identity = Kin::of(shape).identity;
         if !inherits {
-            // Whoever bore it may have been anywhere.
-            bone.namespaces = None;
             bone.session = shape.session;
             bone.group = self.group_of_session(shape.session);
         }
@@ -122,7 +123,7 @@ impl Skeleton {
         &self,
         shape: &Shape,
         leaders: &mut Vec<Stopped>,
-    ) -> Result<Stopped, RebuildError> {
+    ) -> Result<Born, RebuildError> {
         let (flags, place) = (flags(shape.common), Place::of(shape));
         let parent = self.bone(shape.parent)?;
         // Whoever is deeper cannot bear those further out.
@@ -138,26 +139,26 @@ impl Skeleton {
                 // The kernel lets none that begins a pid namespace have brothers.
                 && bone.below.last() != Some(&1)
         }) {
-            return self.bear_by(&sibling.thread, sibling.space, place, CLONE_PARENT, 0);
+            return self.bear_by(By::of(sibling), place, CLONE_PARENT, 0);
         }
         match members.next() {
             Some(member) if shape.parent == self.reaper_of(parent.space) && flags == 0 => {
                 let home = parent.space;
                 let any = Place::any(home);
-                let between = self.bear_by(&member.thread, member.space, any, 0, 0)?;
-                let born = self.bear_by(&between, home, place, 0, shape.exit_signal)?;
-                end(&between)?;
+                let between = self.bear_by(By::of(member), any, 0, 0)?;
+                let born = self.bear_by(between.by(home), place, 0, shape.exit_signal)?;
+                end(&between.thread)?;
                 Ok(born)
             }
             Some(_) => Err(RebuildError::Family { pid: shape.pid }),
             None => {
                 let leader = self.session_leader(shape, parent)?;
-                let by = &parent.thread;
+                let by = By::of(parent);
                 let (space, signal) = (leader.space, shape.exit_signal);
-                let leader = self.bear_by(by, parent.space, leader, flags, signal)?;
-                self.call(&leader, shape.pid, "setsid", libc::SYS_setsid, &[])?;
-                let born = self.bear_by(&leader, space, place, CLONE_PARENT | flags, 0)?;
-                leaders.push(leader);
+                let leader = self.bear_by(by, leader, flags, signal)?;
+                self.call(&leader.thread, shape.pid, "setsid", libc::SYS_setsid, &[])?;
+                let born = self.bear_by(leader.by(space), place, CLONE_PARENT | flags, 0)?;
+                leaders.push(leader.thread);
                 Ok(born)
             }
         }
@@ -176,7 +177,7 @@ impl Skeleton {
             depth if depth == shape.below.process.len() => shape.namespaces.pid,
             _ => return Err(RebuildError::Family { pid: shape.pid }),
         };
-        Ok(Place { pid: shape.session, space, below: &below[..depth] })
+        Ok(Place { pid: shape.session, space, below: &below[..depth], shape: None })
     }
 
     fn group_of_session(&self, session: i32) -> i32 {
@@ -218,8 +219,8 @@ impl Skeleton {
                     if below.contains(&0) {
                         return Err(RebuildError::Family { pid: shape.pid });
                     }
-                    let place = Place { pid: shape.group, space: bone.space, below };
-                    let leader = self.clone_in(&bone.thread, place, 0, 0)?;
+                    let place = Place { pid: shape.group, space: bone.space, below, shape: None };
+                    let leader = self.bear_by(By::of(bone), place, 0, 0)?.thread;
                     self.call(&leader, shape.pid, "setpgid", libc::SYS_setpgid, &[0, 0])?;
                     leaders.push(leader);
                 }

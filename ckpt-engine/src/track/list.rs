@@ -8,11 +8,13 @@ use std::{
 
 use ckpt_format::{
     container::Namespaces,
-    process::{Below, Common, Shape},
+    process::{Below, Common, Identity, Shape},
 };
 
 use super::TrackError;
 use crate::{
+    capture::IdMap,
+    container::ID_COUNT,
     procfs::{self, ProcError, Stat, Status},
     sys::task,
 };
@@ -60,7 +62,7 @@ impl Seen {
 
 /// Lists the processes in a cgroup as they are numbered inside the VE. Zombies are in no cgroup
 /// any more: they are looked for, as children of the others, when it counts.
-pub(super) fn list(cgroup: &Path, zombies: bool) -> Result<Vec<Seen>, TrackError> {
+pub(super) fn list(cgroup: &Path, zombies: bool, id_base: u32) -> Result<Vec<Seen>, TrackError> {
     let mut hosts = procfs::cgroup_processes(cgroup)
         .map_err(|source| TrackError::List { cgroup: cgroup.to_owned(), source })?;
     if zombies {
@@ -73,7 +75,7 @@ pub(super) fn list(cgroup: &Path, zombies: bool) -> Result<Vec<Seen>, TrackError
     let mut inner_by_host = HashMap::new();
     let mut seen = Vec::with_capacity(hosts.len());
     for host in hosts {
-        match see(host, zombies) {
+        match see(host, zombies, id_base) {
             Ok((process, parent_host)) => {
                 inner_by_host.insert(host, process.inner);
                 seen.push((process, parent_host));
@@ -117,14 +119,14 @@ fn stat_of(host: i32, settled: bool) -> Result<Stat, ProcError> {
     }
 }
 
-fn see(host: i32, settled: bool) -> Result<(Seen, i32), ProcError> {
+fn see(host: i32, settled: bool, id_base: u32) -> Result<(Seen, i32), ProcError> {
     let stat = stat_of(host, settled)?;
     let status = Status::read(host)?;
     let zombie = match stat.state {
         'Z' | 'X' => Some(stat.field(52, "exit_code")?),
         _ => None,
     };
-    let seen = Seen {
+    let mut seen = Seen {
         host,
         start_time: stat.field(22, "starttime")?,
         inner: status.in_ve("NSpid")?,
@@ -139,9 +141,23 @@ fn see(host: i32, settled: bool) -> Result<(Seen, i32), ProcError> {
             process: status.below_ve("NSpid")?,
             group: status.below_ve("NSpgid")?,
             session: status.below_ve("NSsid")?,
+            identity: Identity::default(),
         },
     };
+    if !seen.below.process.is_empty() {
+        seen.below.identity = identity(&status, id_base)?;
+    }
     Ok((seen, stat.field(4, "ppid")?))
+}
+
+/// Who a process is, as numbered inside the VE.
+fn identity(status: &Status, id_base: u32) -> Result<Identity, ProcError> {
+    let inside = |key| -> Result<Vec<u32>, ProcError> {
+        let ids = IdMap { base: id_base, count: ID_COUNT };
+        Ok(status.numbers(key, 10)?.into_iter().map(|id| ids.inside(id)).collect())
+    };
+    let four = |key| Ok::<_, ProcError>(inside(key)?.try_into().unwrap_or([65534; 4]));
+    Ok(Identity { users: four("Uid")?, groups: four("Gid")?, supplementary: inside("Groups")? })
 }
 
 /// Parents before children, from the VE's init on; what hangs outside its tree is left out.

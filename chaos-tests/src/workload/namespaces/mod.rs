@@ -37,7 +37,10 @@ pub(super) const AREA: Area = Area {
         local("users-ruler", "names and networks that belong to a user namespace", users::ruler),
         local("users-sandbox", "mounts that came into a user namespace", users::sandbox),
         local("pids-own", "a family with numbers of its own, and their /proc", pids::own),
+        local("pids-users", "a family with numbers of its own in a user namespace", pids::users),
+        local("pids-many-users", "several users in a pid namespace of theirs", pids::many_users),
         local("pids-deep", "a pid namespace in another one", pids::deep),
+        local("pids-masked", "a pid namespace with a /proc as containers have it", pids::masked),
         local("pids-waiting", "a pid namespace that nobody is in yet", pids::waiting),
         local(
             "pids-joined",

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,10 +14,13 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, getpgid, getpid, getppid, getsid, setpgid, setsid};
+use nix::unistd::{
+    Pid, getegid, geteuid, getpgid, getpid, getppid, getsid, gettid, setpgid, setsid,
+};
 
+use super::users::{ALL, Map, become_user, leave, leave_alone};
 use crate::workload::context::Context;
-use crate::workload::mounts::table::set;
+use crate::workload::mounts::table::{bind, flags as set_flags, new, set};
 use crate::workload::outcome::{Failure, ensure, same};
 use crate::workload::process::{Child, Stop, proc_text};
 
@@ -113,6 +116,8 @@ fn watch(
     body: impl FnOnce(&Stop, &Word, &Path) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let (word, report) = (Word::new(context.path("word"))?, context.path("report"));
+    // Whoever it is that has something to say there.
+    fs::set_permissions(&context.folder, fs::Permissions::from_mode(0o777))?;
     let child = Child::start(context, "maker", |stop| body(stop, &word, &report))?;
     while context.step(PAUSE)? {
         if context.progress.plant() {
@@ -201,6 +206,65 @@ fn orphan_life() -> Result<(), Failure> {
         same("session and group", (getsid(None)?.as_raw(), getpgid(None)?.as_raw()), (3, 3))?;
         same("its number", getpid().as_raw(), 4)?;
     }
+}
+
+/// The same for a user who is root there, like `unshare -Urpf`.
+pub(super) fn users(context: &mut Context) -> Result<(), Failure> {
+    const MAP: Map = Map { users: "0 1000 1", groups: "0 1000 1", groups_fixed: true };
+    watch(context, |stop, word, report| {
+        become_user(1000)?;
+        leave_alone(MAP)?;
+        guard(stop, found(report, "first", || family(word, report))?)
+    })
+}
+
+/// A pid namespace whose user namespace has many users, some of which are in it.
+pub(super) fn many_users(context: &mut Context) -> Result<(), Failure> {
+    watch(context, |stop, word, report| {
+        leave(CloneFlags::CLONE_NEWPID, ALL)?;
+        let first = Grandchild::start(report, "first", || {
+            own_proc()?;
+            let other = Grandchild::start(report, "other", || {
+                become_user(1234)?;
+                loop {
+                    same("the user", (geteuid().as_raw(), getegid().as_raw()), (1234, 1234))?;
+                    same("its number", (getpid().as_raw(), getppid().as_raw()), (2, 1))?;
+                    ensure(!word.is_said()?, || "the word".to_owned())?;
+                    std::thread::sleep(PAUSE);
+                }
+            })?;
+            while status(2, "Uid")? != "1234 1234 1234 1234" {
+                other.check()?;
+            }
+            let end = std::sync::atomic::AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let thread = scope.spawn(|| -> Result<(), Failure> {
+                    while !end.load(std::sync::atomic::Ordering::Relaxed) {
+                        same("number of a thread", gettid().as_raw(), 3)?;
+                        std::thread::sleep(PAUSE);
+                    }
+                    Ok(())
+                });
+                loop {
+                    let seen = other.check().and_then(|()| {
+                        same("its number", getpid().as_raw(), 1)?;
+                        same(
+                            "users of the other",
+                            status(2, "Uid")?,
+                            "1234 1234 1234 1234".to_owned(),
+                        )?;
+                        ensure(!thread.is_finished(), || "a thread has ended".to_owned())
+                    });
+                    if seen.is_err() {
+                        end.store(true, std::sync::atomic::Ordering::Relaxed);
+                        return seen;
+                    }
+                    std::thread::sleep(PAUSE);
+                }
+            })
+        })?;
+        guard(stop, first)
+    })
 }
 
 /// One in another, each with its own `/proc`.
@@ -332,6 +396,58 @@ pub(super) fn joined(context: &mut Context) -> Result<(), Failure> {
         before.end()?;
         first.end()
     })
+}
+
+/// A `/proc` as containers have it: parts of it are read-only, others are hidden. What is mounted
+/// there is passed on within the mount namespace.
+pub(super) fn masked(context: &mut Context) -> Result<(), Failure> {
+    watch(context, |stop, word, report| {
+        unshare(CloneFlags::CLONE_NEWPID)?;
+        let first = Grandchild::start(report, "first", || {
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            set(Path::new("/"), MsFlags::MS_SLAVE | MsFlags::MS_REC)?;
+            set(Path::new("/"), MsFlags::MS_SHARED | MsFlags::MS_REC)?;
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+            mount(Some("proc"), "/proc", Some("proc"), flags, Some("hidepid=invisible"))?;
+            let (sys, hidden) = (Path::new("/proc/sys"), Path::new("/proc/tty"));
+            bind(sys, sys)?;
+            set_flags(sys, flags | MsFlags::MS_RDONLY)?;
+            new(hidden, "tmpfs", "mode=700")?;
+            bind(Path::new("/dev/null"), Path::new("/proc/version"))?;
+            set(hidden, MsFlags::MS_PRIVATE)?;
+            let before = mounts_of_proc()?;
+            ensure(before.len() >= 5, || format!("mounts: {before:?}"))?;
+            loop {
+                same("mounts", mounts_of_proc()?, before.clone())?;
+                same("who is there", shown()?, vec![1])?;
+                same("a hidden text", fs::read("/proc/version")?.len(), 0)?;
+                same("a hidden directory", fs::read_dir(hidden)?.count(), 0)?;
+                let refused = fs::write("/proc/sys/kernel/ns_last_pid", "5").err();
+                let refused = refused.and_then(|error| error.raw_os_error());
+                same("a write to a setting", refused, Some(libc::EROFS))?;
+                ensure(!word.is_said()?, || "the word".to_owned())?;
+                std::thread::sleep(PAUSE);
+            }
+        })?;
+        guard(stop, first)
+    })
+}
+
+/// What is mounted at and below `/proc`, without numbers.
+fn mounts_of_proc() -> Result<Vec<String>, Failure> {
+    let text = fs::read_to_string("/proc/self/mountinfo")?;
+    let told = |line: &str| {
+        let words = line.split(' ').skip(3);
+        let kinds = words.map(|word| match word.split_once(':') {
+            Some((kind, _)) => kind.to_owned(),
+            None => word.to_owned(),
+        });
+        kinds.collect::<Vec<_>>().join(" ")
+    };
+    let at_proc = |line: &&str| line.split(' ').nth(4).is_some_and(|it| it.starts_with("/proc"));
+    let mut told: Vec<String> = text.lines().filter(at_proc).map(told).collect();
+    told.sort();
+    Ok(told)
 }
 
 /// Descriptors and signals about processes in a namespace: who they are of is told by its numbers.
