@@ -166,7 +166,7 @@ impl Skeleton {
         let thread = &before.thread;
         self.go_to_namespaces(thread, pid, by.namespaces, shape.namespaces)?;
         let users = self.nested.users_of(owner).ok_or(Inconsistency::UnknownNamespace(pid))?;
-        self.pass_namespace(thread, pid, users)?;
+        self.pass_descriptor(thread, pid, users)?;
         let mut batch = self.gate.batch();
         if by.users == 0 {
             credentials::become_user(&mut batch, &shape.below.identity);
@@ -248,7 +248,7 @@ impl Skeleton {
         space: u32,
     ) -> Result<(), RebuildError> {
         let namespace = self.pid_space(pid, space)?;
-        self.pass_namespace(thread, pid, &namespace)?;
+        self.pass_descriptor(thread, pid, &namespace)?;
         let mut batch = self.gate.batch();
         batch.call("setns", libc::SYS_setns, &[0, libc::CLONE_NEWPID as u64]);
         batch.call("close", libc::SYS_close, &[0]);

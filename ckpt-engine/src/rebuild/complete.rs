@@ -24,6 +24,7 @@ use crate::{
 /// Where in the gate's loop its `syscall` instruction stands.
 const GATE_SYSCALL: u64 = 32;
 const PR_SET_TIMERSLACK: u64 = 29;
+const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
 const SS_ONSTACK: u64 = 1;
 const SS_DISABLE: u64 = 2;
 const ALL_CPUS: [u64; 16] = [u64::MAX; 16];
@@ -58,7 +59,6 @@ impl Skeleton {
     fn complete_process(&self, process: &Process) -> Result<(), RebuildError> {
         let bone = self.bone(process.pid)?;
         self.protect_memory(bone)?;
-        self.set_last_pid(bone, process.last_pid)?;
         set_from_outside(bone.thread.tid, process);
         timers::create_posix_timers(&bone.thread, self.gate, &process.posix_timers)
             .map_err(bone.failed("make its timers"))?;
@@ -89,7 +89,7 @@ impl Skeleton {
     }
 
     /// The next new process in the pid namespace of this one gets the number after this.
-    fn set_last_pid(&self, by: &Bone, last_pid: i32) -> Result<(), RebuildError> {
+    pub(super) fn set_last_pid(&self, by: &Bone, last_pid: i32) -> Result<(), RebuildError> {
         if last_pid > 0
             && let Err(error) = self.write_last_pid(by, last_pid)?
         {
@@ -104,8 +104,11 @@ impl Skeleton {
         by: &Bone,
         last_pid: i32,
     ) -> Result<Result<(), InjectError>, RebuildError> {
+        if !by.below.is_empty() {
+            return self.pass_last_pid(by, last_pid);
+        }
         let mut batch = self.gate.batch();
-        let path = batch.text("/proc/sys/kernel/ns_last_pid");
+        let path = batch.text(LAST_PID);
         let text = last_pid.to_string();
         let flags = (libc::O_WRONLY | libc::O_CLOEXEC) as u64;
         let open = batch.call("open", libc::SYS_open, &[path, flags]);
@@ -119,6 +122,24 @@ impl Skeleton {
         batch.call("close", libc::SYS_close, &[fd]);
         batch.run(&by.thread)?.all().map_err(by.failed("set its last process number"))?;
         Ok(Ok(()))
+    }
+
+    /// The same for one that may not see the setting, or not as what can be written: what is open
+    /// for us is about the pid namespace of whoever writes. Only while it has the channel.
+    fn pass_last_pid(
+        &self,
+        by: &Bone,
+        last_pid: i32,
+    ) -> Result<Result<(), InjectError>, RebuildError> {
+        let failed = |source| outside(by.pid, "open the last process number", source);
+        let setting = fs::File::options().write(true).open(LAST_PID).map_err(failed)?;
+        self.pass_descriptor(&by.thread, by.pid, &setting.into())?;
+        let mut batch = self.gate.batch();
+        let text = last_pid.to_string();
+        let bytes = batch.bytes(text.as_bytes());
+        let write = batch.call("write", libc::SYS_write, &[0, bytes, text.len() as u64]);
+        batch.call("close", libc::SYS_close, &[0]);
+        Ok(batch.run(&by.thread)?.value(write).map(drop))
     }
 
     /// Makes the processes that have ended on the source but are not yet waited for.

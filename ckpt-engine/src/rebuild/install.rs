@@ -68,6 +68,10 @@ impl Skeleton {
             }
             self.part_children(process.pid)?;
         }
+        for process in &processes.processes {
+            // Whoever has no number yet gets none any more.
+            self.set_last_pid(self.bone(process.pid)?, process.last_pid)?;
+        }
         // What processes have in common they get once, when all have the rest.
         for process in &processes.processes {
             if !self.bone(process.pid)?.common.descriptors {

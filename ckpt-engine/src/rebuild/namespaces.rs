@@ -151,7 +151,7 @@ impl Skeleton {
             let namespace = usize::try_from(number).ok();
             let namespace = namespace.and_then(|number| self.nested.kinds[kind].get(number));
             let namespace = namespace.ok_or(Inconsistency::UnknownNamespace(pid))?;
-            self.pass_namespace(thread, pid, namespace)?;
+            self.pass_descriptor(thread, pid, namespace)?;
             let mut batch = self.gate.batch();
             batch.call("setns", libc::SYS_setns, &[0, 0]);
             batch.call("close", libc::SYS_close, &[0]);
@@ -161,15 +161,15 @@ impl Skeleton {
         Ok(())
     }
 
-    /// The process has the namespace as descriptor 0 then, the lowest and free.
-    pub(super) fn pass_namespace(
+    /// The thread has it as descriptor 0 then, the lowest and free.
+    pub(super) fn pass_descriptor(
         &self,
         thread: &Stopped,
         pid: i32,
-        namespace: &OwnedFd,
+        descriptor: &OwnedFd,
     ) -> Result<(), RebuildError> {
-        let what = "pass a namespace";
-        send_descriptors(&self.channel, &[namespace.as_raw_fd()])
+        let what = "pass a descriptor";
+        send_descriptors(&self.channel, &[descriptor.as_raw_fd()])
             .map_err(|source| RebuildError::Outside { pid, what, source })?;
         let mut batch = self.gate.batch();
         let message = Message::add(&mut batch, 1);
@@ -197,7 +197,7 @@ impl Skeleton {
             let outside = |source| RebuildError::Outside { pid: first.pid, what, source };
             let made = File::open(format!("/proc/{host}/ns/cgroup")).map_err(outside)?.into();
             for bone in members {
-                self.pass_namespace(&bone.thread, bone.pid, &made)?;
+                self.pass_descriptor(&bone.thread, bone.pid, &made)?;
                 let mut batch = self.gate.batch();
                 batch.call("setns", libc::SYS_setns, &[0, libc::CLONE_NEWCGROUP as u64]);
                 batch.call("close", libc::SYS_close, &[0]);
@@ -268,7 +268,7 @@ impl Skeleton {
         let Some(users) = self.users_of(pid)? else { return Ok(()) };
         let identity = credentials::identity(&leader.credentials);
         if bone.users != wanted {
-            self.pass_namespace(&bone.thread, pid, users)?;
+            self.pass_descriptor(&bone.thread, pid, users)?;
         }
         let mut batch = self.gate.batch();
         match bone.users {
