@@ -7,6 +7,7 @@ use std::{
     io::{self, Read},
     path::{Path, PathBuf},
     str::FromStr,
+    sync::OnceLock,
 };
 
 use ckpt_format::memory::Advice;
@@ -222,13 +223,31 @@ impl Status {
             .ok_or_else(|| ProcError::Field { path: self.path.clone(), field: key.into() })
     }
 
-    /// The last of several numbers: what the innermost namespace sees, for the `NS…` keys.
-    pub fn innermost(&self, key: &'static str) -> Result<i32, ProcError> {
-        self.numbers(key, 10)?
-            .last()
+    /// What the pid namespace of the VE sees, for the `NS…` keys. For a process that is in none
+    /// but ours it is what we see.
+    pub fn in_ve(&self, key: &'static str) -> Result<i32, ProcError> {
+        let numbers = self.numbers(key, 10)?;
+        let number = numbers.get(namespace_depth()?).or(numbers.last());
+        number
             .map(|&number| number as i32)
             .ok_or_else(|| ProcError::Field { path: self.path.clone(), field: key.into() })
     }
+
+    /// What the pid namespaces below that of the VE see, the outermost first.
+    pub fn below_ve(&self, key: &'static str) -> Result<Vec<i32>, ProcError> {
+        let numbers = self.numbers(key, 10)?.into_iter().skip(namespace_depth()? + 1);
+        Ok(numbers.map(|number| number as i32).collect())
+    }
+}
+
+/// How many pid namespaces we ourselves are in, as far as `/proc` shows.
+fn namespace_depth() -> Result<usize, ProcError> {
+    static DEPTH: OnceLock<usize> = OnceLock::new();
+    if let Some(&depth) = DEPTH.get() {
+        return Ok(depth);
+    }
+    let own = Status::read(std::process::id().cast_signed())?.numbers("NSpid", 10)?;
+    Ok(*DEPTH.get_or_init(|| own.len()))
 }
 
 /// One line of `/proc/PID/maps`.
@@ -407,7 +426,7 @@ mod tests {
     #[test]
     fn our_own_status_has_our_number() {
         let pid = std::process::id() as i32;
-        assert_eq!(Status::read(pid).unwrap().innermost("NSpid").unwrap(), pid);
+        assert_eq!(Status::read(pid).unwrap().in_ve("NSpid").unwrap(), pid);
         assert!(threads(pid).unwrap().starts_with(&[pid]));
     }
 }

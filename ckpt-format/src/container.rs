@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     cgroup::{Cgroup, Setting},
     mounts::{Cover, Mount, Part, covers, inside, locked, parts},
-    namespaces::{IdRange, Names, Namespaces, Nested, Owners, Users},
+    namespaces::{Children, IdRange, Names, Namespaces, Nested, Owners, Users},
 };
 
 /// What a container looks like, as found on the source and made again on the target.
@@ -65,6 +65,9 @@ pub struct Filesystem {
     /// [`Namespaces::network`].
     #[serde(default)]
     pub network: u32,
+    /// Of which pid namespace it is, for `/proc`: see [`Namespaces::pid`].
+    #[serde(default)]
+    pub pids: u32,
 }
 
 impl Filesystem {
@@ -222,7 +225,7 @@ impl Container {
         let filesystem = u32::try_from(self.filesystems.len()).expect("a handful");
         let source = kind.name().to_owned();
         let options = options.collect();
-        self.filesystems.push(Filesystem { kind, source, options, network: 0 });
+        self.filesystems.push(Filesystem { kind, source, options, network: 0, pids: 0 });
         let parent = mounts::parent(&self.mounts, point);
         self.mounts.push(Mount {
             point: point.to_owned(),

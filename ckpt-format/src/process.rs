@@ -17,7 +17,8 @@ use crate::{
 /// where they have changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
-    /// Parents before their children; the first is the VE's init.
+    /// Parents before their children, and the process with which a pid namespace begins before all
+    /// others in it; the first is the VE's init.
     pub processes: Vec<Shape>,
     /// The shared objects that the areas refer to.
     pub shared: Vec<SharedObject>,
@@ -51,6 +52,35 @@ pub struct Shape {
     /// What it has in common with its parent.
     #[serde(default)]
     pub common: Common,
+    /// Its own number and others in pid namespaces below the VE's own.
+    #[serde(default)]
+    pub below: Below,
+}
+
+/// Numbers in the pid namespaces below the VE's own that a process is in, the outermost first.
+/// Nothing for a process that is in none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Below {
+    /// Of the process. One that is 1 in the last of them has made that.
+    pub process: Vec<i32>,
+    /// Of its process group; 0 where that cannot be seen.
+    pub group: Vec<i32>,
+    /// Of its session; 0 where that cannot be seen.
+    pub session: Vec<i32>,
+    /// Who the process is.
+    #[serde(default)]
+    pub identity: Identity,
+}
+
+/// Users and groups of a process, as numbered inside the VE.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Real, effective, saved and file-system user.
+    pub users: [u32; 4],
+    /// Real, effective, saved and file-system group.
+    pub groups: [u32; 4],
+    /// Supplementary groups.
+    pub supplementary: Vec<u32>,
 }
 
 /// What a process uses together with its parent, although it is no thread of it (clone(2)).
@@ -126,6 +156,10 @@ pub struct Process {
     /// The rings of AIO contexts.
     #[serde(default)]
     pub rings: Vec<Ring>,
+    /// `ns_last_pid` as the first process of a pid namespace below the VE's own reads it; 0 for
+    /// all others.
+    #[serde(default)]
+    pub last_pid: i32,
     /// The threads; the first is the leader.
     pub threads: Vec<Thread>,
 }
@@ -165,6 +199,9 @@ pub struct Descriptor {
 pub struct Thread {
     /// The thread number.
     pub tid: i32,
+    /// Its numbers in the pid namespaces below the VE's own, the outermost first.
+    #[serde(default)]
+    pub below: Vec<i32>,
     /// The command name (`PR_SET_NAME`).
     #[serde(with = "serde_bytes")]
     pub name: Vec<u8>,
@@ -249,7 +286,7 @@ pub struct PosixTimer {
     pub signal: i32,
     /// `sigev_value`.
     pub value: u64,
-    /// The thread for `SIGEV_THREAD_ID`.
+    /// The thread for `SIGEV_THREAD_ID`, as the process itself numbers it.
     pub thread: i32,
     /// Nanoseconds until the next expiry; 0 is disarmed.
     pub remaining_ns: u64,

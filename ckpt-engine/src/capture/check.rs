@@ -30,7 +30,7 @@ pub fn check(cgroup: &Path) -> std::io::Result<Vec<Blocker>> {
 fn shared(host: i32, why: &str) -> Result<Blocker, ProcError> {
     let status = Status::read(host)?;
     Ok(Blocker {
-        pid: status.innermost("NSpid")?,
+        pid: status.in_ve("NSpid")?,
         command: status.text("Name")?.to_owned(),
         fd: None,
         object: why.to_owned(),
@@ -41,7 +41,7 @@ fn shared(host: i32, why: &str) -> Result<Blocker, ProcError> {
 fn check_process(host: i32) -> Result<Vec<Blocker>, ProcError> {
     let status = Status::read(host)?;
     let stat = Stat::read(host)?;
-    let pid = status.innermost("NSpid")?;
+    let pid = status.in_ve("NSpid")?;
     let command = status.text("Name")?.to_owned();
     let mut blockers = Vec::new();
     let mut add = |object: String, hint: &str| {
@@ -63,9 +63,6 @@ fn check_process(host: i32) -> Result<Vec<Blocker>, ProcError> {
         }
         return Ok(blockers);
     }
-    if status.numbers("NSpid", 10)?.len() > namespace_depth()? + 1 {
-        add("process in a nested pid namespace".to_owned(), "stop the container in the VE");
-    }
     if common::has_table_apart(host) {
         add("a thread with a descriptor table of its own".to_owned(), "end the program");
     }
@@ -82,9 +79,4 @@ fn check_process(host: i32) -> Result<Vec<Blocker>, ProcError> {
         add(format!("{why}{shown}"), "restart the program without it");
     }
     Ok(blockers)
-}
-
-/// How many pid namespaces we ourselves are in, as far as `/proc` shows.
-fn namespace_depth() -> Result<usize, ProcError> {
-    Status::read(std::process::id() as i32)?.numbers("NSpid", 10).map(|pids| pids.len())
 }

@@ -28,6 +28,7 @@ use crate::{
 
 const MEMBARRIER_GET_REGISTRATIONS: u64 = 1 << 9;
 const LIMITS: u32 = 16;
+const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
 
 /// The places in the batch's data and results where the answers will be.
 struct Questions {
@@ -66,12 +67,18 @@ pub(super) fn capture(
     let pending = pending(leader.tid, threads);
     let end = now(host)?;
     let status = Status::read(host);
+    // Only a task of a pid namespace can say.
+    let founder = outside.first().is_some_and(|leader| leader.below.last() == Some(&1));
+    let last_pid = match founder {
+        true => read_in(leader, gate, LAST_PID).map(|text| text.trim().parse().unwrap_or(0)),
+        false => Ok(0),
+    };
     let lock_future =
         status.as_ref().map_or(0, |status| controls::lock_future(host, status, gate.base));
     gate.close(leader, vdso)?;
     let (questions, done, others) = answers?;
     let (pending, pending_by_thread) = pending?;
-    let semaphore_undo = undo?;
+    let (semaphore_undo, last_pid) = (undo?, last_pid?);
 
     let mut all = Vec::with_capacity(threads.len());
     let asked = std::iter::once((&questions.leader, &done))
@@ -91,10 +98,14 @@ pub(super) fn capture(
     }
     process.controls.lock_future = lock_future;
     process.stopped = threads.iter().find_map(Stopped::stop_signal);
-    let inner_by_host: HashMap<i32, i32> =
-        threads.iter().zip(&all).map(|(stopped, thread)| (stopped.tid, thread.tid)).collect();
+    let inner_by_host: HashMap<i32, i32> = threads
+        .iter()
+        .zip(&all)
+        .map(|(stopped, thread)| (stopped.tid, own_number(thread)))
+        .collect();
     process.threads = all;
     process.semaphore_undo = semaphore_undo;
+    process.last_pid = last_pid;
     process.pending = pending;
     fill_in(&mut process, &questions, &done)?;
     process.timers_read_at_ns = timers_read_at_ns;
@@ -103,6 +114,11 @@ pub(super) fn capture(
         timer.thread = inner_by_host.get(&timer.thread).copied().unwrap_or(0);
     }
     Ok(process)
+}
+
+/// A thread's number in its own pid namespace.
+fn own_number(thread: &Thread) -> i32 {
+    thread.below.last().copied().unwrap_or(thread.tid)
 }
 
 /// The rings of its AIO contexts.
@@ -146,7 +162,7 @@ fn pending(leader: i32, threads: &[Stopped]) -> Result<Pending, InjectError> {
 pub(super) fn last_pid(patient: &Patient, init: &Stopped) -> Result<i32, InjectError> {
     let vdso = patient.vdso.ok_or(InjectError::NoVdso)?;
     let gate = Gate::open(init, vdso, None)?;
-    let text = read_in(init, gate, "/proc/sys/kernel/ns_last_pid");
+    let text = read_in(init, gate, LAST_PID);
     gate.close(init, vdso)?;
     Ok(text?.trim().parse().unwrap_or(0))
 }
@@ -312,6 +328,7 @@ fn from_outside(host: i32, inner: i32, status: &Status) -> Result<Process, ProcE
         stopped: None,
         semaphore_undo: Vec::new(),
         rings: Vec::new(),
+        last_pid: 0,
         threads: Vec::new(),
     })
 }

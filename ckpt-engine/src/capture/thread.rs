@@ -67,7 +67,8 @@ pub(super) fn from_outside(
     let pending = ptrace::pending_signals(tid, false).map_err(control)?;
     let scheduling = task::scheduling(tid).map_err(control)?;
     Ok(Thread {
-        tid: status.innermost("NSpid")?,
+        tid: status.in_ve("NSpid")?,
+        below: status.below_ve("NSpid")?,
         name: name(host, tid)?,
         registers: ptrace::registers_to_bytes(&registers),
         extended: ptrace::extended_state(tid).map_err(control)?,

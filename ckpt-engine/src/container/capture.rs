@@ -15,6 +15,8 @@ use nix::time::{ClockId, clock_gettime};
 use super::{
     ContainerError,
     error::step,
+    late::late,
+    numbered::parts_in_threads,
     read_proc,
     spaces::{Spaces, foreign_namespaces},
     table::Reader,
@@ -50,6 +52,7 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
     let Some(first) = tables.first() else { return Err(ContainerError::Gone) };
     let mut reader = Reader::new(base, first, spaces.numbers());
     reader.loopbacks = spaces.loopbacks().map_err(step("read the networks"))?;
+    reader.look_into_procs(&tables, spaces.pid_numbers());
     let mut mounts: Vec<Vec<Mount>> = tables.iter().map(|table| reader.read(table)).collect();
     for (place, mounts) in mounts.iter_mut().skip(1).enumerate() {
         spaces.lock(place, mounts).map_err(step("find which mounts are locked"))?;
@@ -62,6 +65,7 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
         blockers.push(unmovable(object, "end the program that is in it"));
     }
     blockers.extend(uneven(&spaces, pids));
+    blockers.extend(pids.iter().filter_map(|&pid| parted(pid)));
     let named = |names_of: &OwnedFd| names(names_of.as_fd());
     let names = spaces.names().iter().map(named).collect::<io::Result<_>>();
     let nested = Nested {
@@ -82,6 +86,7 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
     let mounts = mounts.pop().unwrap_or_default();
     let Names { hostname, domainname } = own;
     let plan = Plan { hostname, domainname, clocks, filesystems, mounts, nested };
+    blockers.extend(plan.nested.mounts.iter().flat_map(|mounts| late_and_locked(&plan, mounts)));
     if let Err(point) = parts(&plan) {
         let object = format!("a file in memory that only its mount on {point} shows");
         blockers.push(unmovable(&object, &format!("unmount {point} inside the VE")));
@@ -111,7 +116,7 @@ fn uneven(spaces: &Spaces, pids: &[i32]) -> Vec<Blocker> {
         ];
         blockers.extend(objects.into_iter().filter(|(found, _)| *found).map(|(_, object)| {
             Blocker {
-                pid: all.first().and_then(|it| it.innermost("NSpid").ok()).unwrap_or(pid),
+                pid: all.first().and_then(|it| it.in_ve("NSpid").ok()).unwrap_or(pid),
                 command: all
                     .first()
                     .and_then(|it| it.text("Name").ok())
@@ -124,6 +129,33 @@ fn uneven(spaces: &Spaces, pids: &[i32]) -> Vec<Blocker> {
         }));
     }
     blockers
+}
+
+/// Each `/proc` of a pid namespace that a user namespace came with.
+fn late_and_locked(plan: &Plan, mounts: &[Mount]) -> Vec<Blocker> {
+    let both = late(plan, mounts).into_iter().zip(locked(mounts)).zip(mounts);
+    let both = both.filter(|((late, locked), _)| *late && *locked);
+    let blocker = |(_, mount): (_, &Mount)| {
+        let object = format!("a locked /proc of a pid namespace on {}", mount.point);
+        unmovable(&object, "end the program that has it in a user namespace of its own")
+    };
+    both.map(blocker).collect()
+}
+
+/// A process one of whose threads bears children into another pid namespace.
+fn parted(pid: i32) -> Option<Blocker> {
+    let threads = procfs::threads(pid).ok().filter(|threads| threads.len() > 1)?;
+    if !parts_in_threads(pid, &threads) {
+        return None;
+    }
+    let status = Status::read(pid).ok()?;
+    Some(Blocker {
+        pid: status.in_ve("NSpid").ok()?,
+        command: status.text("Name").unwrap_or_default().to_owned(),
+        fd: None,
+        object: "a thread whose children are born into another pid namespace".to_owned(),
+        hint: "end the program".to_owned(),
+    })
 }
 
 /// Whether root and working directory are not those of all threads, and of nobody else.
@@ -141,8 +173,10 @@ fn hidden(mounts: &[Mount]) -> impl Iterator<Item = &str> {
     let covered = move |&place: &usize| {
         with_all_above[place]
             && covers(mounts, place).iter().any(|cover| {
-                let mut same = mounts.iter().zip(&with_all_above);
-                same.any(|(mount, &locked)| locked && mount.point == cover.point)
+                let mut others = mounts.iter().zip(&with_all_above).enumerate();
+                others.any(|(other, (mount, &locked))| {
+                    other != place && locked && mount.point == cover.point
+                })
             })
     };
     (1..mounts.len()).filter(covered).map(|place| mounts[place].point.as_str())

@@ -175,7 +175,7 @@ fn numbers(text: &str) -> impl Iterator<Item = i32> {
 
 /// How a process or thread of the host is numbered in the VE.
 fn inner_number(host: i32) -> Option<i32> {
-    Status::read(host).and_then(|status| status.innermost("NSpid")).ok()
+    Status::read(host).and_then(|status| status.in_ve("NSpid")).ok()
 }
 
 fn attributes(directory: &File) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {

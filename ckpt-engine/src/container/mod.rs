@@ -15,10 +15,12 @@ pub mod cgroups;
 mod enter;
 mod error;
 mod groups;
+mod late;
 mod limits;
 mod mountinfo;
 mod mounts;
 mod nested;
+mod numbered;
 mod order;
 mod overlay;
 mod place;
@@ -45,11 +47,11 @@ use nix::sys::{
     wait::{Id, WaitPidFlag, WaitStatus, waitid},
 };
 
-pub(crate) use self::refused::BASELINE_FILTERS;
 pub use self::{
     capture::{Captured, Found, capture, clock_offsets, host_clocks},
     enter::{Entered, Entry, Program, enter, open_terminal},
     error::ContainerError,
+    late::LateMount,
     nested::Handles,
     overlay::Layers,
     seed::seed_main,
@@ -59,6 +61,7 @@ use self::{
     error::step,
     order::{Order, Reply, Socket},
 };
+pub(crate) use self::{late::mount_late, refused::BASELINE_FILTERS, users::IdRanges};
 
 /// The number of ids that a container has for its users and groups.
 pub const ID_COUNT: u32 = 65_536;
@@ -154,9 +157,11 @@ impl Container {
             received.extend(some);
             next = hear()?;
         }
-        let Reply::Ready { trees, nested } = next.0 else {
+        let Reply::Ready { trees, nested, late } = next.0 else {
             return Err(next.0.into_error("ready"));
         };
+        let waiting = received.len().checked_sub(late).map(|at| received.split_off(at));
+        let waiting = waiting.ok_or(ContainerError::Foreign)?;
         let mut received = received.into_iter();
         let root = spec.plan.root_filesystem().unwrap_or(0);
         this.trees.push(Tree { filesystem: root, part: None, mount: view });
@@ -166,6 +171,11 @@ impl Container {
             this.trees.push(Tree { filesystem: part.filesystem, part: Some(index), mount });
         }
         this.nested = Handles::from_counted(nested, received).ok_or(ContainerError::Foreign)?;
+        let nested = &spec.plan.nested;
+        this.nested.pid_owners.clone_from(&nested.owners.pids);
+        this.nested.user_parents = nested.users.iter().map(|users| users.parent).collect();
+        let late = LateMount::collect(&spec.plan, waiting);
+        this.nested.late = late.ok_or(ContainerError::Foreign)?;
         let channel = this.channel.try_clone().map_err(step("copy the channel"))?;
         match Socket::new(channel).receive::<Reply>()?.0 {
             Reply::Alone => Ok(this),

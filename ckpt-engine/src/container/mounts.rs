@@ -23,6 +23,7 @@ use nix::mount::{MntFlags, umount2};
 
 use super::{
     groups::Groups,
+    late,
     nested::{Handles, Own, owner},
     place, sysfs,
 };
@@ -49,6 +50,8 @@ pub(super) struct Built {
     pub(super) trees: Vec<OwnedFd>,
     /// The nested mount namespaces.
     pub(super) namespaces: Vec<OwnedFd>,
+    /// For the mounts that have to wait, see [`late::LateMount::collect`].
+    pub(super) late: Vec<OwnedFd>,
 }
 
 /// Attaches everything and makes it the root.
@@ -96,8 +99,31 @@ pub(super) fn build(
         join(back.as_fd(), libc::CLONE_NEWNS).map_err(at("leave", "a mount namespace"))?;
     }
     assemble(plan, &tables[0])?;
-    groups.apply(tables.iter().flatten())?;
-    Ok(Built { trees, namespaces })
+    let late = waiting(plan, &tables).map_err(at("keep", "mounts for later"))?;
+    let there = |(mount, _): &&Prepared<'_>| late::space_of(plan, mount).is_none();
+    groups.apply(tables.iter().flatten().filter(there))?;
+    Ok(Built { trees, namespaces, late })
+}
+
+/// What is needed to attach the mounts that have to wait, see [`late::LateMount::collect`].
+fn waiting(plan: &Plan, tables: &[Vec<Prepared<'_>>]) -> io::Result<Vec<OwnedFd>> {
+    let mut descriptors = Vec::new();
+    for (table, mounts) in tables.iter().zip(plan.mount_tables()) {
+        let late = late::late(plan, mounts);
+        for (place, (mount, made)) in table.iter().enumerate().filter(|(place, _)| late[*place]) {
+            let parent = usize::try_from(mount.parent).ok().filter(|&parent| parent < place);
+            let parent = parent.ok_or(io::ErrorKind::InvalidData)?;
+            if !late[parent] {
+                descriptors.push(table[parent].1.try_clone()?);
+            }
+            if late::space_of(plan, mount).is_none() {
+                // It is private from here on, and joins its group next.
+                set_attributes(made.as_fd(), mount.attributes)?;
+                descriptors.push(made.try_clone()?);
+            }
+        }
+    }
+    Ok(descriptors)
 }
 
 /// Makes all file systems. What is of namespaces of programs is made of `handles`.
@@ -124,6 +150,10 @@ fn superblocks(
             FilesystemKind::Sysfs if filesystem.network != 0 => of(filesystem).and_then(|other| {
                 sysfs::make_in(other.as_fd(), network.as_fd(), || make(filesystem))
             }),
+            // Its place is kept, but nothing will ever show it.
+            FilesystemKind::Proc if filesystem.pids != 0 => {
+                FilesystemContext::open("tmpfs").and_then(|context| context.mount(0))
+            }
             _ => make(filesystem),
         };
         filesystems.push(made.map_err(at("make", filesystem.kind.name()))?);
@@ -196,11 +226,18 @@ type Prepared<'a> = (&'a Mount, OwnedFd);
 /// Attaches the mounts of one namespace, which becomes the caller's tree.
 fn assemble(plan: &Plan, table: &[Prepared<'_>]) -> Result<(), Failure> {
     change_root(table)?;
+    let mounts: Vec<Mount> = table.iter().map(|(mount, _)| (*mount).clone()).collect();
+    let late = late::late(plan, &mounts);
     for index in 1..table.len() {
-        make_place(plan, table, index)?;
-        stand(table, index)?;
+        if !late[index] {
+            make_place(plan, table, index)?;
+            stand(table, index)?;
+        } else if !late[usize::try_from(mounts[index].parent).unwrap_or(0)] {
+            make_place(plan, table, index)?;
+        }
     }
-    table.iter().try_for_each(finish)
+    let there = table.iter().zip(&late).filter(|(_, late)| !**late);
+    there.map(|(prepared, _)| prepared).try_for_each(finish)
 }
 
 /// Attaches the mounts of a namespace that belongs to a user namespace, which becomes the
@@ -216,6 +253,7 @@ fn hand_over(
     own: &Own,
 ) -> Result<OwnedFd, Failure> {
     let mounts: Vec<Mount> = table.iter().map(|(mount, _)| (*mount).clone()).collect();
+    let waits = late::late(plan, &mounts);
     let (came, later): (Vec<usize>, Vec<usize>) = {
         let locked = locked(&mounts);
         (0..table.len()).partition(|&index| locked[index])
@@ -225,6 +263,9 @@ fn hand_over(
     for &index in &came[1..] {
         make_place(plan, table, index)?;
         stand(table, index)?;
+    }
+    if came.iter().any(|&index| waits[index]) {
+        return Err(at("lock", "/proc of a pid namespace")(io::ErrorKind::Unsupported.into()));
     }
     // What is read-only takes no new places afterwards.
     for &index in later.iter().filter(|index| came.contains(&stands(index))) {
@@ -242,12 +283,14 @@ fn hand_over(
         table[index].1 = open.open(point).map_err(at("find the copy of", point))?.into();
     }
     for &index in &later {
-        if later.contains(&stands(&index)) {
+        if later.contains(&stands(&index)) && !waits[stands(&index)] {
             make_place(plan, table, index)?;
         }
-        stand(table, index)?;
+        if !waits[index] {
+            stand(table, index)?;
+        }
     }
-    later.iter().try_for_each(|&index| finish(&table[index]))?;
+    later.iter().filter(|&&index| !waits[index]).try_for_each(|&index| finish(&table[index]))?;
     Ok(namespace)
 }
 

@@ -15,6 +15,7 @@ use nix::{
 };
 
 use super::{
+    late::LateMount,
     mounts::{Failure, at},
     users,
 };
@@ -90,6 +91,12 @@ pub struct Handles {
     pub users: Vec<OwnedFd>,
     /// The tops of cgroup namespaces, which are made when all cgroups are there.
     pub cgroups: Vec<String>,
+    /// What can be mounted only when all pid namespaces are there.
+    pub late: Vec<LateMount>,
+    /// The user namespaces that pid namespaces belong to, which come with their first processes.
+    pub pid_owners: Vec<u32>,
+    /// Which user namespace each of `users` is in.
+    pub user_parents: Vec<u32>,
 }
 
 impl Handles {
@@ -115,7 +122,7 @@ impl Handles {
             ipcs: ipcs?,
             networks: networks?,
             users: users?,
-            cgroups: Vec::new(),
+            ..Self::default()
         };
         all.next().is_none().then_some(this)
     }

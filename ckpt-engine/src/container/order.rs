@@ -49,8 +49,8 @@ pub(super) enum Reply {
     /// pid 1 has made everything, and these come beside this: part of what [`Self::Ready`] counts.
     Descriptors,
     /// pid 1 has made everything. It has sent so many trees before, and so many namespaces of
-    /// each kind, in this order.
-    Ready { trees: usize, nested: [usize; 5] },
+    /// each kind, in this order, and what mounts that have to wait need.
+    Ready { trees: usize, nested: [usize; 5], late: usize },
     /// Nothing of what pid 1 has inherited is open in it any more. Comes by the channel.
     Alone,
     /// It did not work.

@@ -108,14 +108,17 @@ fn create(
             Ok(())
         }
         Sibling::Child => {
-            let (trees, nested) = first_process(plan, links, root)?;
+            let (trees, nested, late) = first_process(plan, links, root)?;
             let (counts, namespaces) = nested.counted();
-            let beside: Vec<_> = trees.iter().chain(namespaces).map(AsFd::as_fd).collect();
+            let beside = trees.iter().chain(namespaces).chain(&late);
+            let beside: Vec<_> = beside.map(AsFd::as_fd).collect();
             for some in beside.chunks(DESCRIPTORS_MAX) {
                 let _ = socket.send(&Reply::Descriptors, some);
             }
-            let _ = socket.send(&Reply::Ready { trees: trees.len(), nested: counts }, &[]);
-            drop((trees, nested));
+            let (trees_count, late_count) = (trees.len(), late.len());
+            let ready = Reply::Ready { trees: trees_count, nested: counts, late: late_count };
+            let _ = socket.send(&ready, &[]);
+            drop((trees, nested, late));
             wait_for_init(channel).map(|never| match never {})
         }
     }
@@ -148,7 +151,7 @@ fn first_process(
     plan: &Plan,
     links: &[(String, String)],
     root: OwnedFd,
-) -> Result<(Vec<OwnedFd>, Handles), Failure> {
+) -> Result<(Vec<OwnedFd>, Handles, Vec<OwnedFd>), Failure> {
     setsid().map_err(system("start a session"))?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let (hostname, domainname) = (plan.hostname.clone(), plan.domainname.clone());
@@ -156,7 +159,7 @@ fn first_process(
     let own = nested::Own::find().map_err(at("find the namespaces"))?;
     let limit = raise_descriptor_limit().map_err(at("have room for descriptors"))?;
     let mut handles = nested::make(&plan.nested, &own)?;
-    let mounts::Built { trees, namespaces } = mounts::build(plan, root, &own, &handles)?;
+    let mounts::Built { trees, namespaces, late } = mounts::build(plan, root, &own, &handles)?;
     handles.mounts = namespaces;
     drop(own);
     restore_descriptor_limit(limit).map_err(at("limit the descriptors"))?;
@@ -170,7 +173,7 @@ fn first_process(
             _ => (),
         }
     }
-    Ok((trees, handles))
+    Ok((trees, handles, late))
 }
 
 /// Every mount takes a descriptor until all stand. Returns the limits that were.

@@ -25,14 +25,18 @@ use nix::{
 
 use super::{
     mountinfo::Line,
+    numbered::{ENDED, PidSpaces},
     read_proc, roots, sysfs,
     table::{Node, Table},
     users::{UserSpaces, inode_of},
 };
-use crate::sys::{
-    namespace,
-    program::descriptor::namespace_kind,
-    users::{self, locked_mounts},
+use crate::{
+    procfs::Status,
+    sys::{
+        namespace,
+        program::descriptor::namespace_kind,
+        users::{self, locked_mounts},
+    },
 };
 
 /// The kinds of namespaces that a program in a container may have of its own, in the order of
@@ -42,8 +46,8 @@ const KINDS: [&str; 5] = ["mnt", "uts", "ipc", "net", "cgroup"];
 /// Where the networks are in [`KINDS`].
 const NETWORKS: usize = 3;
 
-/// The kinds that all processes of a container must share.
-const COMMON: [&str; 2] = ["pid", "time"];
+/// The kind that all processes of a container must share.
+const COMMON: &str = "time";
 
 /// The namespaces of a running container: its own, and those that programs in it have made.
 #[derive(Debug, Default)]
@@ -54,6 +58,9 @@ pub struct Spaces {
     numbers: [HashMap<u64, u32>; 5],
     mounts: Vec<MountTable>,
     users: UserSpaces,
+    pids: PidSpaces,
+    /// The user namespaces that the pid namespaces of programs belong to.
+    pid_owners: Vec<u32>,
     /// By kind, without the container's own: the user namespaces that they belong to.
     owners: [Vec<u32>; 5],
 }
@@ -95,6 +102,7 @@ impl Spaces {
                 owners.push(self.users.owner(namespace.as_fd())?);
             }
         }
+        self.pid_owners = self.pids.owners(&mut self.users)?;
         Ok(())
     }
 
@@ -165,6 +173,7 @@ impl Spaces {
             return Ok(());
         }
         self.users.add(users)?;
+        self.pids.add_process(pid)?;
         let mut kinds = KINDS.iter().enumerate();
         kinds.try_for_each(|(kind, name)| self.add(kind, &format!("/proc/{pid}/ns/{name}")))
     }
@@ -194,7 +203,19 @@ impl Spaces {
         let [mounts, names, ipc, network, cgroup] = found;
         let users = fs::metadata(format!("/proc/{pid}/ns/user"))?.ino();
         let Some(user) = self.users.number(users) else { return Ok(None) };
-        Ok(Some(Namespaces { mounts, names, ipc, network, cgroup, user }))
+        let Some(own) = self.pids.of(pid)? else { return Ok(None) };
+        let Some(children) = self.pids.of_children(pid, own)? else { return Ok(None) };
+        Ok(Some(Namespaces { mounts, names, ipc, network, cgroup, user, pid: own, children }))
+    }
+
+    /// The number of the pid namespace of a process that may have ended already.
+    pub fn pids_of(&self, pid: i32) -> u32 {
+        self.pids.of(pid).ok().flatten().unwrap_or(ENDED)
+    }
+
+    /// The numbers of pid namespaces by inode.
+    pub(super) fn pid_numbers(&self) -> &HashMap<u64, u32> {
+        self.pids.numbers()
     }
 
     /// One descriptor for each mount namespace, the container's own first.
@@ -257,7 +278,7 @@ impl Spaces {
     /// Which user namespaces the others belong to.
     pub(super) fn owners(&self) -> Owners {
         let [mounts, names, ipcs, networks, _] = self.owners.clone();
-        Owners { mounts, names, ipcs, networks }
+        Owners { mounts, names, ipcs, networks, pids: self.pid_owners.clone() }
     }
 
     /// Tells of the mounts of a namespace of a program, which begins with its root, which of
@@ -372,7 +393,15 @@ fn node(line: &Line) -> Option<Node> {
     let status = nix::sys::stat::fstat(&place).ok()?;
     let file_type = status.st_mode & libc::S_IFMT;
     let loopback = (line.kind == "sysfs").then(|| sysfs::loopback(place.as_fd())).flatten();
-    Some(Node { file_type, device: (major(status.st_rdev), minor(status.st_rdev)), loopback })
+    let pids = (line.kind == "proc" && line.root == "/").then(|| pids_shown(&place)).flatten();
+    let device = (major(status.st_rdev), minor(status.st_rdev));
+    Some(Node { file_type, device, loopback, pids })
+}
+
+/// The inode of the pid namespace that a `/proc` shows: that of its first process.
+fn pids_shown(proc: &OwnedFd) -> Option<u64> {
+    let link = nix::fcntl::readlinkat(proc, "1/ns/pid").ok()?;
+    link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// Runs `work` in a mount namespace, with the host's `/proc` in its hand.
@@ -387,33 +416,29 @@ fn inside<T: Send>(
 /// The processes of a container that are in namespaces of their own which cannot be made again
 /// elsewhere.
 pub fn foreign_namespaces(init: i32, pids: &[i32]) -> Vec<Blocker> {
-    let of = |pid: i32, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}"));
-    let Ok(own) = COMMON.iter().map(|kind| of(init, kind)).collect::<io::Result<Vec<_>>>() else {
+    let of = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/{COMMON}"));
+    let Ok(own) = of(init) else { return Vec::new() };
+    let mut spaces = PidSpaces::default();
+    if spaces.add_process(init).is_err() {
         return Vec::new();
-    };
+    }
     let mut blockers = Vec::new();
     for &pid in pids {
-        let differs = |(kind, own): &(&&str, _)| of(pid, kind).is_ok_and(|it| it != *own);
-        let kinds: Vec<&str> =
-            COMMON.iter().zip(own.iter().cloned()).filter(differs).map(|(kind, _)| *kind).collect();
-        if !kinds.is_empty() {
-            blockers.push(Blocker {
-                pid: inner_pid(pid).unwrap_or(pid),
-                command: command(pid),
-                fd: None,
-                object: format!("{} namespace of its own", kinds.join(", ")),
-                hint: "stop the service, or let it run without isolation of its own".to_owned(),
-            });
-        }
+        let outside = spaces.add_process(pid).is_ok_and(|inside| !inside);
+        let object = match of(pid).is_ok_and(|it| it != own) {
+            _ if outside => "pid namespace that is not of the VE",
+            true => "time namespace of its own",
+            false => continue,
+        };
+        blockers.push(Blocker {
+            pid: Status::read(pid).and_then(|status| status.in_ve("NSpid")).unwrap_or(pid),
+            command: command(pid),
+            fd: None,
+            object: object.to_owned(),
+            hint: "stop the service, or let it run without isolation of its own".to_owned(),
+        });
     }
     blockers
-}
-
-/// A process's number in its own pid namespace.
-fn inner_pid(pid: i32) -> Option<i32> {
-    let status = read_proc(&format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-    line.split_whitespace().last()?.parse().ok()
 }
 
 fn command(pid: i32) -> String {

@@ -28,6 +28,8 @@ pub(super) struct Node {
     /// Of a `/sys`: the inode of the loopback device that it shows, see
     /// [`sysfs::loopback`](super::sysfs::loopback).
     pub(super) loopback: Option<u64>,
+    /// Of a whole `/proc`: the inode of the pid namespace that it shows.
+    pub(super) pids: Option<u64>,
 }
 
 /// Makes plans of tables, the container's own first.
@@ -46,6 +48,9 @@ pub(super) struct Reader {
     pub(super) blockers: Vec<Blocker>,
     /// The numbers of network namespaces by the inode of the loopback device.
     pub(super) loopbacks: HashMap<u64, u32>,
+    /// The numbers of pid namespaces by the device number of each `/proc`; `None` for those of
+    /// namespaces that have ended.
+    pub(super) procs: HashMap<String, Option<u32>>,
 }
 
 impl Reader {
@@ -65,6 +70,26 @@ impl Reader {
             root: None,
             blockers: Vec::new(),
             loopbacks: HashMap::new(),
+            procs: HashMap::new(),
+        }
+    }
+
+    /// Finds out which `/proc` is of which pid namespace, given those by inode. With only one
+    /// there is nothing to be told apart.
+    pub(super) fn look_into_procs(&mut self, tables: &[Table], pids: &HashMap<u64, u32>) {
+        if pids.len() < 2 {
+            return;
+        }
+        for table in tables {
+            for (line, node) in table.lines.iter().zip(&table.nodes) {
+                // What is covered shows nothing, and is mostly shown elsewhere.
+                let Some(node) = node.filter(|_| line.kind == "proc" && line.root == "/") else {
+                    continue;
+                };
+                let number = node.pids.and_then(|inode| pids.get(&inode).copied());
+                let known = self.procs.entry(line.device.clone()).or_default();
+                *known = known.or(number);
+            }
         }
     }
 
@@ -104,8 +129,9 @@ impl Reader {
             },
         };
         let network = self.network(line, node, &kind)?;
+        let pids = self.pids(line, &kind)?;
         let filesystem = self
-            .filesystem(line, kind, network)
+            .filesystem(line, kind, network, pids)
             .ok_or_else(|| "an id outside of those of the VE in its options".to_owned())?;
         Ok(Mount {
             point: line.point.clone(),
@@ -173,8 +199,23 @@ impl Reader {
         }
     }
 
+    /// The pid namespace that a `/proc` is of.
+    fn pids(&self, line: &Line, kind: &FilesystemKind) -> Result<u32, String> {
+        if *kind != FilesystemKind::Proc || self.procs.is_empty() {
+            return Ok(0);
+        }
+        let known = self.procs.get(&line.device).copied().flatten();
+        known.ok_or_else(|| "a /proc that does not show whose processes it is about".to_owned())
+    }
+
     /// The number of the line's file system, which is added if it is new.
-    fn filesystem(&mut self, line: &Line, kind: FilesystemKind, network: u32) -> Option<u32> {
+    fn filesystem(
+        &mut self,
+        line: &Line,
+        kind: FilesystemKind,
+        network: u32,
+        pids: u32,
+    ) -> Option<u32> {
         // Device nodes of the host share one file system there; here each stands alone.
         let key = match &kind {
             FilesystemKind::Device { name } => format!("device {name}"),
@@ -194,7 +235,7 @@ impl Reader {
         };
         let number = u32::try_from(self.filesystems.len()).ok()?;
         let source = line.source.clone();
-        self.filesystems.push(Filesystem { kind, source, options, network });
+        self.filesystems.push(Filesystem { kind, source, options, network, pids });
         self.known.insert(key, number);
         Some(number)
     }

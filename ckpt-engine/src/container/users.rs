@@ -127,6 +127,21 @@ fn container_map(base: u32) -> Vec<IdRange> {
     vec![IdRange { inside: 0, outside: base, count: ID_COUNT }]
 }
 
+/// A map of ids, as read from the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct IdRanges(Vec<IdRange>);
+
+impl IdRanges {
+    pub(crate) fn read(map: &str) -> Self {
+        Self(ranges(map))
+    }
+
+    /// What an id of the host is inside.
+    pub(crate) fn inside(&self, host: u32) -> Option<u32> {
+        seen_from(&self.0, IdRange { inside: 0, outside: host, count: 1 }).map(|it| it.outside)
+    }
+}
+
 /// The ranges of a map, as read from the host: what they stand for is the host's ids.
 fn ranges(map: &str) -> Vec<IdRange> {
     let range = |line: &str| {

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use ckpt_format::files::{Kind, PathFile};
+use ckpt_format::files::{File, Kind, PathFile};
 use nix::{
     fcntl::OFlag,
     poll::{PollFd, PollFlags, PollTimeout},
@@ -161,27 +161,39 @@ fn is_made_up(file: &PathFile) -> bool {
     file.path.starts_with(b"/proc/") && file.file_type == libc::S_IFREG
 }
 
-/// Opens such a file as root of the VE: pid 1 does it, whose descriptors `init` can fetch.
+/// Opens such a file as root of the VE: pid 1 does it, whose descriptors `init` can fetch, or a
+/// process in the mount namespace where its path leads to it.
 pub(super) fn open_inside(
     file: &PathFile,
-    flags: u32,
+    opened: &File,
     init: &OwnedFd,
     remote: &mut dyn Remote,
 ) -> Result<Option<OwnedFd>, RebuildError> {
     if !is_made_up(file) {
         return Ok(None);
     }
+    // In another mount namespace it may be another file, which one of its processes opens.
+    let (pid, holder) = match opened.mounts {
+        0 => (1, None),
+        mounts => match remote.member(mounts) {
+            Some((pid, host)) => (pid, Some(host)),
+            None => return Ok(None),
+        },
+    };
     let mut path = file.path.clone();
     path.push(0);
     let failed = |source: io::Error| RebuildError::Open { path: lossy(&file.path), source };
     let none = || Argument::Value(0);
-    let flags = Argument::Value(reopen_flags(flags).bits().cast_unsigned().into());
+    let flags = Argument::Value(reopen_flags(opened.flags).bits().cast_unsigned().into());
     let fd = remote
-        .call(1, libc::SYS_open, [Argument::In(&path), flags, none(), none(), none(), none()])
+        .call(pid, libc::SYS_open, [Argument::In(&path), flags, none(), none(), none(), none()])
         .map_err(|errno| failed(errno.into()))?;
-    let fetched = task::pidfd_getfd(init, fd as i32).map_err(failed);
+    let holder = holder.map(task::pidfd_open).transpose();
+    let fetched = holder
+        .and_then(|holder| task::pidfd_getfd(holder.as_ref().unwrap_or(init), fd as i32))
+        .map_err(failed);
     remote
-        .call(1, libc::SYS_close, [Argument::Value(fd), none(), none(), none(), none(), none()])
+        .call(pid, libc::SYS_close, [Argument::Value(fd), none(), none(), none(), none(), none()])
         .map_err(|errno| failed(errno.into()))?;
     fetched.and_then(|fd| set_trigger(fd, file).map_err(failed)).map(Some)
 }

@@ -174,7 +174,7 @@ pub fn open_inside(
     let mut opened = HashMap::new();
     for (place, file) in files.files.iter().enumerate() {
         if let Kind::Path(named) = &file.kind
-            && let Some(inside) = path::open_inside(named, file.flags, init, remote)?
+            && let Some(inside) = path::open_inside(named, file, init, remote)?
         {
             opened.insert(place, inside);
         }
@@ -383,6 +383,7 @@ fn set_signal_owner(
     const F_SETSIG: u64 = 10;
     const F_SETOWN_EX: u64 = 15;
     let failed = |source| RebuildError::Remote { pid, object: "signal-driven I/O", source };
+    let owner_seen = file.owner.and_then(|owner| remote.number(pid, owner.pid));
     let none = || Argument::Value(0);
     let number = || Argument::Value(u64::from(fd.cast_unsigned()));
     let mut fcntl = |command: u64, argument: Argument<'_>| {
@@ -391,7 +392,12 @@ fn set_signal_owner(
     };
     if let Some(owner) = file.owner {
         let mut bytes = owner.kind.to_ne_bytes().to_vec();
-        bytes.extend(owner.pid.to_ne_bytes());
+        let seen = owner_seen.ok_or(RebuildError::Remote {
+            pid,
+            object: "signal-driven I/O",
+            source: Errno::ESRCH,
+        })?;
+        bytes.extend(seen.to_ne_bytes());
         fcntl(F_SETOWN_EX, Argument::In(&bytes))?;
     }
     if file.signal != 0 {

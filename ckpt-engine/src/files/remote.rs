@@ -17,4 +17,15 @@ pub enum Argument<'a> {
 pub trait Remote {
     /// Makes the process with this number inside the VE call `number`.
     fn call(&mut self, pid: i32, number: i64, arguments: [Argument<'_>; 6]) -> Result<u64, Errno>;
+
+    /// The number that a process sees for another one, a thread, a group or a session, whose number
+    /// in the VE's pid namespace is `pid`; `None` if it has none for it.
+    fn number(&self, _seen_by: i32, pid: i32) -> Option<i32> {
+        Some(pid)
+    }
+
+    /// A process in a mount namespace: its numbers in the VE's pid namespace and on the host.
+    fn member(&self, _mounts: u32) -> Option<(i32, i32)> {
+        None
+    }
 }

@@ -24,6 +24,7 @@ use crate::{
 /// Where in the gate's loop its `syscall` instruction stands.
 const GATE_SYSCALL: u64 = 32;
 const PR_SET_TIMERSLACK: u64 = 29;
+const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
 const SS_ONSTACK: u64 = 1;
 const SS_DISABLE: u64 = 2;
 const ALL_CPUS: [u64; 16] = [u64::MAX; 16];
@@ -31,7 +32,8 @@ const ALL_CPUS: [u64; 16] = [u64::MAX; 16];
 impl Skeleton {
     /// Signals, timers and credentials.
     pub fn complete(&mut self, processes: &Processes) -> Result<(), RebuildError> {
-        self.set_last_pid(processes.last_pid)?;
+        let init = self.bone(1)?;
+        self.set_last_pid(init, processes.last_pid)?;
         processes.processes.iter().try_for_each(|process| self.complete_process(process))
     }
 
@@ -86,28 +88,31 @@ impl Skeleton {
         Ok(())
     }
 
-    /// The next new process of the VE gets the number after this one.
-    fn set_last_pid(&self, last_pid: i32) -> Result<(), RebuildError> {
+    /// The next new process in the pid namespace of this one gets the number after this.
+    pub(super) fn set_last_pid(&self, by: &Bone, last_pid: i32) -> Result<(), RebuildError> {
         if last_pid > 0
-            && let Err(error) = self.write_last_pid(last_pid)?
+            && let Err(error) = self.write_last_pid(by, last_pid)?
         {
             tracing::debug!(%error, "cannot set the last process number of the VE");
         }
         Ok(())
     }
 
-    /// The same; the inner error is that of a VE whose init cannot reach the setting.
+    /// The same; the inner error is that of a process that cannot reach the setting.
     pub(super) fn write_last_pid(
         &self,
+        by: &Bone,
         last_pid: i32,
     ) -> Result<Result<(), InjectError>, RebuildError> {
-        let init = self.bone(1)?;
+        if !by.below.is_empty() {
+            return self.pass_last_pid(by, last_pid);
+        }
         let mut batch = self.gate.batch();
-        let path = batch.text("/proc/sys/kernel/ns_last_pid");
+        let path = batch.text(LAST_PID);
         let text = last_pid.to_string();
         let flags = (libc::O_WRONLY | libc::O_CLOEXEC) as u64;
         let open = batch.call("open", libc::SYS_open, &[path, flags]);
-        let fd = match batch.run(&init.thread)?.value(open) {
+        let fd = match batch.run(&by.thread)?.value(open) {
             Ok(fd) => fd,
             Err(error) => return Ok(Err(error)),
         };
@@ -115,8 +120,26 @@ impl Skeleton {
         let bytes = batch.bytes(text.as_bytes());
         batch.call("write", libc::SYS_write, &[fd, bytes, text.len() as u64]);
         batch.call("close", libc::SYS_close, &[fd]);
-        batch.run(&init.thread)?.all().map_err(init.failed("set its last process number"))?;
+        batch.run(&by.thread)?.all().map_err(by.failed("set its last process number"))?;
         Ok(Ok(()))
+    }
+
+    /// The same for one that may not see the setting, or not as what can be written: what is open
+    /// for us is about the pid namespace of whoever writes. Only while it has the channel.
+    fn pass_last_pid(
+        &self,
+        by: &Bone,
+        last_pid: i32,
+    ) -> Result<Result<(), InjectError>, RebuildError> {
+        let failed = |source| outside(by.pid, "open the last process number", source);
+        let setting = fs::File::options().write(true).open(LAST_PID).map_err(failed)?;
+        self.pass_descriptor(&by.thread, by.pid, &setting.into())?;
+        let mut batch = self.gate.batch();
+        let text = last_pid.to_string();
+        let bytes = batch.bytes(text.as_bytes());
+        let write = batch.call("write", libc::SYS_write, &[0, bytes, text.len() as u64]);
+        batch.call("close", libc::SYS_close, &[0]);
+        Ok(batch.run(&by.thread)?.value(write).map(drop))
     }
 
     /// Makes the processes that have ended on the source but are not yet waited for.
@@ -136,7 +159,13 @@ impl Skeleton {
     /// on the source already, and is not told again.
     fn end_zombies(&mut self, processes: &Processes) -> Result<(), RebuildError> {
         let mut told = Vec::new();
-        for shape in std::mem::take(&mut self.zombies) {
+        let mut zombies = std::mem::take(&mut self.zombies);
+        // With the first process of a pid namespace all others in it end.
+        zombies.sort_by_key(|shape| {
+            let below = &shape.below.process;
+            std::cmp::Reverse(if below.last() == Some(&1) { below.len() } else { usize::MAX })
+        });
+        for shape in zombies {
             let Some(bone) = self.processes.remove(&shape.pid) else { continue };
             let failed = |source| outside(shape.pid, "end it as a zombie", source);
             let pidfd = task::pidfd_open(bone.thread.tid).map_err(failed)?;
@@ -172,13 +201,12 @@ impl Skeleton {
         Ok(())
     }
 
-    fn join_zombie_group(&self, shape: &Shape) -> Result<(), RebuildError> {
+    fn join_zombie_group(&mut self, shape: &Shape) -> Result<(), RebuildError> {
         let bone = self.bone(shape.pid)?;
         if bone.group == shape.group {
             return Ok(());
         }
-        let arguments = [0, shape.group as u64];
-        self.call(&bone.thread, shape.pid, "setpgid", libc::SYS_setpgid, &arguments).map(drop)
+        self.set_group(shape)
     }
 
     /// Removes the gate and sets the registers; nothing of ours is left in the process.
@@ -323,7 +351,7 @@ fn whole_process(batch: &mut Batch, process: &Process, elapsed_ns: i64) {
     timers::start_posix_timers(batch, &process.posix_timers, elapsed_ns);
     timers::interval_timers(batch, &process.interval_timers, elapsed_ns);
     for signal in &process.pending {
-        queue(batch, process.pid, None, signal);
+        queue(batch, own_number(process.threads.first(), process.pid), None, signal);
     }
     batch.call("umask", libc::SYS_umask, &[u64::from(process.umask)]);
     if process.personality != 0 {
@@ -371,13 +399,19 @@ fn one_thread(batch: &mut Batch, process: &Process, thread: &Thread, power: Powe
         batch.call("prctl", prctl, &[libc::PR_SET_DUMPABLE as u64, dumpable]);
     }
     for signal in &thread.pending {
-        queue(batch, process.pid, Some(thread.tid), signal);
+        let pid = own_number(process.threads.first(), process.pid);
+        queue(batch, pid, Some(own_number(Some(thread), thread.tid)), signal);
     }
     if let Some(rseq) = thread.rseq {
         let arguments = [rseq.pointer, u64::from(rseq.size), 0, u64::from(rseq.signature)];
         batch.call("rseq", libc::SYS_rseq, &arguments);
     }
     controls::one_thread(batch, &thread.controls);
+}
+
+/// The number of a thread in its own pid namespace.
+fn own_number(thread: Option<&Thread>, in_ve: i32) -> i32 {
+    thread.and_then(|thread| thread.below.last()).copied().unwrap_or(in_ve)
 }
 
 /// Queues a signal with all it carries: only the process itself may forge the sender.

@@ -4,7 +4,7 @@
 //! comes before it is given away: groups, then users with the capabilities kept, then the
 //! bounding set, the secure bits, the sets themselves, and the ambient set last.
 
-use ckpt_format::process::Credentials;
+use ckpt_format::process::{Credentials, Identity};
 
 use crate::inject::Batch;
 
@@ -15,17 +15,33 @@ const VERSION: u32 = 0x2008_0522;
 
 /// Adds the calls. `bounding` is the bounding set that the thread has now.
 pub(super) fn set(batch: &mut Batch, credentials: &Credentials, bounding: u64) {
-    become_user(batch, credentials);
+    become_user(batch, &identity(credentials));
     limit(batch, credentials, bounding);
 }
 
+/// Who it is, without what it may do.
+pub(super) fn identity(credentials: &Credentials) -> Identity {
+    let Credentials { users, groups, ref supplementary, .. } = *credentials;
+    Identity { users, groups, supplementary: supplementary.clone() }
+}
+
 /// The user and groups, with all capabilities kept.
-pub(super) fn become_user(batch: &mut Batch, credentials: &Credentials) {
+pub(super) fn become_user(batch: &mut Batch, credentials: &Identity) {
+    set_groups(batch, credentials);
+    set_ids(batch, credentials);
+}
+
+/// Supplementary groups.
+pub(super) fn set_groups(batch: &mut Batch, credentials: &Identity) {
     let groups: Vec<u8> =
         credentials.supplementary.iter().flat_map(|group| group.to_le_bytes()).collect();
     let address = batch.bytes(&groups);
     let count = credentials.supplementary.len() as u64;
     batch.call("setgroups", libc::SYS_setgroups, &[count, address]);
+}
+
+/// The user and group, with all capabilities kept.
+pub(super) fn set_ids(batch: &mut Batch, credentials: &Identity) {
     let [real, effective, saved, file_system] = credentials.groups.map(u64::from);
     batch.call("setresgid", libc::SYS_setresgid, &[real, effective, saved]);
     if file_system != effective {

@@ -26,6 +26,7 @@ impl Skeleton {
     /// below `/proc/PID` can be opened then. They die in [`Self::finalize`].
     pub fn populate(&mut self, processes: &Processes) -> Result<(), RebuildError> {
         self.processes.values_mut().try_for_each(Bone::write_late)?;
+        self.mount_late()?;
         for process in &processes.processes {
             if process.threads.is_empty() {
                 return Err(Inconsistency::NoThreads(process.pid).into());
@@ -65,6 +66,11 @@ impl Skeleton {
                 self.enter_users(process)?;
                 self.make_threads(process, &processes.filters)?;
             }
+            self.part_children(process.pid)?;
+        }
+        for process in &processes.processes {
+            // Whoever has no number yet gets none any more.
+            self.set_last_pid(self.bone(process.pid)?, process.last_pid)?;
         }
         // What processes have in common they get once, when all have the rest.
         for process in &processes.processes {

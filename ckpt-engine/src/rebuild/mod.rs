@@ -14,7 +14,9 @@
 //! Until the release every process dies with the thread that built it (`PTRACE_O_EXITKILL`), so
 //! that a daemon that is killed leaves nothing half built.
 
+mod apart;
 mod areas;
+mod birth;
 mod complete;
 mod controls;
 mod credentials;
@@ -42,7 +44,7 @@ use ckpt_format::{
     container::Namespaces,
     ipc::SemaphoreSet,
     memory::{Area, Run},
-    process::{Common, Shape},
+    process::{Common, Identity, Shape},
 };
 
 pub use self::release::Ready;
@@ -99,6 +101,12 @@ pub enum RebuildError {
     /// The parent, session or group of a process cannot be made.
     #[error("process {pid} has a session or parent that cannot be rebuilt")]
     Family {
+        /// The process, as numbered in the VE.
+        pid: i32,
+    },
+    /// A process of a pid namespace is somebody whom its user namespace has no number for.
+    #[error("process {pid} is a user that its user namespace does not know")]
+    Unmapped {
         /// The process, as numbered in the VE.
         pid: i32,
     },
@@ -208,6 +216,15 @@ struct Bone {
     exit_signal: i32,
     /// What it has in common with its parent.
     common: Common,
+    /// The number of its pid namespace.
+    space: u32,
+    /// Its numbers in the pid namespaces below the VE's own, the outermost first.
+    below: Vec<i32>,
+    /// Who it was made as, where it begins a pid namespace.
+    identity: Option<Identity>,
+    /// The user namespace that it is in now; the VE's own for all that need not be elsewhere from
+    /// their birth.
+    users: u32,
     /// `None` for one that was born in a way that does not tell.
     namespaces: Option<Namespaces>,
     areas: Vec<Area>,
@@ -234,8 +251,8 @@ impl Skeleton {
         let status = procfs::Status::read(init)?;
         let bounding = status.number("CapBnd", 16)?;
         let mut bone = Bone::new(1, thread, None)?;
-        bone.session = status.innermost("NSsid")?;
-        bone.group = status.innermost("NSpgid")?;
+        bone.session = status.in_ve("NSsid")?;
+        bone.group = status.in_ve("NSpgid")?;
         raise_limits(init);
         Ok(Self {
             processes: BTreeMap::from([(1, bone)]),
@@ -297,6 +314,10 @@ impl Bone {
             group,
             exit_signal: libc::SIGCHLD,
             common: Common::default(),
+            space: 0,
+            below: Vec::new(),
+            identity: None,
+            users: parent.map_or(0, |parent| parent.users),
             namespaces,
             areas: Vec::new(),
             late: BTreeMap::new(),
@@ -310,6 +331,9 @@ impl Bone {
             session: self.session,
             exit_signal: self.exit_signal,
             common: self.common,
+            space: self.space,
+            below: self.below.clone(),
+            identity: self.identity.clone(),
         }
     }
 

@@ -8,14 +8,20 @@ use std::{
     path::Path,
 };
 
-use ckpt_format::{container::Namespaces, process::Process};
+use ckpt_format::{
+    container::{Children, Namespaces},
+    process::Process,
+};
 
 use super::{
-    Bone, CHANNEL, Inconsistency, RebuildError, Skeleton,
+    Bone, CHANNEL, Inconsistency, RebuildError, Skeleton, apart,
     areas::{Message, send_descriptors},
     credentials,
 };
-use crate::container::{Handles, cgroups};
+use crate::{
+    container::{Handles, LateMount, cgroups, mount_late},
+    inject::Stopped,
+};
 
 /// The kinds, as `/proc/PID/ns` names them.
 const KINDS: [&str; 4] = ["mnt", "uts", "ipc", "net"];
@@ -29,18 +35,25 @@ pub(super) struct Table {
     users: Vec<OwnedFd>,
     /// The tops of the cgroup namespaces of programs.
     cgroups: Vec<String>,
+    /// What is mounted when all pid namespaces are there.
+    late: Vec<LateMount>,
+    /// By number, without the VE's own: what user namespaces are in.
+    user_parents: Vec<u32>,
+    /// In the same way: the user namespaces that pid namespaces belong to.
+    pid_owners: Vec<u32>,
 }
 
 impl Table {
     pub(super) fn new(init: i32, handles: Handles) -> io::Result<Self> {
-        let Handles { mounts, names, ipcs, networks, users, cgroups } = handles;
+        let Handles { mounts, names, ipcs, networks, users, cgroups, late, .. } = handles;
+        let Handles { user_parents, pid_owners, .. } = handles;
         let mut kinds = [mounts, names, ipcs, networks];
         for (kind, name) in kinds.iter_mut().zip(KINDS) {
             if !kind.is_empty() {
                 kind.insert(0, File::open(format!("/proc/{init}/ns/{name}"))?.into());
             }
         }
-        Ok(Self { kinds, users, cgroups })
+        Ok(Self { kinds, users, cgroups, late, user_parents, pid_owners })
     }
 
     /// All that programs have made, by kind and number.
@@ -56,6 +69,30 @@ impl Table {
         Ok(all)
     }
 
+    /// The user namespace that a pid namespace belongs to.
+    pub(super) fn pid_owner(&self, space: u32) -> u32 {
+        at(&self.pid_owners, space).copied().unwrap_or(0)
+    }
+
+    /// A user namespace of a program.
+    pub(super) fn users_of(&self, number: u32) -> Option<&OwnedFd> {
+        at(&self.users, number)
+    }
+
+    /// Whether those of a user namespace rule over another one: it is their own, or within.
+    pub(super) fn rules(&self, users: u32, over: u32) -> bool {
+        let mut at_last = over;
+        // Each is in another one; what is damaged could be a circle.
+        for _ in 0..=self.user_parents.len() {
+            match at(&self.user_parents, at_last) {
+                _ if at_last == users => return true,
+                Some(&parent) => at_last = parent,
+                None => return false,
+            }
+        }
+        false
+    }
+
     /// The mount namespaces, the VE's own first; none if there is no other.
     pub(super) fn mounts(&self) -> io::Result<Vec<OwnedFd>> {
         self.kinds[0].iter().map(OwnedFd::try_clone).collect()
@@ -67,8 +104,13 @@ impl Table {
     }
 }
 
+/// What stands for a number in a list that begins with number 1.
+fn at<T>(list: &[T], number: u32) -> Option<&T> {
+    list.get(usize::try_from(number).ok()?.checked_sub(1)?)
+}
+
 fn numbers(namespaces: Namespaces) -> [u32; 4] {
-    let Namespaces { mounts, names, ipc, network, cgroup: _, user: _ } = namespaces;
+    let Namespaces { mounts, names, ipc, network, .. } = namespaces;
     [mounts, names, ipc, network]
 }
 
@@ -83,7 +125,23 @@ impl Skeleton {
         if bone.namespaces == Some(wanted) {
             return Ok(());
         }
-        let now = bone.namespaces.map(numbers);
+        self.go_to_namespaces(&bone.thread, pid, bone.namespaces, wanted)?;
+        if let Some(bone) = self.processes.get_mut(&pid) {
+            bone.namespaces = Some(wanted);
+        }
+        Ok(())
+    }
+
+    /// The same for a thread, which may be in some of them `now`.
+    pub(super) fn go_to_namespaces(
+        &self,
+        thread: &Stopped,
+        pid: i32,
+        now: Option<Namespaces>,
+        wanted: Namespaces,
+    ) -> Result<(), RebuildError> {
+        let now = now.map(numbers);
+        let what = "enter its namespaces";
         for (kind, number) in numbers(wanted).into_iter().enumerate() {
             let known = now.is_some_and(|now| now[kind] == number);
             // Where there is only the VE's own every process is in it.
@@ -93,27 +151,31 @@ impl Skeleton {
             let namespace = usize::try_from(number).ok();
             let namespace = namespace.and_then(|number| self.nested.kinds[kind].get(number));
             let namespace = namespace.ok_or(Inconsistency::UnknownNamespace(pid))?;
-            self.pass_namespace(bone, namespace)?;
+            self.pass_descriptor(thread, pid, namespace)?;
             let mut batch = self.gate.batch();
             batch.call("setns", libc::SYS_setns, &[0, 0]);
             batch.call("close", libc::SYS_close, &[0]);
-            batch.run(&bone.thread)?.all().map_err(bone.failed("enter its namespaces"))?;
-        }
-        if let Some(bone) = self.processes.get_mut(&pid) {
-            bone.namespaces = Some(wanted);
+            let failed = |source| RebuildError::Process { pid, what, source };
+            batch.run(thread)?.all().map_err(failed)?;
         }
         Ok(())
     }
 
-    /// The process has the namespace as descriptor 0 then, the lowest and free.
-    fn pass_namespace(&self, bone: &Bone, namespace: &OwnedFd) -> Result<(), RebuildError> {
-        send_descriptors(&self.channel, &[namespace.as_raw_fd()]).map_err(|source| {
-            RebuildError::Outside { pid: bone.pid, what: "pass a namespace", source }
-        })?;
+    /// The thread has it as descriptor 0 then, the lowest and free.
+    pub(super) fn pass_descriptor(
+        &self,
+        thread: &Stopped,
+        pid: i32,
+        descriptor: &OwnedFd,
+    ) -> Result<(), RebuildError> {
+        let what = "pass a descriptor";
+        send_descriptors(&self.channel, &[descriptor.as_raw_fd()])
+            .map_err(|source| RebuildError::Outside { pid, what, source })?;
         let mut batch = self.gate.batch();
         let message = Message::add(&mut batch, 1);
         message.receive(&mut batch, CHANNEL);
-        batch.run(&bone.thread)?.all().map_err(bone.failed("pass a namespace"))
+        let failed = |source| RebuildError::Process { pid, what, source };
+        batch.run(thread)?.all().map_err(failed)
     }
 
     /// Makes the cgroup namespaces of programs, and moves their processes there. To be called
@@ -135,7 +197,7 @@ impl Skeleton {
             let outside = |source| RebuildError::Outside { pid: first.pid, what, source };
             let made = File::open(format!("/proc/{host}/ns/cgroup")).map_err(outside)?.into();
             for bone in members {
-                self.pass_namespace(bone, &made)?;
+                self.pass_descriptor(&bone.thread, bone.pid, &made)?;
                 let mut batch = self.gate.batch();
                 batch.call("setns", libc::SYS_setns, &[0, libc::CLONE_NEWCGROUP as u64]);
                 batch.call("close", libc::SYS_close, &[0]);
@@ -143,6 +205,40 @@ impl Skeleton {
             }
         }
         Ok(())
+    }
+
+    /// Mounts the `/proc` of each pid namespace below the VE's own, and what stands on those. To be
+    /// called when all processes are there.
+    pub(super) fn mount_late(&mut self) -> Result<(), RebuildError> {
+        let late = std::mem::take(&mut self.nested.late);
+        if late.is_empty() {
+            return Ok(());
+        }
+        let mut spaces = HashMap::new();
+        for space in late.iter().filter_map(LateMount::space) {
+            spaces.insert(space, self.pid_space(1, space)?);
+        }
+        let outside = |what| move |source| RebuildError::Outside { pid: 1, what, source };
+        let own = File::open(format!("/proc/{}/ns/mnt", self.init()?));
+        let mut tables = vec![own.map_err(outside("find its namespaces"))?.into()];
+        let others = self.nested.mounts().map_err(outside("find its namespaces"))?;
+        tables.extend(others.into_iter().skip(1));
+        mount_late(late, &tables, &spaces, self.id_base)
+            .map_err(outside("mount /proc of a pid namespace"))
+    }
+
+    /// The next children of a process are born elsewhere than it was. To be called when it has all
+    /// its threads and children.
+    pub(super) fn part_children(&self, pid: i32) -> Result<(), RebuildError> {
+        let bone = self.bone(pid)?;
+        match bone.namespaces.unwrap_or_default().children {
+            Children::Own => Ok(()),
+            Children::Joined(space) => self.join_pids(&bone.thread, pid, space),
+            Children::New => {
+                let unshare = [libc::CLONE_NEWPID as u64];
+                self.call(&bone.thread, pid, "unshare", libc::SYS_unshare, &unshare).map(drop)
+            }
+        }
     }
 
     /// The user namespace that a process is to be in, unless that is the VE's own.
@@ -162,16 +258,29 @@ impl Skeleton {
     }
 
     /// Moves a process into its user namespace. Who it is there is said before, in the VE's own:
-    /// so it can be somebody whom the namespace has no number for.
-    pub(super) fn enter_users(&self, process: &Process) -> Result<(), RebuildError> {
-        let bone = self.bone(process.pid)?;
-        let leader = process.threads.first().ok_or(Inconsistency::NoThreads(process.pid))?;
-        let Some(users) = self.users_of(process.pid)? else { return Ok(()) };
-        self.pass_namespace(bone, users)?;
+    /// so it can be somebody whom the namespace has no number for. One that is in a user namespace
+    /// from its birth becomes who it is as far as that has a number.
+    pub(super) fn enter_users(&mut self, process: &Process) -> Result<(), RebuildError> {
+        let pid = process.pid;
+        let bone = self.bone(pid)?;
+        let leader = process.threads.first().ok_or(Inconsistency::NoThreads(pid))?;
+        let wanted = bone.namespaces.unwrap_or_default().user;
+        let Some(users) = self.users_of(pid)? else { return Ok(()) };
+        let identity = credentials::identity(&leader.credentials);
+        if bone.users != wanted {
+            self.pass_descriptor(&bone.thread, pid, users)?;
+        }
         let mut batch = self.gate.batch();
-        credentials::become_user(&mut batch, &leader.credentials);
-        batch.call("setns", libc::SYS_setns, &[0, libc::CLONE_NEWUSER as u64]);
-        batch.call("close", libc::SYS_close, &[0]);
-        batch.run(&bone.thread)?.all().map_err(bone.failed("enter its user namespace"))
+        match bone.users {
+            0 => credentials::become_user(&mut batch, &identity),
+            _ => apart::change_user(&mut batch, bone, &identity, self.id_base)?,
+        }
+        if bone.users != wanted {
+            batch.call("setns", libc::SYS_setns, &[0, libc::CLONE_NEWUSER as u64]);
+            batch.call("close", libc::SYS_close, &[0]);
+        }
+        batch.run(&bone.thread)?.all().map_err(bone.failed("enter its user namespace"))?;
+        self.bone_mut(pid)?.users = wanted;
+        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use nix::errno::Errno;
 
-use super::{RebuildError, Skeleton};
+use super::{Bone, RebuildError, Skeleton};
 use crate::{
     files::{Argument, Remote},
     inject::InjectError,
@@ -31,6 +31,27 @@ impl Remote for Skeleton {
         done.result(call)
             .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
     }
+
+    fn number(&self, seen_by: i32, pid: i32) -> Option<i32> {
+        let depth = self.processes.get(&seen_by)?.below.len();
+        if depth == 0 {
+            return Some(pid);
+        }
+        let bones = self.processes.values();
+        let mut tasks = bones.flat_map(|bone| std::iter::once(&bone.thread).chain(&bone.others));
+        let below = tasks.find_map(|task| {
+            let status = Status::read(task.tid).ok()?;
+            ["NSpid", "NSpgid", "NSsid"].into_iter().find_map(|key| {
+                (status.in_ve(key).ok()? == pid).then(|| status.below_ve(key).ok())?
+            })
+        })?;
+        below.get(depth - 1).copied().filter(|&number| number != 0)
+    }
+
+    fn member(&self, mounts: u32) -> Option<(i32, i32)> {
+        let is_there = |bone: &&Bone| bone.namespaces.is_some_and(|it| it.mounts == mounts);
+        self.processes.values().find(is_there).map(|bone| (bone.pid, bone.thread.tid))
+    }
 }
 
 impl Skeleton {
@@ -42,7 +63,7 @@ impl Skeleton {
     /// The threads beside the first of each process, likewise.
     pub(super) fn threads(&self) -> Result<Vec<(i32, i32)>, RebuildError> {
         let all = self.processes.values().flat_map(|bone| &bone.others);
-        all.map(|thread| Ok((Status::read(thread.tid)?.innermost("NSpid")?, thread.tid))).collect()
+        all.map(|thread| Ok((Status::read(thread.tid)?.in_ve("NSpid")?, thread.tid))).collect()
     }
 
     /// The number of init on the host.

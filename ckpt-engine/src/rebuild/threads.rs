@@ -10,8 +10,11 @@ use ckpt_format::{
     seccomp::{Filter, INSTRUCTIONS_MAX},
 };
 
-use super::{Inconsistency, RebuildError, Skeleton};
-use crate::{inject::Stopped, procfs::Status};
+use super::{
+    Inconsistency, RebuildError, Skeleton,
+    birth::{By, Place},
+};
+use crate::inject::Stopped;
 
 const CLONE_THREAD_FLAGS: u64 = (libc::CLONE_VM
     | libc::CLONE_FS
@@ -60,24 +63,6 @@ impl Skeleton {
             batch.run(stopped)?.all().map_err(bone.failed("set the directories of a thread"))?;
         }
         Ok(())
-    }
-}
-
-impl Skeleton {
-    /// Makes a thread in a process whose user namespace may not choose numbers in the VE's pid
-    /// namespace: it gets the next one, because nothing else is made meanwhile.
-    fn clone_next(&self, by: &Stopped, tid: i32) -> Result<Stopped, RebuildError> {
-        let what = "give a thread its number";
-        let failed = |source| RebuildError::Process { pid: tid, what, source };
-        self.write_last_pid(tid - 1)?.map_err(failed)?;
-        let made = self.clone_in(by, 0, CLONE_THREAD_FLAGS, 0)?;
-        match Status::read(made.tid)?.innermost("NSpid")? == tid {
-            true => Ok(made),
-            false => {
-                let source = std::io::ErrorKind::AddrInUse.into();
-                Err(RebuildError::Outside { pid: tid, what, source })
-            }
-        }
     }
 }
 
@@ -132,12 +117,13 @@ impl Family<'_> {
         if place == 0 || self.made[place].is_some() {
             return Ok(());
         }
-        let tid = self.process.threads[place].tid;
-        let by = self.thread(by)?;
-        let made = match self.skeleton.is_user_apart(self.process.pid)? {
-            false => self.skeleton.clone_in(by, tid, CLONE_THREAD_FLAGS, 0)?,
-            true => self.skeleton.clone_next(by, tid)?,
-        };
+        let thread = &self.process.threads[place];
+        let (tid, below) = (thread.tid, thread.below.as_slice());
+        let bone = self.skeleton.bone(self.process.pid)?;
+        let chain = self.skeleton.chain(tid, bone.space)?;
+        let numbers = Place { pid: tid, below, ..Place::any(bone.space) };
+        let by = By { thread: self.thread(by)?, ..By::of(bone) };
+        let made = self.skeleton.clone_numbered(by, &chain, numbers, CLONE_THREAD_FLAGS, 0)?;
         self.made[place] = Some(made);
         Ok(())
     }

@@ -5,11 +5,14 @@
 //! old number makes it and leaves again; where the process was orphaned, it is born from a
 //! member of its session through a parent that ends at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ckpt_format::process::{Common, Shape};
 
-use super::{Bone, Inconsistency, RebuildError, Skeleton};
+use super::{
+    Bone, Inconsistency, RebuildError, Skeleton,
+    birth::{Born, By, Place, seen},
+};
 use crate::{
     areas::heritage,
     inject::{InjectError, Stopped},
@@ -17,7 +20,7 @@ use crate::{
     sys::ptrace::{self, Stop},
 };
 
-const CLONE_PARENT: u64 = 0x8000;
+pub(super) const CLONE_PARENT: u64 = 0x8000;
 
 impl Skeleton {
     pub(super) fn update_tree(&mut self, mut shapes: Vec<Shape>) -> Result<(), RebuildError> {
@@ -33,9 +36,15 @@ impl Skeleton {
             }
         }
         let mut leaders = Vec::new();
+        let all: BTreeSet<i32> = shapes.iter().map(|shape| shape.pid).collect();
         for shape in &shapes {
             if !self.processes.contains_key(&shape.pid) {
                 self.bear(shape, &mut leaders)?;
+            }
+            // Children inherit the group, which those in a pid namespace may have no number for.
+            if shape.group == shape.pid || !all.contains(&shape.group) || self.is_group(shape.group)
+            {
+                self.join_group(shape, &mut leaders)?;
             }
         }
         for shape in &shapes {
@@ -80,16 +89,19 @@ impl Skeleton {
             return Err(RebuildError::Family { pid: shape.pid });
         }
         let born = if inherits {
-            self.clone_in(&parent.thread, shape.pid, flags(shape.common), shape.exit_signal)?
+            let (place, flags) = (Place::of(shape), flags(shape.common));
+            self.bear_by(By::of(parent), place, flags, shape.exit_signal)?
         } else {
             self.bear_into_session(shape, leaders)?
         };
         let parent = self.bone(shape.parent)?;
-        let mut bone = Bone::new(shape.pid, born, Some(parent))?;
+        let Born { thread, users, namespaces } = born;
+        let mut bone = Bone::new(shape.pid, thread, Some(parent))?;
+        (bone.users, bone.namespaces) = (users, namespaces);
         bone.exit_signal = shape.exit_signal;
+        (bone.space, bone.below) = (shape.namespaces.pid, shape.below.process.clone());
+        bone.identity = Kin::of(shape).identity;
         if !inherits {
-            // Whoever bore it may have been anywhere.
-            bone.namespaces = None;
             bone.session = shape.session;
             bone.group = self.group_of_session(shape.session);
         }
@@ -111,35 +123,61 @@ impl Skeleton {
         &self,
         shape: &Shape,
         leaders: &mut Vec<Stopped>,
-    ) -> Result<Stopped, RebuildError> {
-        let session = shape.session;
-        let flags = flags(shape.common);
-        let member = self.processes.values().find(|bone| bone.session == session);
-        if let Some(sibling) = self.processes.values().find(|bone| {
+    ) -> Result<Born, RebuildError> {
+        let (flags, place) = (flags(shape.common), Place::of(shape));
+        let parent = self.bone(shape.parent)?;
+        // Whoever is deeper cannot bear those further out.
+        let reaches = |bone: &&Bone| {
+            bone.session == shape.session
+                && (bone.space == parent.space || bone.below.len() < parent.below.len())
+        };
+        let mut members = self.processes.values().filter(reaches);
+        if let Some(sibling) = members.clone().find(|bone| {
             flags == 0
-                && bone.session == session
                 && bone.parent == shape.parent
                 && bone.exit_signal == shape.exit_signal
+                // The kernel lets none that begins a pid namespace have brothers.
+                && bone.below.last() != Some(&1)
         }) {
-            return self.clone_in(&sibling.thread, shape.pid, CLONE_PARENT, 0);
+            return self.bear_by(By::of(sibling), place, CLONE_PARENT, 0);
         }
-        match member {
-            Some(member) if shape.parent == 1 && flags == 0 => {
-                let between = self.clone_in(&member.thread, 0, 0, 0)?;
-                let born = self.clone_in(&between, shape.pid, 0, shape.exit_signal)?;
-                end(&between)?;
+        match members.next() {
+            Some(member) if shape.parent == self.reaper_of(parent.space) && flags == 0 => {
+                let home = parent.space;
+                let any = Place::any(home);
+                let between = self.bear_by(By::of(member), any, 0, 0)?;
+                let born = self.bear_by(between.by(home), place, 0, shape.exit_signal)?;
+                end(&between.thread)?;
                 Ok(born)
             }
             Some(_) => Err(RebuildError::Family { pid: shape.pid }),
             None => {
-                let parent = self.bone(shape.parent)?;
-                let leader = self.clone_in(&parent.thread, session, flags, shape.exit_signal)?;
-                self.call(&leader, shape.pid, "setsid", libc::SYS_setsid, &[])?;
-                let born = self.clone_in(&leader, shape.pid, CLONE_PARENT | flags, 0)?;
-                leaders.push(leader);
+                let leader = self.session_leader(shape, parent)?;
+                let by = By::of(parent);
+                let (space, signal) = (leader.space, shape.exit_signal);
+                let leader = self.bear_by(by, leader, flags, signal)?;
+                self.call(&leader.thread, shape.pid, "setsid", libc::SYS_setsid, &[])?;
+                let born = self.bear_by(leader.by(space), place, CLONE_PARENT | flags, 0)?;
+                leaders.push(leader.thread);
                 Ok(born)
             }
         }
+    }
+
+    /// Where the leader of a session lived that is gone.
+    fn session_leader<'a>(
+        &self,
+        shape: &'a Shape,
+        parent: &Bone,
+    ) -> Result<Place<'a>, RebuildError> {
+        let below = &shape.below.session;
+        let depth = below.iter().take_while(|&&number| number > 0).count();
+        let space = match depth {
+            depth if depth == parent.below.len() => parent.space,
+            depth if depth == shape.below.process.len() => shape.namespaces.pid,
+            _ => return Err(RebuildError::Family { pid: shape.pid }),
+        };
+        Ok(Place { pid: shape.session, space, below: &below[..depth], shape: None })
     }
 
     fn group_of_session(&self, session: i32) -> i32 {
@@ -157,6 +195,10 @@ impl Skeleton {
         Ok(())
     }
 
+    fn is_group(&self, group: i32) -> bool {
+        self.processes.values().any(|other| other.group == group)
+    }
+
     fn join_group(
         &mut self,
         shape: &Shape,
@@ -166,27 +208,45 @@ impl Skeleton {
         if bone.group == shape.group {
             return Ok(());
         }
-        let exists = self.processes.values().any(|other| other.group == shape.group);
-        if !exists && shape.group != shape.pid {
-            let alive = self.processes.contains_key(&shape.group);
-            match alive {
-                true => self.set_group(shape.group, shape.group)?,
-                false => {
-                    let leader = self.clone_in(&bone.thread, shape.group, 0, 0)?;
+        if !self.is_group(shape.group) && shape.group != shape.pid {
+            match self.processes.get(&shape.group) {
+                Some(leader) => {
+                    self.call(&leader.thread, leader.pid, "setpgid", libc::SYS_setpgid, &[0, 0])?;
+                    self.bone_mut(shape.group)?.group = shape.group;
+                }
+                None => {
+                    let below = &shape.below.group;
+                    if below.contains(&0) {
+                        return Err(RebuildError::Family { pid: shape.pid });
+                    }
+                    let place = Place { pid: shape.group, space: bone.space, below, shape: None };
+                    let leader = self.bear_by(By::of(bone), place, 0, 0)?.thread;
                     self.call(&leader, shape.pid, "setpgid", libc::SYS_setpgid, &[0, 0])?;
                     leaders.push(leader);
                 }
             }
         }
-        self.set_group(shape.pid, shape.group)
+        self.set_group(shape)
     }
 
-    fn set_group(&mut self, pid: i32, group: i32) -> Result<(), RebuildError> {
-        let bone = self.bone(pid)?;
-        self.call(&bone.thread, pid, "setpgid", libc::SYS_setpgid, &[0, group as u64])?;
-        if let Some(bone) = self.processes.get_mut(&pid) {
-            bone.group = group;
+    /// Lets a process join its group, or lets its parent do that where the process itself has no
+    /// number for it.
+    pub(super) fn set_group(&mut self, shape: &Shape) -> Result<(), RebuildError> {
+        let bone = self.bone(shape.pid)?;
+        let group = |of: &Bone| seen(shape.group, &shape.below.group, of.below.len());
+        let (by, pid, group) = match (group(bone), self.processes.get(&shape.parent)) {
+            (0, Some(parent)) => {
+                let pid = seen(shape.pid, &bone.below, parent.below.len());
+                (parent, pid, group(parent))
+            }
+            (group, _) => (bone, 0, group),
+        };
+        if group == 0 {
+            return Err(RebuildError::Family { pid: shape.pid });
         }
+        let arguments = [pid as u64, group as u64];
+        self.call(&by.thread, shape.pid, "setpgid", libc::SYS_setpgid, &arguments)?;
+        self.bone_mut(shape.pid)?.group = shape.group;
         Ok(())
     }
 
@@ -209,37 +269,6 @@ impl Skeleton {
         let behind = self.gate.base + crate::inject::Gate::SIZE;
         batch.call("munmap", libc::SYS_munmap, &[behind, super::TASK_SIZE - behind]);
         batch.run(&bone.thread)?.all().map_err(bone.failed("empty it"))
-    }
-
-    /// clone3(2) in a stopped process; the child stops at once. `pid` 0 takes any number.
-    pub(super) fn clone_in(
-        &self,
-        parent: &Stopped,
-        pid: i32,
-        flags: u64,
-        exit_signal: i32,
-    ) -> Result<Stopped, RebuildError> {
-        const ARGUMENTS: usize = 80;
-        let failed = |source| RebuildError::Process { pid, what: "make it", source };
-        let mut batch = self.gate.batch();
-        let numbers = batch.bytes(&pid.to_le_bytes());
-        let mut arguments = [0u8; ARGUMENTS];
-        let mut put = |index: usize, value: u64| {
-            arguments[index * 8..][..8].copy_from_slice(&value.to_le_bytes());
-        };
-        put(0, flags);
-        put(4, exit_signal as u64);
-        if pid != 0 {
-            put(8, numbers);
-            put(9, 1);
-        }
-        let arguments = batch.bytes(&arguments);
-        let call = batch.call("clone3", libc::SYS_clone3, &[arguments, ARGUMENTS as u64]);
-        let done = batch.run(parent).map_err(failed)?;
-        done.value(call).map_err(failed)?;
-        let born = done.births.first().copied();
-        let born = born.ok_or(InjectError::Ended { tid: parent.tid }).map_err(failed)?;
-        Stopped::at_birth(born).map_err(failed)
     }
 
     /// One call in a thread of the skeleton.

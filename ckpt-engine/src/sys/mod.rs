@@ -18,6 +18,7 @@ pub mod namespace;
 pub mod netns;
 pub mod packet;
 pub mod pagemap;
+pub mod pids;
 pub mod program;
 pub mod ptrace;
 pub mod seccomp;

@@ -72,7 +72,11 @@ pub struct FilesystemContext(OwnedFd);
 impl FilesystemContext {
     /// Starts with a type such as `tmpfs`.
     pub fn open(kind: &str) -> io::Result<Self> {
-        let kind = text(kind)?;
+        Self::open_named(&text(kind)?)
+    }
+
+    /// The same, with nothing but a system call.
+    pub(super) fn open_named(kind: &CStr) -> io::Result<Self> {
         // SAFETY: the string is terminated and lives through the call.
         owned(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) }).map(Self)
     }
@@ -126,6 +130,18 @@ impl FilesystemContext {
         let fd = self.0.as_raw_fd();
         // SAFETY: key and value are null or terminated strings that live through the call.
         done(unsafe { libc::syscall(libc::SYS_fsconfig, fd, command, key, value, auxiliary) })
+    }
+}
+
+impl From<OwnedFd> for FilesystemContext {
+    fn from(context: OwnedFd) -> Self {
+        Self(context)
+    }
+}
+
+impl AsRawFd for FilesystemContext {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.as_raw_fd()
     }
 }
 
@@ -230,6 +246,12 @@ pub fn set_idmap(mount: BorrowedFd<'_>, users: BorrowedFd<'_>) -> io::Result<()>
             userns_fd: u64::from(users.as_raw_fd().unsigned_abs()),
         },
     )
+}
+
+/// Takes a mount out of the group that it is in.
+pub fn set_private(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let propagation = libc::MS_PRIVATE;
+    change(mount, 0, &libc::mount_attr { attr_set: 0, attr_clr: 0, propagation, userns_fd: 0 })
 }
 
 /// Cuts the whole tree of mounts under a descriptor off from the events of others.

@@ -14,7 +14,7 @@ const NS_GET_USERNS: libc::Ioctl = 0xb701;
 const NS_GET_PARENT: libc::Ioctl = 0xb702;
 const NS_GET_OWNER_UID: libc::Ioctl = 0xb704;
 
-fn related(namespace: BorrowedFd<'_>, request: libc::Ioctl) -> io::Result<OwnedFd> {
+pub(super) fn related(namespace: BorrowedFd<'_>, request: libc::Ioctl) -> io::Result<OwnedFd> {
     // SAFETY: the request takes no argument.
     let fd = check(libc::c_long::from(unsafe { libc::ioctl(namespace.as_raw_fd(), request) }))?;
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
@@ -65,7 +65,7 @@ impl Drop for Visitor {
 ///
 /// # Safety
 /// `work` makes system calls only: the caller may have other threads, and the child has not.
-unsafe fn visitor(
+pub(super) unsafe fn visitor(
     work: impl FnOnce(&PipeWriter) -> io::Result<()>,
 ) -> io::Result<(Visitor, PipeReader)> {
     let (mut reader, mut writer) = io::pipe()?;

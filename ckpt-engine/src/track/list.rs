@@ -8,11 +8,13 @@ use std::{
 
 use ckpt_format::{
     container::Namespaces,
-    process::{Common, Shape},
+    process::{Below, Common, Identity, Shape},
 };
 
 use super::TrackError;
 use crate::{
+    capture::IdMap,
+    container::ID_COUNT,
     procfs::{self, ProcError, Stat, Status},
     sys::task,
 };
@@ -21,7 +23,7 @@ use crate::{
 pub(super) const DYING: Duration = Duration::from_secs(1);
 
 /// One process seen in the cgroup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) host: i32,
     pub(super) start_time: u64,
@@ -35,6 +37,8 @@ pub(super) struct Seen {
     pub(super) common: Common,
     /// Does not come to a stop of ours, or would show it: stopped by a signal.
     pub(super) blocked: bool,
+    /// In the pid namespaces below that of the VE.
+    pub(super) below: Below,
 }
 
 impl Seen {
@@ -51,13 +55,14 @@ impl Seen {
             heir: false,
             namespaces: Namespaces::default(),
             common: self.common,
+            below: self.below.clone(),
         }
     }
 }
 
 /// Lists the processes in a cgroup as they are numbered inside the VE. Zombies are in no cgroup
 /// any more: they are looked for, as children of the others, when it counts.
-pub(super) fn list(cgroup: &Path, zombies: bool) -> Result<Vec<Seen>, TrackError> {
+pub(super) fn list(cgroup: &Path, zombies: bool, id_base: u32) -> Result<Vec<Seen>, TrackError> {
     let mut hosts = procfs::cgroup_processes(cgroup)
         .map_err(|source| TrackError::List { cgroup: cgroup.to_owned(), source })?;
     if zombies {
@@ -70,7 +75,7 @@ pub(super) fn list(cgroup: &Path, zombies: bool) -> Result<Vec<Seen>, TrackError
     let mut inner_by_host = HashMap::new();
     let mut seen = Vec::with_capacity(hosts.len());
     for host in hosts {
-        match see(host, zombies) {
+        match see(host, zombies, id_base) {
             Ok((process, parent_host)) => {
                 inner_by_host.insert(host, process.inner);
                 seen.push((process, parent_host));
@@ -114,26 +119,45 @@ fn stat_of(host: i32, settled: bool) -> Result<Stat, ProcError> {
     }
 }
 
-fn see(host: i32, settled: bool) -> Result<(Seen, i32), ProcError> {
+fn see(host: i32, settled: bool, id_base: u32) -> Result<(Seen, i32), ProcError> {
     let stat = stat_of(host, settled)?;
     let status = Status::read(host)?;
     let zombie = match stat.state {
         'Z' | 'X' => Some(stat.field(52, "exit_code")?),
         _ => None,
     };
-    let seen = Seen {
+    let mut seen = Seen {
         host,
         start_time: stat.field(22, "starttime")?,
-        inner: status.innermost("NSpid")?,
+        inner: status.in_ve("NSpid")?,
         parent: 0,
         common: Common::default(),
         zombie,
         exit_signal: stat.field(38, "exit_signal")?,
-        group: status.innermost("NSpgid")?,
-        session: status.innermost("NSsid")?,
+        group: status.in_ve("NSpgid")?,
+        session: status.in_ve("NSsid")?,
         blocked: matches!(stat.state, 'D' | 'T'),
+        below: Below {
+            process: status.below_ve("NSpid")?,
+            group: status.below_ve("NSpgid")?,
+            session: status.below_ve("NSsid")?,
+            identity: Identity::default(),
+        },
     };
+    if !seen.below.process.is_empty() {
+        seen.below.identity = identity(&status, id_base)?;
+    }
     Ok((seen, stat.field(4, "ppid")?))
+}
+
+/// Who a process is, as numbered inside the VE.
+fn identity(status: &Status, id_base: u32) -> Result<Identity, ProcError> {
+    let inside = |key| -> Result<Vec<u32>, ProcError> {
+        let ids = IdMap { base: id_base, count: ID_COUNT };
+        Ok(status.numbers(key, 10)?.into_iter().map(|id| ids.inside(id)).collect())
+    };
+    let four = |key| Ok::<_, ProcError>(inside(key)?.try_into().unwrap_or([65534; 4]));
+    Ok(Identity { users: four("Uid")?, groups: four("Gid")?, supplementary: inside("Groups")? })
 }
 
 /// Parents before children, from the VE's init on; what hangs outside its tree is left out.
@@ -142,9 +166,9 @@ pub(super) fn in_tree_order(seen: &[Seen]) -> Vec<Seen> {
     let mut order: Vec<Seen> = Vec::with_capacity(seen.len());
     for process in seen {
         if process.inner == 1 {
-            order.push(*process);
+            order.push(process.clone());
         } else if process.parent != 0 {
-            children.entry(process.parent).or_default().push(*process);
+            children.entry(process.parent).or_default().push(process.clone());
         }
     }
     let mut next = 0;

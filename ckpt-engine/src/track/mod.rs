@@ -18,7 +18,7 @@ mod shared;
 mod sharing;
 
 use std::{
-    collections::{BTreeMap, HashMap, btree_map::Entry},
+    collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
     fs::File,
     io,
     path::{Path, PathBuf},
@@ -260,7 +260,7 @@ impl Tracker {
 
     /// Brings the list of processes up to date and arms the new ones.
     fn refresh(&mut self) -> Result<Vec<Member>, TrackError> {
-        let seen = list(&self.cgroup, self.frozen)?;
+        let seen = list(&self.cgroup, self.frozen, self.id_base)?;
         let order = in_tree_order(&seen);
         self.strangers = seen
             .iter()
@@ -307,11 +307,27 @@ impl Tracker {
         if members.first().is_none_or(|init| init.shape.pid != 1) {
             return Err(TrackError::Ended);
         }
-        let shapes: Vec<Shape> = members.iter().map(|member| member.shape.clone()).collect();
-        let alive = || shapes.iter().filter(|shape| shape.zombie.is_none());
-        let living: Vec<Shape> = alive().cloned().collect();
+        for member in &mut members {
+            if let Some(tracked) = self.processes.get(&member.host) {
+                member.shape.namespaces = tracked.namespaces();
+            } else if let Some(spaces) = &self.spaces {
+                // Of the dead nothing else is left.
+                member.shape.namespaces.pid = spaces.pids_of(member.host);
+            }
+        }
+        let mut members = founders_first(members);
+        let places: HashMap<i32, usize> =
+            members.iter().enumerate().map(|(place, member)| (member.shape.pid, place)).collect();
+        let founders: HashMap<u32, usize> = members
+            .iter()
+            .enumerate()
+            .filter(|(_, member)| is_founder(&member.shape))
+            .map(|(place, member)| (member.shape.namespaces.pid, place))
+            .collect();
+        let shapes = members.iter().map(|member| &member.shape);
+        let living: Vec<Shape> = shapes.filter(|shape| shape.zombie.is_none()).cloned().collect();
         let parted = kin::part(&mut self.kin, &living);
-        self.kin = alive().map(|shape| (shape.pid, Kin::of(shape))).collect();
+        self.kin = living.iter().map(|shape| (shape.pid, Kin::of(shape))).collect();
         for place in 0..members.len() {
             let (host, pid) = (members[place].host, members[place].shape.pid);
             if let Some(tracked) = self.processes.get_mut(&host) {
@@ -319,14 +335,17 @@ impl Tracker {
                     tracked.begin_again(&mut self.lives);
                 }
                 members[place].shape.life = tracked.life();
-                members[place].shape.namespaces = tracked.namespaces();
             }
             let Some(&parent) = places.get(&members[place].shape.parent) else { continue };
-            let stage = members[parent].stage;
+            let founder = founders.get(&members[place].shape.namespaces.pid);
+            let founded = founder.filter(|&&founder| founder != place);
+            let founded = founded.map_or(0, |&founder| members[founder].stage);
+            let stage = members[parent].stage.max(founded);
             let heir = self.is_heir(&members[place], &members[parent].shape);
             let member = &mut members[place];
             member.shape.heir = heir;
-            // After its parent; an heir when the parent is complete.
+            // After its parent, and the founder of its pid namespace; an heir when the parent is
+            // complete.
             member.stage = stage + usize::from(heir);
         }
         Ok(members)
@@ -403,6 +422,47 @@ struct Member {
     /// Heirs come after their parents: this is how many of its ancestors are new heirs.
     stage: usize,
     shape: Shape,
+}
+
+/// Whether a process is the one with which its pid namespace begins.
+fn is_founder(shape: &Shape) -> bool {
+    shape.below.process.last() == Some(&1)
+}
+
+/// Puts the process with which a pid namespace begins before all others in it, and leaves parents
+/// before their children.
+fn founders_first(members: Vec<Member>) -> Vec<Member> {
+    let spaces = members.iter().filter(|member| is_founder(&member.shape));
+    let mut coming: HashSet<u32> = spaces.map(|member| member.shape.namespaces.pid).collect();
+    if coming.is_empty() {
+        return members;
+    }
+    let mut there = HashSet::from([0]);
+    let (mut order, mut waiting) = (Vec::with_capacity(members.len()), members);
+    loop {
+        let before = order.len();
+        let mut still = Vec::new();
+        for member in waiting {
+            let shape = &member.shape;
+            let founder = is_founder(shape);
+            let ready = founder || !coming.contains(&shape.namespaces.pid);
+            if !ready || !there.contains(&shape.parent) {
+                still.push(member);
+                continue;
+            }
+            if founder {
+                coming.remove(&shape.namespaces.pid);
+            }
+            there.insert(shape.pid);
+            order.push(member);
+        }
+        // What is left waits for each other; that was never so in the kernel.
+        if still.is_empty() || order.len() == before {
+            order.extend(still);
+            return order;
+        }
+        waiting = still;
+    }
 }
 
 impl TrackError {

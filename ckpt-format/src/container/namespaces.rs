@@ -65,6 +65,9 @@ pub struct Owners {
     pub ipcs: Vec<u32>,
     /// Of the network namespaces.
     pub networks: Vec<u32>,
+    /// Of the pid namespaces. There are as many as there are numbers here.
+    #[serde(default)]
+    pub pids: Vec<u32>,
 }
 
 /// What a UTS namespace holds.
@@ -92,4 +95,22 @@ pub struct Namespaces {
     /// Users and groups.
     #[serde(default)]
     pub user: u32,
+    /// Process numbers.
+    #[serde(default)]
+    pub pid: u32,
+    /// Process numbers of its children.
+    #[serde(default)]
+    pub children: Children,
+}
+
+/// The pid namespace that the next children of a process are born into.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Children {
+    /// Its own.
+    #[default]
+    Own,
+    /// The one that has this number, which it has joined.
+    Joined(u32),
+    /// One that it has made, and that nobody is in yet.
+    New,
 }

@@ -267,7 +267,7 @@ impl Live {
         hosts
             .map(|&host| Blocker {
                 pid: procfs::Status::read(host)
-                    .and_then(|status| status.innermost("NSpid"))
+                    .and_then(|status| status.in_ve("NSpid"))
                     .unwrap_or(0),
                 command: procfs::read_text(host, "comm").unwrap_or_default().trim().to_owned(),
                 fd: None,

@@ -24,7 +24,7 @@ impl Holders {
         let mut all = Vec::new();
         for host in procfs::cgroup_processes(cgroup).map_err(list)? {
             let Ok(status) = procfs::Status::read(host) else { continue };
-            let (Ok(inner), Ok(name)) = (status.innermost("NSpid"), status.text("Name")) else {
+            let (Ok(inner), Ok(name)) = (status.in_ve("NSpid"), status.text("Name")) else {
                 continue;
             };
             if status.text("State").is_ok_and(|state| state.starts_with('Z')) {

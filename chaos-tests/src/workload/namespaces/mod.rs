@@ -3,6 +3,7 @@
 mod kept;
 mod mounts;
 mod others;
+mod pids;
 mod users;
 
 use super::{Area, local};
@@ -35,6 +36,22 @@ pub(super) const AREA: Area = Area {
         local("users-joined", "a user namespace that is joined and held open", users::joined),
         local("users-ruler", "names and networks that belong to a user namespace", users::ruler),
         local("users-sandbox", "mounts that came into a user namespace", users::sandbox),
+        local("pids-own", "a family with numbers of its own, and their /proc", pids::own),
+        local("pids-users", "a family with numbers of its own in a user namespace", pids::users),
+        local("pids-many-users", "several users in a pid namespace of theirs", pids::many_users),
+        local("pids-deep", "a pid namespace in another one", pids::deep),
+        local("pids-masked", "a pid namespace with a /proc as containers have it", pids::masked),
+        local("pids-waiting", "a pid namespace that nobody is in yet", pids::waiting),
+        local(
+            "pids-joined",
+            "a process that bears children in another pid namespace",
+            pids::joined,
+        ),
+        local(
+            "pids-signals",
+            "signals, pidfds and files of /proc in a pid namespace",
+            pids::signals,
+        ),
         local("kept-open", "namespaces without a process that are held open", kept::open),
         local("kept-mounted", "namespaces without a process that are mounted", kept::mounted),
         local("all-apart", "a process that has four namespaces of its own", others::all),

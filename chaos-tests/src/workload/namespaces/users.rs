@@ -23,20 +23,20 @@ const PAUSE: Duration = Duration::from_millis(15);
 
 /// Who is who in a user namespace: the texts of `uid_map` and `gid_map`; empty for nobody.
 #[derive(Clone, Copy)]
-struct Map {
-    users: &'static str,
-    groups: &'static str,
-    groups_fixed: bool,
+pub(super) struct Map {
+    pub(super) users: &'static str,
+    pub(super) groups: &'static str,
+    pub(super) groups_fixed: bool,
 }
 
 const TTL: &str = "/proc/sys/net/ipv4/ip_default_ttl";
 
 const ROOT_ALONE: Map = Map { users: "0 0 1", groups: "0 0 1", groups_fixed: true };
-const ALL: Map = Map { users: "0 0 65536", groups: "0 0 65536", groups_fixed: false };
+pub(super) const ALL: Map = Map { users: "0 0 65536", groups: "0 0 65536", groups_fixed: false };
 
 /// Leaves for a new user namespace, and others of `kinds`. Somebody who stays behind says who is
 /// who there.
-fn leave(kinds: CloneFlags, map: Map) -> Result<(), Failure> {
+pub(super) fn leave(kinds: CloneFlags, map: Map) -> Result<(), Failure> {
     let own = nix::unistd::getpid();
     let ((mut left, mut leave), (mut done, mut told)) = (std::io::pipe()?, std::io::pipe()?);
     let helper = fork(|| {
@@ -111,7 +111,7 @@ fn watch(
     child.finish()
 }
 
-fn become_user(id: u32) -> Result<(), Failure> {
+pub(super) fn become_user(id: u32) -> Result<(), Failure> {
     setgroups(&[])?;
     let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
     setresgid(group, group, group)?;
@@ -158,7 +158,7 @@ pub(super) fn root(context: &mut Context) -> Result<(), Failure> {
 }
 
 /// As [`leave`], without anybody's help.
-fn leave_alone(map: Map) -> Result<(), Failure> {
+pub(super) fn leave_alone(map: Map) -> Result<(), Failure> {
     unshare(CloneFlags::CLONE_NEWUSER)?;
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/uid_map", map.users)?;

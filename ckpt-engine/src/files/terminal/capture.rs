@@ -1,6 +1,6 @@
 //! Reading pseudo terminals.
 
-use std::{fs, io};
+use std::io;
 
 use ckpt_format::files::{Kind, Terminal};
 
@@ -12,7 +12,10 @@ use super::{
     },
     Drained,
 };
-use crate::sys::tty::{self, Query};
+use crate::{
+    procfs::Status,
+    sys::tty::{self, Query},
+};
 
 /// Which side of a pseudo terminal a descriptor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,13 +165,9 @@ fn inside(source: &Source<'_>, host_pid: i32) -> i32 {
 
 /// "NSpgid: 4711 12" and "NSsid: ..." of a member: the number outside and the one inside.
 fn in_status(member: i32, host_pid: i32) -> Option<i32> {
-    let status = fs::read_to_string(format!("/proc/{member}/status")).ok()?;
-    let lines = status
-        .lines()
-        .filter_map(|line| line.strip_prefix("NSpgid:").or_else(|| line.strip_prefix("NSsid:")));
-    let mut found = lines.filter_map(|line| {
-        let mut numbers = line.split_whitespace().filter_map(|word| word.parse::<i32>().ok());
-        (numbers.next() == Some(host_pid)).then(|| numbers.next_back()).flatten()
-    });
-    found.next()
+    let status = Status::read(member).ok()?;
+    ["NSpgid", "NSsid"].into_iter().find_map(|key| {
+        let outside = status.number(key, 10).ok()?;
+        (outside == u64::from(host_pid.unsigned_abs())).then(|| status.in_ve(key).ok())?
+    })
 }

@@ -165,6 +165,7 @@ pub(in super::super) fn finish(
             )
         };
         let pid = terminal.session;
+        let foreground = remote.number(pid, terminal.foreground);
         let mut call = |number: i64, arguments: [Argument<'_>; 3]| {
             let [a, b, c] = arguments;
             let none = || Argument::Value(0);
@@ -184,7 +185,7 @@ pub(in super::super) fn finish(
         };
         call(libc::SYS_ioctl, [value(fd), value(libc::TIOCSCTTY), value(0)])?;
         if terminal.foreground != 0 {
-            let group = terminal.foreground.to_ne_bytes();
+            let group = foreground.ok_or(RebuildError::Damaged)?.to_ne_bytes();
             call(libc::SYS_ioctl, [value(fd), value(libc::TIOCSPGRP), Argument::In(&group)])?;
         }
         if held.is_none() {
