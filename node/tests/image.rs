@@ -28,6 +28,7 @@ const PAGES: usize = 64;
 
 fn shape(pid: i32, parent: i32) -> Shape {
     Shape {
+        below: Default::default(),
         pid,
         life: 1,
         parent,
