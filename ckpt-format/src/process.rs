@@ -138,6 +138,9 @@ pub struct Process {
     pub child_subreaper: bool,
     /// `/proc/PID/oom_score_adj`.
     pub oom_score_adjustment: i32,
+    /// `/proc/PID/loginuid`, if it is set.
+    #[serde(default)]
+    pub login: Option<u32>,
     /// `/proc/PID/coredump_filter`.
     pub coredump_filter: u32,
     /// `PR_SET_DUMPABLE`.

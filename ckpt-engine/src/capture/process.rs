@@ -88,7 +88,7 @@ pub(super) fn capture(
     {
         all.push(Thread { pending, ..thread::complete(outside, questions, done)? });
     }
-    let mut process = from_outside(host, patient.inner, &status?)?;
+    let mut process = from_outside(host, patient.inner, &status?, ids)?;
     if patient.rings {
         process.rings = rings(patient)?;
     }
@@ -278,7 +278,7 @@ fn fill_in(process: &mut Process, questions: &Questions, done: &Done) -> Result<
 }
 
 /// What is to be had without asking the process.
-fn from_outside(host: i32, inner: i32, status: &Status) -> Result<Process, ProcError> {
+fn from_outside(host: i32, inner: i32, status: &Status, ids: IdMap) -> Result<Process, ProcError> {
     let stat = Stat::read(host)?;
     let number = |field, name| stat.field::<u64>(field, name);
     let memory = MemoryMap {
@@ -320,6 +320,7 @@ fn from_outside(host: i32, inner: i32, status: &Status) -> Result<Process, ProcE
         descriptors: Vec::new(),
         child_subreaper: false,
         oom_score_adjustment: procfs::read_text(host, "oom_score_adj")?.trim().parse().unwrap_or(0),
+        login: login(host, ids),
         coredump_filter: small("coredump_filter", 16)?,
         dumpable: 0,
         controls: ProcessControls::default(),
@@ -331,6 +332,13 @@ fn from_outside(host: i32, inner: i32, status: &Status) -> Result<Process, ProcE
         last_pid: 0,
         threads: Vec::new(),
     })
+}
+
+/// Who has logged in, where the kernel keeps a record of it.
+fn login(host: i32, ids: IdMap) -> Option<u32> {
+    const NONE: u64 = u32::MAX as u64;
+    let login = procfs::read_text(host, "loginuid").ok()?.trim().parse().ok()?;
+    (login != NONE).then(|| ids.inside(login))
 }
 
 /// The program of a process whose path has gone, for instance because there is a new version.

@@ -60,6 +60,7 @@ impl Skeleton {
         let bone = self.bone(process.pid)?;
         self.protect_memory(bone)?;
         set_from_outside(bone.thread.tid, process);
+        self.set_login(bone, process)?;
         timers::create_posix_timers(&bone.thread, self.gate, &process.posix_timers)
             .map_err(bone.failed("make its timers"))?;
         let mut batch = self.gate.batch();

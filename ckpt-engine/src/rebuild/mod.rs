@@ -23,6 +23,7 @@ mod credentials;
 mod directory;
 mod identities;
 mod install;
+mod login;
 mod namespaces;
 mod opened;
 mod pages;

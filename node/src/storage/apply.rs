@@ -18,6 +18,7 @@ use super::{
     attributes::Ids,
     check::check,
     error::{TreeError, at, show},
+    limits::Raised,
     make::Maker,
 };
 
@@ -60,7 +61,7 @@ impl FileApplier {
         let (orders, receiver) = sync_channel(WAITING_MAX);
         let (answer, answers) = sync_channel(1);
         let work = move || {
-            let mut worker = Worker { makers: Vec::new(), answer };
+            let mut worker = Worker { makers: Vec::new(), raised: Raised::default(), answer };
             worker.run(trees, id_base, &receiver);
         };
         let thread = std::thread::Builder::new()
@@ -139,6 +140,7 @@ impl Drop for FileApplier {
 /// The other end of a [`FileApplier`].
 struct Worker {
     makers: Vec<(u32, Maker)>,
+    raised: Raised,
     answer: SyncSender<Result<(), TreeError>>,
 }
 
@@ -150,7 +152,9 @@ impl Worker {
                 Ok(Order::Apply(record)) => self.apply(*record),
                 Ok(Order::Flush) => self.answer.send(Ok(())).map_err(|_| TreeError::Closed),
                 Ok(Order::Finish) => {
-                    let done = self.makers.iter_mut().try_for_each(|(_, maker)| maker.finish());
+                    let raised = &mut self.raised;
+                    let mut makers = self.makers.iter_mut();
+                    let done = makers.try_for_each(|(_, maker)| maker.finish(raised));
                     let _ = self.answer.send(done);
                     return;
                 }
@@ -165,8 +169,9 @@ impl Worker {
     fn start(&mut self, trees: Vec<TargetTree>, id_base: u32) -> Result<(), TreeError> {
         become_user(id_base).map_err(at("become the owner of", b""))?;
         for tree in trees {
+            self.raised.raise(&tree.top).map_err(at("make room in", b""))?;
             let number = tree.number;
-            self.makers.push((number, Maker::new(tree, Ids { base: id_base })?));
+            self.makers.push((number, Maker::new(tree, Ids { base: id_base })));
         }
         Ok(())
     }

@@ -3,34 +3,61 @@
 //! A tmpfs that is full on the source can be copied only if the target may hold more for a
 //! moment: what is gone and what has come overlap while the rounds run.
 
-use std::{io, os::fd::AsFd};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    io,
+    os::fd::AsFd,
+};
 
 use ckpt_engine::sys::mount::FilesystemContext;
-use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use nix::sys::{
+    stat::fstat,
+    statfs::{TMPFS_MAGIC, fstatfs},
+};
 
 /// The limits that a tmpfs has of its own.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+struct Limits {
     bytes: u64,
     inodes: u64,
 }
 
-/// Raises the limits of a file system if it is a tmpfs, and tells what they were.
-pub(super) fn raise(top: impl AsFd) -> io::Result<Option<Limits>> {
-    /// Even the smallest one gets so much more.
-    const BYTES_MORE: u64 = 64 << 20;
-    const INODES_MORE: u64 = 64 << 10;
-    let status = fstatfs(top.as_fd())?;
-    if status.filesystem_type() != TMPFS_MAGIC {
-        return Ok(None);
+/// The limits that have been raised, by the device number of the file system: several trees may be
+/// parts of one.
+#[derive(Debug, Default)]
+pub(super) struct Raised(HashMap<u64, Limits>);
+
+impl Raised {
+    /// Raises the limits of a file system if it is a tmpfs whose limits are still its own.
+    pub(super) fn raise(&mut self, top: impl AsFd) -> io::Result<()> {
+        /// Even the smallest one gets so much more.
+        const BYTES_MORE: u64 = 64 << 20;
+        const INODES_MORE: u64 = 64 << 10;
+        let status = fstatfs(top.as_fd())?;
+        if status.filesystem_type() != TMPFS_MAGIC {
+            return Ok(());
+        }
+        let Entry::Vacant(place) = self.0.entry(fstat(top.as_fd())?.st_dev) else { return Ok(()) };
+        let block = u64::try_from(status.block_size()).unwrap_or(4096);
+        let limits =
+            Limits { bytes: status.blocks().saturating_mul(block), inodes: status.files() };
+        let more = |now: u64, more: u64| if now == 0 { 0 } else { now.saturating_mul(2) + more };
+        let raised = Limits {
+            bytes: more(limits.bytes, BYTES_MORE),
+            inodes: more(limits.inodes, INODES_MORE),
+        };
+        set(top, raised)?;
+        place.insert(limits);
+        Ok(())
     }
-    let block = u64::try_from(status.block_size()).unwrap_or(4096);
-    let limits = Limits { bytes: status.blocks().saturating_mul(block), inodes: status.files() };
-    let more = |now: u64, more: u64| if now == 0 { 0 } else { now.saturating_mul(2) + more };
-    let raised =
-        Limits { bytes: more(limits.bytes, BYTES_MORE), inodes: more(limits.inodes, INODES_MORE) };
-    set(top, raised)?;
-    Ok(Some(limits))
+
+    /// Gives a file system its own limits back, if it does not have them yet.
+    pub(super) fn give_back(&mut self, top: impl AsFd) -> io::Result<()> {
+        match self.0.remove(&fstat(top.as_fd())?.st_dev) {
+            Some(limits) => set(top, limits),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Lets nobody change anything in a file system any more.
@@ -40,8 +67,7 @@ pub(super) fn set_read_only(top: impl AsFd) -> io::Result<()> {
     context.reconfigure()
 }
 
-/// Gives a tmpfs its limits back.
-pub(super) fn set(top: impl AsFd, limits: Limits) -> io::Result<()> {
+fn set(top: impl AsFd, limits: Limits) -> io::Result<()> {
     let context = FilesystemContext::pick(top.as_fd())?;
     // No limit stays none: the kernel does not take a limit away or add one later.
     for (name, value) in [("size", limits.bytes), ("nr_inodes", limits.inodes)] {

@@ -22,7 +22,7 @@ use super::{
     apply::TargetTree,
     attributes::{self, Ids},
     error::{TreeError, at, show},
-    limits::{self, Limits},
+    limits::{self, Raised},
     path,
     remove::{self, MountPoints},
 };
@@ -32,8 +32,6 @@ pub(super) struct Maker {
     top: OwnedFd,
     mount_points: MountPoints,
     ids: Ids,
-    /// The limits that the file system gets back at the end.
-    limits: Option<Limits>,
     /// Nothing can be changed at the end.
     read_only: bool,
     /// Where parked files are, while there are any.
@@ -51,26 +49,22 @@ struct Parking {
 }
 
 impl Maker {
-    pub(super) fn new(tree: TargetTree, ids: Ids) -> Result<Self, TreeError> {
-        let limits = limits::raise(&tree.top).map_err(at("make room in", b""))?;
-        Ok(Self {
+    pub(super) fn new(tree: TargetTree, ids: Ids) -> Self {
+        Self {
             top: tree.top,
-            limits,
             read_only: tree.read_only,
             mount_points: MountPoints::new(tree.mount_points),
             ids,
             parking: None,
             recent_directory: None,
             recent_file: None,
-        })
+        }
     }
 
     /// Gives the file system its own limits back.
-    pub(super) fn finish(&mut self) -> Result<(), TreeError> {
+    pub(super) fn finish(&mut self, raised: &mut Raised) -> Result<(), TreeError> {
         self.forget();
-        if let Some(limits) = self.limits.take() {
-            limits::set(&self.top, limits).map_err(at("limit the space in", b""))?;
-        }
+        raised.give_back(&self.top).map_err(at("limit the space in", b""))?;
         match self.read_only {
             true => limits::set_read_only(&self.top).map_err(at("protect what is in", b"")),
             false => Ok(()),

@@ -51,11 +51,14 @@ pub(super) fn file(context: &mut Context) -> Result<(), Failure> {
 pub(super) fn part(context: &mut Context) -> Result<(), Failure> {
     let ground = Ground::new(context)?;
     let whole = ground.directory("whole")?;
-    new(&whole, "tmpfs", "mode=700")?;
+    // Its limits are those of the file system, however many parts of it are seen.
+    new(&whole, "tmpfs", "mode=700,size=256k,nr_inodes=50")?;
     fs::create_dir_all(whole.join("deep/part"))?;
+    fs::create_dir(whole.join("other"))?;
     let (one, two) = (ground.directory("one")?, ground.directory("two")?);
     bind(&whole.join("deep"), &one)?;
     bind(&whole.join("deep/part"), &two)?;
+    bind(&whole.join("other"), &ground.directory("three")?)?;
     umount(&whole)?;
     both_ways(context, &ground, &one.join("part/file"), &two.join("file"))
 }

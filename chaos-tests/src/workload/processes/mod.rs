@@ -85,6 +85,7 @@ pub(super) const AREA: Area = Area {
         local("ambient", "a user with ambient capabilities", settings::ambient),
         local("uneven", "sets of capabilities that all differ", settings::uneven),
         local("oom-score", "who is ended first when memory runs out", settings::out_of_memory),
+        local("login", "who has logged in", settings::login),
         local("core-filter", "what a core file holds", settings::core_filter),
         local("personality", "an execution domain of old", settings::old_personality),
         local("barriers", "registrations for membarrier(2)", settings::barriers),

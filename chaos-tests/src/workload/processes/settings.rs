@@ -122,6 +122,17 @@ pub(super) fn core_filter(context: &mut Context) -> Result<(), Failure> {
     file(context, "/proc/self/coredump_filter", "0x17", "0x33")
 }
 
+/// A kernel without the audit system has no such file, and nothing to keep.
+pub(super) fn login(context: &mut Context) -> Result<(), Failure> {
+    const PATH: &str = "/proc/self/loginuid";
+    const NONE: &str = "4294967295";
+    let read = || Ok(fs::read_to_string(PATH).unwrap_or_default());
+    if read()? == NONE {
+        fs::write(PATH, "1234")?;
+    }
+    keep(context, PATH, read, || Ok(fs::write(PATH, "1235")?))
+}
+
 pub(super) fn old_personality(context: &mut Context) -> Result<(), Failure> {
     const ADDR_NO_RANDOMIZE: u32 = 0x004_0000;
     const STICKY_TIMEOUTS: u32 = 0x400_0000;
