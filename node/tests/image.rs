@@ -39,6 +39,7 @@ fn shape(pid: i32, parent: i32) -> Shape {
         heir: false,
         common: Default::default(),
         namespaces: Default::default(),
+        below: Default::default(),
     }
 }
 

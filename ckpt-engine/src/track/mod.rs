@@ -475,3 +475,30 @@ impl TrackError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ckpt_format::{container::Namespaces, process::Below};
+
+    use super::*;
+
+    fn member(pid: i32, parent: i32, space: u32, below: &[i32]) -> Member {
+        let namespaces = Namespaces { pid: space, ..Namespaces::default() };
+        let below = Below { process: below.to_vec(), ..Below::default() };
+        let shape = Shape { pid, parent, namespaces, below, ..Shape::default() };
+        Member { host: pid, parent_host: parent, stage: 0, shape }
+    }
+
+    #[test]
+    fn a_pid_namespace_begins_before_others_are_in_it() {
+        let members = vec![
+            member(1, 0, 0, &[]),
+            member(2, 1, 1, &[2]),
+            member(3, 1, 0, &[]),
+            member(4, 2, 0, &[]),
+            member(5, 3, 1, &[1]),
+        ];
+        let order = founders_first(members).iter().map(|it| it.shape.pid).collect::<Vec<_>>();
+        assert_eq!(order, [1, 3, 5, 2, 4]);
+    }
+}
