@@ -6,7 +6,8 @@
 //! came out.
 //!
 //! A VE that writes faster than it can be copied climbs a ladder: more rounds while they help;
-//! then it is slowed down, step by step; then it is frozen although the budget is not met.
+//! then it is slowed down, step by step; then it is frozen although the budget is not met, or, if
+//! the user allows it, moved before all its memory is there.
 
 use std::time::Duration;
 
@@ -59,6 +60,14 @@ pub(super) struct Prediction {
 }
 
 impl Prediction {
+    /// When this share of the last round's pages comes only after the switch. What tells of them
+    /// still goes before it.
+    pub(super) fn without(self, share: f64) -> Self {
+        const TOLD: f64 = 0.02;
+        let delta = self.delta.mul_f64(1.0 - share.clamp(0.0, 1.0) * (1.0 - TOLD));
+        Self { delta, total: self.total.saturating_sub(self.delta - delta), ..self }
+    }
+
     /// For a VE of which nothing was copied while it ran. It says nothing about this node, so
     /// nothing is learned from it.
     pub(super) fn of_all(bytes: u64) -> Self {
@@ -376,6 +385,15 @@ mod tests {
         let predicted = experience.predict(Duration::from_millis(4), Fixed::default());
         let ratio = predicted.total.as_secs_f64() / real.as_secs_f64();
         assert!((0.9..1.1).contains(&ratio), "{ratio}");
+    }
+
+    #[test]
+    fn what_comes_later_costs_no_blackout() {
+        let predicted = Experience::default().predict(Duration::from_secs(2), Fixed::default());
+        let most = predicted.without(0.95);
+        assert!(most.total < Duration::from_millis(160), "{most:?}");
+        assert_eq!(predicted.without(0.0), predicted);
+        assert!(predicted.without(7.0).total >= Fixed::default().cost());
     }
 
     #[test]

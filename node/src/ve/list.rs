@@ -70,6 +70,13 @@ fn arrives(ve: &Ve) -> bool {
     ve.operation() == Some(ARRIVE)
 }
 
+/// What is under way.
+fn operation(ve: &Ve) -> Option<String> {
+    let post_copy =
+        || ve.missing().map(|bytes| format!("post-copy, {} MiB left", bytes.div_ceil(1 << 20)));
+    ve.operation().map(str::to_owned).or_else(post_copy)
+}
+
 fn listed(ve: &Ve) -> Listed {
     let settings = ve.settings();
     let running = ve.running();
@@ -99,6 +106,6 @@ fn listed(ve: &Ve) -> Listed {
         usage: running.as_ref().map(|it| it.cgroups.usage()).unwrap_or_default(),
         init_pid: running.as_ref().map(|it| it.init),
         uptime_s: running.map_or(0, |it| now_s.saturating_sub(it.started_s)),
-        operation: ve.operation().map(str::to_owned),
+        operation: operation(ve),
     }
 }
