@@ -27,6 +27,7 @@ const NOWHERE: u64 = 0x1_0000;
 /// One address space with missing pages.
 #[derive(Debug)]
 struct Mind {
+    id: u64,
     missing: Missing,
     /// The process on the source that its pages come from.
     pid: i32,
@@ -57,6 +58,8 @@ pub(super) struct Keeper {
     order: VecDeque<(i32, Run)>,
     late: VecDeque<Late>,
     faults: u64,
+    /// How many address spaces there were.
+    ids: u64,
     /// Whether there is somebody to ask.
     begun: bool,
     /// What is to be said.
@@ -73,13 +76,28 @@ impl Keeper {
             wanted.insert(run.start, run.end());
             self.order.push_back((pid, *run));
         }
-        self.minds.push(Mind { missing, pid, pieces, waiting: BTreeSet::new() });
+        self.push(missing, pid, pieces);
+    }
+
+    fn push(&mut self, missing: Missing, pid: i32, pieces: Pieces) {
+        self.ids += 1;
+        let id = self.ids;
+        self.minds.push(Mind { id, missing, pid, pieces, waiting: BTreeSet::new() });
+        if self.begun {
+            self.words.push(FromKeeper::Held { id });
+        }
+    }
+
+    /// The userfaultfd of an address space.
+    pub(super) fn descriptor(&self, id: u64) -> Option<BorrowedFd<'_>> {
+        self.minds.iter().find(|mind| mind.id == id).map(|mind| mind.missing.as_fd())
     }
 
     /// Asks for what is needed first; what was asked for before counts as lost.
     pub(super) fn begin(&mut self) {
         self.begun = true;
         self.asked.clear();
+        self.words.extend(self.minds.iter().map(|mind| FromKeeper::Held { id: mind.id }));
         // Those first that were first from the start. What was asked for stands there no more; what
         // stands there twice is asked for once.
         for (&pid, ranges) in &self.wanted {
@@ -150,7 +168,7 @@ impl Keeper {
                 Event::Fault(address) => self.fault(index, address & !(PAGE - 1)),
                 Event::Fork(missing) => {
                     let (pid, pieces) = (self.minds[index].pid, self.minds[index].pieces.clone());
-                    self.minds.push(Mind { missing, pid, pieces, waiting: BTreeSet::new() });
+                    self.push(missing, pid, pieces);
                 }
                 Event::Moved { from, to, len } => {
                     let mind = &mut self.minds[index];
@@ -295,7 +313,15 @@ impl Keeper {
 
     /// Drops address spaces that do not exist any more, and what was to come for them alone.
     pub(super) fn sweep(&mut self) {
-        self.minds.retain(|mind| mind.missing.zero(NOWHERE, PAGE).stopped != Some(Obstacle::Ended));
+        let words = &mut self.words;
+        let begun = self.begun;
+        self.minds.retain(|mind| {
+            let lives = mind.missing.zero(NOWHERE, PAGE).stopped != Some(Obstacle::Ended);
+            if !lives && begun {
+                words.push(FromKeeper::Gone { id: mind.id });
+            }
+            lives
+        });
         let minds = &self.minds;
         let lives = |pid: i32| minds.iter().any(|mind| mind.pid == pid);
         self.wanted.retain(|&pid, _| lives(pid));

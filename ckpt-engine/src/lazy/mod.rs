@@ -16,6 +16,8 @@ mod client;
 mod keeper;
 mod pieces;
 mod serve;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 use ckpt_format::memory::Run;
@@ -55,6 +57,17 @@ pub enum FromKeeper {
         run: Run,
         /// Somebody waits for them.
         urgent: bool,
+    },
+    /// An address space misses pages. Its userfaultfd comes beside the word, to be held as well, so
+    /// that nothing reads as zeros should the keeper die.
+    Held {
+        /// Which one.
+        id: u64,
+    },
+    /// That one is gone: its userfaultfd can be closed.
+    Gone {
+        /// Which one.
+        id: u64,
     },
     /// How much is still to come, and how often somebody had to wait so far.
     Left {

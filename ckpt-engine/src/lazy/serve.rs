@@ -83,6 +83,9 @@ pub fn serve(listener: &UnixListener, init: i32) -> io::Result<()> {
             looked = Instant::now();
         }
         desk.speak();
+        if desk.is_needless() {
+            return Ok(());
+        }
     }
 }
 
@@ -94,6 +97,8 @@ struct Desk {
     told_complete: bool,
     /// Whether a process was ever handed over: before that nothing is complete.
     given: bool,
+    /// Whether there ever was a daemon.
+    met: bool,
 }
 
 impl Desk {
@@ -109,9 +114,15 @@ impl Desk {
         // Whoever comes later has taken the place of one that died.
         self.lose();
         self.daemon = Some(socket);
+        self.met = true;
         let left = self.keeper.left();
         self.say(&left);
         Ok(())
+    }
+
+    /// The first daemon has gone and has left nothing: nothing was missing.
+    fn is_needless(&self) -> bool {
+        self.met && !self.given && self.daemon.is_none()
     }
 
     fn lose(&mut self) {
@@ -122,7 +133,14 @@ impl Desk {
 
     fn say(&mut self, word: &FromKeeper) {
         let Some(daemon) = &mut self.daemon else { return };
-        if let Err(error) = send(daemon, word, None) {
+        let beside = match word {
+            FromKeeper::Held { id } => match self.keeper.descriptor(*id) {
+                Some(descriptor) => Some(descriptor),
+                None => return,
+            },
+            _ => None,
+        };
+        if let Err(error) = send(daemon, word, beside) {
             tracing::info!(%error, "the daemon has gone; a VE waits for the next one");
             self.lose();
         }

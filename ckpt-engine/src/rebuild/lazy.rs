@@ -94,10 +94,12 @@ impl Skeleton {
                 return Err(Inconsistency::UnknownProcess(pid).into());
             };
             let pages: Ranges = runs.iter().map(|run| (run.start, run.end())).collect();
-            for area in areas_with(bone, &pages)?.iter() {
-                missing.register(area.0, area.1).map_err(outside(pid, "watch its memory"))?;
-            }
+            let areas = areas_with(bone, &pages)?;
+            // First: afterwards the call would wait until somebody has heard of it.
             self.take_away(bone, &pages)?;
+            for (start, end) in areas.iter() {
+                missing.register(start, end).map_err(outside(pid, "watch its memory"))?;
+            }
             check_absent(bone, &pages)?;
             all.push(Incomplete { pid, runs, faults: missing.into_descriptor() });
         }

@@ -145,6 +145,16 @@ impl AsFd for Missing {
 }
 
 impl Missing {
+    /// For the calling process itself.
+    pub fn own() -> io::Result<Self> {
+        let device = open_device()?;
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+        // SAFETY: the argument is a number.
+        let fd = check(unsafe { libc::ioctl(device.as_raw_fd(), NEW, flags) }.into())?;
+        // SAFETY: the kernel has just made this descriptor for us alone.
+        Self::new(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    }
+
     /// Takes a descriptor, not used for anything yet, made by [`NEW`] in the process.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let mut api = Api {

@@ -6,7 +6,7 @@
 
 use std::{
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 
 use super::{
     messages::{Item, State},
-    postcopy::keeper::{Keeper, Kept},
+    postcopy::keeper::{self, Keeper, Kept},
     stopwatch::Stopwatch,
 };
 use crate::{
@@ -249,8 +249,15 @@ struct Absent {
 
 impl Absent {
     /// Lets threads wait for what is missing, and hands it to the keeper.
-    fn leave_out(self, skeleton: &Skeleton, faults: Faults) -> Result<Option<Kept>, BuildError> {
+    fn leave_out(
+        self,
+        skeleton: &Skeleton,
+        faults: Faults,
+        directory: &Path,
+    ) -> Result<Option<Kept>, BuildError> {
         if self.later.is_empty() {
+            // One that was started for nothing ends by itself.
+            keeper::remove(directory);
             return Ok(None);
         }
         const WHAT: &str = "hand missing memory to its keeper";
@@ -311,7 +318,7 @@ fn finish(
     skeleton.complete(&state.processes)?;
     watch.lap("processes");
     files.finish(&state.files, &state.tables, &mut skeleton).map_err(RebuildError::Files)?;
-    let missing = absent.leave_out(&skeleton, faults)?;
+    let missing = absent.leave_out(&skeleton, faults, &site.directory)?;
     watch.lap("missing pages");
     let ready = skeleton.finalize(&state.processes)?;
     watch.lap("registers");

@@ -65,6 +65,7 @@ fn take_up(context: &Context, ve: &Arc<Ve>, entry: &Entry) -> Result<(), Migrate
             let shelf = Shelf::open(running.cgroups.freezer(), other);
             let shelf = Arc::new(shelf.map_err(MigrateError::Inside)?);
             context.shelves.put(entry.migration, shelf);
+            ve.set_leaving(true);
         }
         // How much the keeper says.
         Step::Released => ve.set_missing(Some(0)),
@@ -94,6 +95,7 @@ async fn recover_one(
             }
             Verdict::Stays => {
                 context.shelves.clear(migration);
+                operation.ve.set_leaving(false);
                 wake(context, &operation.ve).await?;
                 journal.remove().map_err(MigrateError::Inside)?;
             }

@@ -50,7 +50,7 @@ impl Runtime {
             Ok(found) => Status {
                 ctid: found.id.to_string(),
                 exists: true,
-                running: found.running().is_some() && !arrives(&found),
+                running: found.running().is_some() && !arrives(&found) && !found.is_leaving(),
                 suspended: found.is_suspended(),
             },
             Err(_) => {
@@ -93,6 +93,7 @@ fn listed(ve: &Ve) -> Listed {
         searchdomain: settings.search_domains,
         status: match &running {
             Some(_) if arrives(ve) => "arriving",
+            Some(_) if ve.is_leaving() => "leaving",
             Some(_) => "running",
             None if ve.is_suspended() => "suspended",
             None => "stopped",

@@ -6,7 +6,10 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::Path,
     process::Command,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -68,6 +71,8 @@ pub struct Ve {
     state: Mutex<State>,
     /// How much of its memory is still on the node that it came from, in bytes.
     missing: watch::Sender<Option<u64>>,
+    /// It runs on another node already, which still needs its memory here.
+    leaving: AtomicBool,
     /// True while it runs.
     pub(super) runs: watch::Sender<bool>,
 }
@@ -108,6 +113,7 @@ impl Ve {
             operation: watch::channel(None).0,
             state: Mutex::new(state),
             missing: watch::channel(None).0,
+            leaving: AtomicBool::new(false),
             runs: watch::channel(false).0,
         })
     }
@@ -182,6 +188,16 @@ impl Ve {
     /// Tells how much is still to come; nothing when all of it is here.
     pub fn set_missing(&self, bytes: Option<u64>) {
         self.missing.send_replace(bytes);
+    }
+
+    /// Whether it runs on another node already, which still needs its memory here.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
+    /// Tells so.
+    pub fn set_leaving(&self, leaving: bool) {
+        self.leaving.store(leaving, Ordering::Relaxed);
     }
 
     /// Refuses what cannot be done with a part of the memory.

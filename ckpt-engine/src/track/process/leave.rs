@@ -33,16 +33,24 @@ impl Life {
         leave: bool,
         output: &mut Output<'_, S>,
     ) -> Result<Ranges, TrackError> {
-        let plain = self.plain(&due);
-        output.round.plain += plain.iter().map(|(start, end)| (end - start) / PAGE).sum::<u64>();
         if !frozen {
             self.hot = due.clone();
         }
+        if frozen && !leave {
+            return Ok(due);
+        }
+        let plain = exclusive(&self.pagemap, &self.plain(&due));
+        let plain = match plain {
+            Ok(plain) => plain,
+            // It is ending.
+            Err(_) if !frozen => Ranges::default(),
+            Err(source) => return Err(TrackError::Memory { pid, source }),
+        };
+        output.round.plain += plain.iter().map(|(start, end)| (end - start) / PAGE).sum::<u64>();
         if !leave {
             return Ok(due);
         }
-        let left = exclusive(&self.pagemap, &plain);
-        self.left = left.map_err(|source| TrackError::Memory { pid, source })?;
+        self.left = plain;
         Ok(due.without(&self.left))
     }
 

@@ -1,8 +1,9 @@
 //! The target: carries missing pages from the source to the keeper.
 
 use std::{
-    os::fd::AsFd,
-    sync::Arc,
+    collections::HashMap,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -90,6 +91,7 @@ impl Fetch {
                     "all memory has come"
                 );
                 drop(kept.faults);
+                talk.close_faults();
                 // From here on nobody asks for the keeper any more.
                 let journal = Journal::new(self.ve.directory());
                 if let Err(error) = journal.write(self.migration, Step::Released) {
@@ -102,6 +104,7 @@ impl Fetch {
                 self.end(cause).await;
                 // Only now: up to here threads that touch missing pages wait.
                 drop(kept.faults);
+                talk.close_faults();
             }
         }
         self.settle().await;
@@ -232,6 +235,7 @@ impl Fetch {
                     let Some(bytes) = piece? else { return Err(LinkError::Closed) };
                     match packing::unpack(bytes) {
                         Ok(Item::Memory(record)) => talk.pass_on(record),
+                        Ok(Item::Postcopy) => {}
                         Ok(_) => return Err(LinkError::Closed),
                         Err(error) => {
                             tracing::warn!(%error, "a damaged piece of memory; asking again");
@@ -255,7 +259,10 @@ impl Fetch {
                 None
             }
             FromKeeper::Complete { faults } => Some(Outcome::Complete { faults }),
-            FromKeeper::Added | FromKeeper::Want { .. } => None,
+            FromKeeper::Added
+            | FromKeeper::Want { .. }
+            | FromKeeper::Held { .. }
+            | FromKeeper::Gone { .. } => None,
         }
     }
 
@@ -293,6 +300,8 @@ enum Word {
 /// The two threads that talk to the keeper, whose socket blocks.
 struct Talk {
     words: mpsc::UnboundedReceiver<FromKeeper>,
+    /// The userfaultfds that the keeper has passed on.
+    held: Arc<Mutex<HashMap<u64, OwnedFd>>>,
     tell: mpsc::UnboundedSender<Word>,
 }
 
@@ -300,8 +309,11 @@ impl Talk {
     fn start(client: Client) -> std::io::Result<Self> {
         let mut receiver = client.receiver()?;
         let (heard, words) = mpsc::unbounded_channel();
+        let held = Arc::<Mutex<HashMap<u64, OwnedFd>>>::default();
+        let holding = held.clone();
         std::thread::Builder::new().name("keeper-hear".into()).spawn(move || {
-            while let Ok(Some(word)) = receiver.next() {
+            while let Ok(Some((word, beside))) = receiver.next() {
+                hold(&holding, &word, beside);
                 if heard.send(word).is_err() {
                     break;
                 }
@@ -312,7 +324,11 @@ impl Talk {
         std::thread::Builder::new()
             .name("keeper-tell".into())
             .spawn(move || tell_all(client, queue))?;
-        Ok(Self { words, tell })
+        Ok(Self { words, held, tell })
+    }
+
+    fn close_faults(&self) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     fn tell(&self, word: Word) {
@@ -330,6 +346,16 @@ impl Talk {
             }
             _ => {}
         }
+    }
+}
+
+/// Holds what came beside a word for as long as the keeper does.
+fn hold(held: &Mutex<HashMap<u64, OwnedFd>>, word: &FromKeeper, beside: Option<OwnedFd>) {
+    let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+    match (word, beside) {
+        (FromKeeper::Held { id }, Some(descriptor)) => drop(held.insert(*id, descriptor)),
+        (FromKeeper::Gone { id }, _) => drop(held.remove(id)),
+        _ => {}
     }
 }
 

@@ -127,6 +127,8 @@ impl Shelf {
     ) -> Result<(), LinkError> {
         sender.send(&Answer::Serving).await?;
         let mut stream = bulk.open().await?;
+        // A stream is seen at the other end when something was written.
+        stream.send_joined(packing::pack(Item::Postcopy)).await?;
         let (queue, mut questions) = mpsc::unbounded_channel();
         let reading = tokio::spawn(async move {
             while let Ok(question) = receiver.recv::<Question>().await {
