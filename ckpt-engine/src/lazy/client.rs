@@ -70,7 +70,7 @@ impl Client {
 impl Receiver {
     /// The next word of the keeper, with the userfaultfd that may come beside it; none when it has
     /// ended.
-    pub fn next(&mut self) -> io::Result<Option<(FromKeeper, Option<OwnedFd>)>> {
+    pub fn hear(&mut self) -> io::Result<Option<(FromKeeper, Option<OwnedFd>)>> {
         match receive(&mut self.0) {
             Ok(message) => Ok(message),
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),

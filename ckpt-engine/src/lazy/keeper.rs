@@ -359,7 +359,7 @@ impl Mind {
 
     /// Puts pages in place wherever they are missing here. False if some of it must be tried again.
     fn place(&mut self, late: &Late) -> bool {
-        let parts = self.pieces.from_origin(late.start, late.start + late.pages * PAGE);
+        let parts = self.pieces.with_origin(late.start, late.start + late.pages * PAGE);
         let mut done = true;
         for part in parts {
             let offset = part.origin - late.start;

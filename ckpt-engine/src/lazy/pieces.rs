@@ -75,7 +75,7 @@ impl Pieces {
     }
 
     /// The parts whose pages were in `start..end` on the source.
-    pub(super) fn from_origin(&self, start: u64, end: u64) -> Vec<Part> {
+    pub(super) fn with_origin(&self, start: u64, end: u64) -> Vec<Part> {
         if !self.moved {
             return self.within(start, end).collect();
         }
@@ -151,7 +151,7 @@ mod tests {
                 .collect();
             prop_assert_eq!(&flat, &model);
             let mut found: Vec<u64> = pieces
-                .from_origin(10, 20)
+                .with_origin(10, 20)
                 .iter()
                 .flat_map(|part| part.start..part.end)
                 .collect();

@@ -88,7 +88,7 @@ fn contents(base: u64, run: Run) -> Bytes {
 fn answer(client: &mut Client, receiver: &mut Receiver, base: u64) -> u64 {
     client.begin().unwrap();
     loop {
-        match receiver.next().unwrap().expect("it lives").0 {
+        match receiver.hear().unwrap().expect("it lives").0 {
             FromKeeper::Want { pid, run, .. } => {
                 client.pages(pid, vec![run], contents(base, run)).unwrap();
             }
@@ -165,7 +165,7 @@ fn another_daemon_is_asked_for_what_the_first_one_has_not_brought() {
     client.begin().unwrap();
     let mut brought = 0;
     while brought < 2 {
-        if let FromKeeper::Want { run, .. } = receiver.next().unwrap().expect("it lives").0 {
+        if let FromKeeper::Want { run, .. } = receiver.hear().unwrap().expect("it lives").0 {
             client.pages(PID, vec![run], contents(start, run)).unwrap();
             brought += 1;
         }
@@ -187,6 +187,6 @@ fn a_keeper_ends_with_its_ve() {
     let held = faults.as_fd().try_clone_to_owned().unwrap();
     scene.init.kill().unwrap();
     scene.ended();
-    while receiver.next().unwrap().is_some() {}
+    while receiver.hear().unwrap().is_some() {}
     drop((faults, held));
 }

@@ -66,7 +66,7 @@ pub(super) fn torrent(context: &mut Context) -> Result<(), Failure> {
             renew(&map, page, turn, &progress)?;
         }
         let number = step as u64;
-        if number % FORKS == 0 {
+        if number.is_multiple_of(FORKS) {
             fork_and_look(&map, first, turn, mix(number))?;
         }
         grow(&mut moved, number)?;

@@ -312,7 +312,7 @@ impl Talk {
         let held = Arc::<Mutex<HashMap<u64, OwnedFd>>>::default();
         let holding = held.clone();
         std::thread::Builder::new().name("keeper-hear".into()).spawn(move || {
-            while let Ok(Some((word, beside))) = receiver.next() {
+            while let Ok(Some((word, beside))) = receiver.hear() {
                 hold(&holding, &word, beside);
                 if heard.send(word).is_err() {
                     break;

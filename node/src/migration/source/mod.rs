@@ -378,6 +378,7 @@ impl Copied {
         let total_ms = ms(total);
         match answer {
             Ok(ToSource::Running { .. }) => {
+                session.operation.ve.set_leaving(true);
                 session.begun.context.experience().learn(rounds.predicted, total);
                 pass_on_late_frames(&mut session.talk, &mut sealed).await
             }
