@@ -65,8 +65,8 @@ impl Pieces {
 
     /// The parts in `start..end`, in ascending order.
     pub(super) fn within(&self, start: u64, end: u64) -> impl Iterator<Item = Part> + '_ {
-        let before =
-            self.by_place.range(..start).next_back().filter(|(_, piece)| piece.end > start);
+        let before = self.by_place.range(..start).next_back();
+        let before = before.filter(|(_, piece)| piece.end > start && start < end);
         let inside = self.by_place.range(start..end.max(start));
         before.into_iter().chain(inside).map(move |(&low, piece)| {
             let (first, last) = (low.max(start), piece.end.min(end));
