@@ -181,3 +181,42 @@ fn a_ve_whose_source_has_lost_its_memory_is_ended() {
     scene.wait("a new start", 60, free).expect("its files are there");
     assert_eq!(scene.running_on(VE).expect("the scene works"), [TARGET]);
 }
+
+/// The keepers that a node's daemon has started.
+fn keepers(scene: &Scene, node: Host) -> Vec<i32> {
+    let hosts = scene.testbed.status();
+    let daemon = hosts.iter().find(|host| host.host == node.to_string());
+    let daemon = daemon.and_then(|host| host.daemon).expect("a daemon");
+    let is_keeper = |pid: &i32| {
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split('\0').nth(1) == Some("page-keeper")
+    };
+    children(daemon).into_iter().filter(is_keeper).collect()
+}
+
+/// The processes that the threads of a process have started.
+fn children(process: i32) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
+    let lists = tasks.flatten().map(|task| task.path().join("children"));
+    let lists: Vec<String> = lists.filter_map(|list| std::fs::read_to_string(list).ok()).collect();
+    lists.iter().flat_map(|list| list.split_whitespace()).flat_map(str::parse).collect()
+}
+
+#[test]
+fn a_ve_whose_keeper_is_killed_is_ended() {
+    let (mut scene, load) = writing("pckeeper");
+    let tool = start_move(&scene);
+    catch(&mut scene);
+    let found = keepers(&scene, TARGET);
+    assert_eq!(found.len(), 1, "{found:?}");
+    let killed = nix::unistd::Pid::from_raw(found[0]);
+    nix::sys::signal::kill(killed, nix::sys::signal::Signal::SIGKILL).expect("it lives");
+    let ended = || Ok(scene.running_on(VE)?.is_empty());
+    scene.wait("the end of the VE", 10, ended).expect("it does not run on without its memory");
+    let log = std::fs::read_to_string(scene.testbed.log(&TARGET)).expect("a log");
+    assert!(log.contains("the keeper of its memory has died"), "the log does not say why");
+    drop(load.stop());
+    let ran = end(tool);
+    assert_eq!(ran.code, Some(0), "{ran}");
+    scene.good(TARGET, &["vzctl", "start", VE, "--wait"]).expect("it can be started again");
+}
