@@ -7,7 +7,7 @@ use std::{
     os::{linux::fs::MetadataExt, unix::ffi::OsStrExt},
 };
 
-use ckpt_format::memory::{Area, Backing, SharedKind, SharedObject};
+use ckpt_format::memory::{Advice, Area, Backing, SharedKind, SharedObject};
 
 use crate::{
     aio, ipc,
@@ -206,6 +206,35 @@ pub fn heritage(areas: &[Area]) -> Vec<Area> {
     areas
 }
 
+/// Whether pages of an area may come when the VE runs already: plain memory of one process. Source
+/// and target both use this, and so agree.
+///
+/// The rest is sent before: locked memory must be there, memory that is wiped or left out at
+/// fork(2) has rules of its own, and the main stack is touched at once.
+pub fn can_come_later(area: &Area) -> bool {
+    let Advice {
+        dont_fork,
+        wipe_on_fork,
+        mergeable,
+        locked,
+        locked_on_fault,
+        droppable,
+        sealed,
+        ..
+    } = area.advice;
+    let special = dont_fork
+        || wipe_on_fork
+        || mergeable
+        || locked
+        || locked_on_fault
+        || droppable
+        || sealed
+        || area.grows_down
+        || area.shared;
+    let is_plain = matches!(area.backing, Backing::Anonymous { .. });
+    is_plain && !special && i32::from(area.protection) & libc::PROT_WRITE != 0
+}
+
 fn same_content(old: &Area, new: &Area) -> bool {
     let place = |area: &Area| match area.backing {
         Backing::Anonymous { .. } => 0,
@@ -226,8 +255,6 @@ fn same_content(old: &Area, new: &Area) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use ckpt_format::memory::Advice;
-
     use super::*;
 
     fn area(start: u64, end: u64, path: Option<&str>, offset: u64) -> Area {

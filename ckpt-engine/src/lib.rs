@@ -17,6 +17,8 @@ pub mod host;
 pub mod inject;
 pub mod ipc;
 mod kin;
+pub mod lazy;
+mod message;
 pub mod procfs;
 pub mod ranges;
 pub mod rebuild;

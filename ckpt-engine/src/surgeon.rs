@@ -7,9 +7,9 @@
 //! daemon may die at any moment; its surgeon puts every thread back before it ends.
 
 use std::{
-    io::{self, Read, Write},
+    io,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::UnixStream,
     },
     path::{Path, PathBuf},
@@ -18,7 +18,6 @@ use std::{
 };
 
 use ckpt_format::{
-    codec,
     ipc::{Ipc, SemaphoreSet},
     process::Processes,
 };
@@ -30,14 +29,13 @@ use crate::{
     freeze::Frozen,
     inject::{InjectError, Stopped},
     ipc::{self, Letters, Opened},
+    message::{receive, send},
     sys::{
-        ancillary, ptrace, task,
+        ptrace, task,
         userfault::{self, Tracking},
     },
 };
 
-/// The longest message, in bytes: a thread takes some kilobytes.
-const MESSAGE_MAX: u64 = 1 << 30;
 /// How long one operation may take. Each wait in it has a bound of its own, which is shorter.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -247,38 +245,6 @@ fn make_userfault(thread: &Stopped, host: i32, vdso: u64) -> Result<OwnedFd, Inj
 
 fn call_failed(host: i32, source: io::Error) -> InjectError {
     InjectError::Call { call: "userfaultfd".into(), tid: host, source }
-}
-
-fn send<T: Serialize>(
-    socket: &mut UnixStream,
-    message: &T,
-    beside: Option<BorrowedFd<'_>>,
-) -> io::Result<()> {
-    let body = codec::encode(message);
-    let length = (body.len() as u64).to_le_bytes();
-    let beside: Vec<_> = beside.into_iter().collect();
-    ancillary::send_all(socket.as_fd(), &length, &beside)?;
-    socket.write_all(&body)
-}
-
-/// The next message with what came beside it; none when the other end is closed.
-fn receive<T: DeserializeOwned>(
-    socket: &mut UnixStream,
-) -> io::Result<Option<(T, Option<OwnedFd>)>> {
-    let mut length = [0; 8];
-    let (count, mut beside) = ancillary::receive(socket.as_fd(), &mut length, 1)?;
-    if count == 0 {
-        return Ok(None);
-    }
-    socket.read_exact(&mut length[count..])?;
-    let length = u64::from_le_bytes(length);
-    if length > MESSAGE_MAX {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    }
-    let mut body = vec![0; length as usize];
-    socket.read_exact(&mut body)?;
-    let message = codec::decode(&body).map_err(|_| io::ErrorKind::InvalidData)?;
-    Ok(Some((message, beside.pop())))
 }
 
 #[cfg(test)]

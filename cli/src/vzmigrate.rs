@@ -33,6 +33,11 @@ struct Arguments {
     /// Rather leave the VE where it is than stop it for longer than that.
     #[arg(long)]
     strict: bool,
+    /// If nothing else meets --max-downtime, let the VE run on the target before all its memory is
+    /// there. From then on until the last page has come it needs both hosts: if this one is lost
+    /// meanwhile, the VE is lost with it.
+    #[arg(long, conflicts_with = "no_precopy")]
+    postcopy: bool,
     /// The most that is sent while the VE runs: bytes per second, with K, M or G.
     #[arg(long, value_name = "RATE", default_value = "unlimited", value_parser = talk::rate)]
     bwlimit: talk::Rate,
@@ -81,6 +86,7 @@ fn migrate(arguments: &Arguments) -> Result<u8, Failure> {
         strict: arguments.strict,
         bandwidth: arguments.bwlimit.0,
         no_precopy: arguments.no_precopy,
+        postcopy: arguments.postcopy,
     });
     let client = arguments.common.connect()?;
     talk::cancel_on_interrupt(&client)?;

@@ -12,7 +12,7 @@ use crate::{
     api,
     config::Config,
     daemon,
-    migration::{WATCHDOG_ARGUMENT, watchdog_main},
+    migration::{KEEPER_ARGUMENT, WATCHDOG_ARGUMENT, keeper_main, watchdog_main},
     ve::SEED_ARGUMENT,
 };
 
@@ -34,6 +34,10 @@ pub fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == WATCHDOG_ARGUMENT) {
         log_to_stderr();
         return watchdog_main();
+    }
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == KEEPER_ARGUMENT) {
+        log_to_stderr();
+        return keeper_main();
     }
     let arguments = Arguments::parse();
     log_to_stderr();

@@ -39,7 +39,6 @@ fn shape(pid: i32, parent: i32) -> Shape {
         heir: false,
         common: Default::default(),
         namespaces: Default::default(),
-        below: Default::default(),
     }
 }
 

@@ -32,6 +32,8 @@ pub enum Service {
     Migration,
     /// For tests of the transport itself.
     Test,
+    /// Pages of Virtual Environments that run elsewhere already.
+    Pages,
 }
 
 /// Answers calls: one request, one answer.

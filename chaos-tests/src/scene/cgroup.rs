@@ -48,6 +48,15 @@ impl VeCgroups {
         Some(quota * 100 / period.max(1))
     }
 
+    /// Ends every process of the VE, also a frozen one.
+    pub fn kill(&self) -> Result<(), SceneError> {
+        let switches = self.places.iter().map(|place| place.join("cgroup.kill"));
+        for switch in switches.filter(|switch| switch.exists()) {
+            fs::write(switch, "1").map_err(call("end the processes of a VE"))?;
+        }
+        Ok(())
+    }
+
     fn read(&self, file: &str) -> Option<String> {
         self.places.iter().find_map(|place| fs::read_to_string(place.join(file)).ok())
     }

@@ -7,7 +7,8 @@
 //!
 //! 1. [`Skeleton::populate`]: threads, and the processes that only wait to be mourned;
 //! 2. [`Skeleton::install`]: descriptors, program, working directory;
-//! 3. [`Skeleton::complete`]: signals, timers, credentials;
+//! 3. [`Skeleton::complete`]: signals, timers, credentials; then, if pages are to come when the VE
+//!    runs already, [`Skeleton::leave_out`];
 //! 4. [`Skeleton::finalize`]: registers; consumes the skeleton;
 //! 5. [`Ready::release`]: everything goes on at once.
 //!
@@ -23,6 +24,7 @@ mod credentials;
 mod directory;
 mod identities;
 mod install;
+mod lazy;
 mod login;
 mod namespaces;
 mod opened;
@@ -48,7 +50,10 @@ use ckpt_format::{
     process::{Common, Identity, Shape},
 };
 
-pub use self::release::Ready;
+pub use self::{
+    lazy::{Faults, Incomplete, Later},
+    release::Ready,
+};
 use crate::{
     container::Handles,
     inject::{Gate, InjectError, Stopped},

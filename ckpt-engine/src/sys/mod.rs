@@ -13,6 +13,7 @@ pub mod heap;
 pub mod identity;
 pub mod ipc;
 pub mod mailbox;
+pub mod missing;
 pub mod mount;
 pub mod namespace;
 pub mod netns;

@@ -28,7 +28,7 @@ use std::{
 
 use ckpt_format::{
     memory::SharedObject,
-    process::{Layout, Shape},
+    process::{Layout, Processes, Shape},
     stream::Record,
 };
 
@@ -43,6 +43,7 @@ use crate::{
     inject::InjectError,
     kin::{self, Kin},
     procfs::ProcError,
+    rebuild::Later,
     surgeon::Surgeon,
 };
 
@@ -130,6 +131,8 @@ pub struct Round {
     pub dropped: u64,
     /// Processes seen.
     pub processes: usize,
+    /// Pages of it that could come when the VE runs on the target already.
+    pub plain: u64,
 }
 
 /// Tracks the memory of one VE.
@@ -148,6 +151,8 @@ pub struct Tracker {
     kin: BTreeMap<i32, Kin>,
     lives: u64,
     frozen: bool,
+    /// What can come later is kept back.
+    leaves: bool,
     /// The namespaces of the VE; `None` if all its processes share them.
     spaces: Option<Arc<Spaces>>,
 }
@@ -167,6 +172,7 @@ impl Tracker {
             kin: BTreeMap::new(),
             lives: 0,
             frozen: false,
+            leaves: false,
             spaces: None,
         }
     }
@@ -215,7 +221,7 @@ impl Tracker {
         }
         let sent = tracked
             .send_areas(shared, output)
-            .and_then(|()| tracked.send_written(self.frozen, parent, output));
+            .and_then(|()| tracked.send_written(self.frozen, self.leaves, parent, output));
         self.processes.insert(member.host, tracked);
         sent
     }
@@ -245,6 +251,38 @@ impl Tracker {
                 other => return other,
             }
         }
+    }
+
+    /// As [`Self::last_round`], but plain memory that was written is kept back, to be fetched when
+    /// the VE runs on the target: see [`Self::send_needed`].
+    pub fn last_round_without_memory(&mut self, sink: &mut impl Sink) -> Result<Round, TrackError> {
+        self.leaves = true;
+        let result = self.last_round(sink);
+        self.leaves = false;
+        result
+    }
+
+    /// Sends what was kept back although it is needed at once, and returns the rest. The
+    /// processes were captured after the last round.
+    pub fn send_needed(
+        &mut self,
+        processes: &Processes,
+        sink: &mut impl Sink,
+    ) -> Result<Later, TrackError> {
+        let mut round = Round::default();
+        let mut output = Output { sink, round: &mut round };
+        let mut later = Later::new();
+        for tracked in self.processes.values_mut().filter(|it| it.left_bytes() > 0) {
+            let pid = tracked.inner();
+            let Some(process) = processes.processes.iter().find(|it| it.pid == pid) else {
+                return Err(TrackError::Memory { pid, source: io::ErrorKind::NotFound.into() });
+            };
+            let runs = tracked.send_needed(process, &mut output)?;
+            if !runs.is_empty() {
+                later.insert(pid, runs);
+            }
+        }
+        Ok(later)
     }
 
     /// The processes of the last round that are not zombies: number in the VE and on the host.

@@ -1,5 +1,8 @@
 //! One tracked process: its areas, its userfaultfd, and the pages that the target has of it.
 
+mod leave;
+mod register;
+
 use std::{
     fs::File,
     io::{self, Seek, SeekFrom},
@@ -74,6 +77,10 @@ struct Life {
     inherited: Ranges,
     /// What was sent and may have been written by a device since.
     doubted: Doubted,
+    /// What was due in the last round while it ran.
+    hot: Ranges,
+    /// What was due when it stood still, and is to come when it runs on the target.
+    left: Ranges,
 }
 
 /// What a scan of a frozen process finds beside what was written.
@@ -273,10 +280,11 @@ impl Tracked {
     }
 
     /// Sends the pages written since the last time. In a frozen process also tells which pages
-    /// have vanished.
+    /// have vanished, and with `leave` keeps back what can come later.
     pub(super) fn send_written<S: Sink>(
         &mut self,
         frozen: bool,
+        leave: bool,
         parent: Option<&Self>,
         output: &mut Output<'_, S>,
     ) -> Result<(), TrackError> {
@@ -286,7 +294,7 @@ impl Tracked {
             None if frozen => return Err(TrackError::Borrowed { pid }),
             None => return Ok(()),
         };
-        let mut due = std::mem::take(&mut life.owed);
+        let mut due = life.take_owed();
         let mut standing = Standing::default();
         if !frozen {
             life.register_new();
@@ -315,6 +323,7 @@ impl Tracked {
             output.drop_runs(Space::Process(pid), runs)?;
             life.sent = life.sent.without(&vanished);
         }
+        due = life.sort_out(pid, due, frozen, leave, output)?;
         for (start, end) in blocks(&due) {
             life.send_block(self.host, pid, (start, end), output)?;
         }
@@ -364,52 +373,10 @@ impl Life {
             announced: None,
             inherited: Ranges::default(),
             doubted: Doubted::default(),
+            hot: Ranges::default(),
+            left: Ranges::default(),
         };
         Ok((life, text))
-    }
-
-    /// Finds the areas without tracking and registers them; whatever is in them is due.
-    ///
-    /// They are found before anything is registered: an area can lose its registration and keep
-    /// its protection marks (mremap(2) of untouched memory to a place beside it joins the two),
-    /// and registered again it would pass for clean. So the marks of all that is new go, too: a
-    /// scan never renews one that is there, and would not see later writes either.
-    fn register_new(&mut self) {
-        let Some(tracking) = &self.tracking else { return };
-        let probe = Query { mask: 0, inverted: 0, any_of: 0, protect: false, tracked: true };
-        let private = self.space.areas.iter().filter(|area| has_private_pages(area));
-        let new: Vec<&Area> = private
-            .filter(|area| {
-                pagemap::scan(&self.pagemap, area.start, area.start + PAGE, probe, |_, _| ())
-                    .is_err_and(|error| error.raw_os_error() == Some(libc::EPERM))
-            })
-            .collect();
-        let others: Vec<&Area> =
-            self.space.areas.iter().filter(|area| !has_private_pages(area)).collect();
-        let around: Ranges = new.iter().map(|area| around(&others, area.start)).collect();
-        for area in &new {
-            self.anew.insert(area.start, area.end);
-        }
-        for (start, end) in around.iter() {
-            if tracking.register(start, end).is_err() {
-                // Something in between that cannot be tracked has come up meanwhile.
-                for area in new.iter().filter(|area| start <= area.start && area.end <= end) {
-                    if let Err(error) = tracking.register(area.start, area.end) {
-                        tracing::debug!(%error, "an area is not tracked yet");
-                    }
-                }
-            }
-        }
-        let cleared = new.iter().map(|area| tracking.clear(area.start, area.end));
-        let failed = cleared.filter_map(Result::err).find(|error| {
-            // Gone again, or not registered: a scan tells.
-            error.raw_os_error() != Some(libc::ENOENT)
-        });
-        if let Some(error) = failed {
-            tracing::warn!(%error, "the tracking of a process starts anew");
-            // Whether its marks are right nobody knows. Without tracking all counts as written.
-            self.tracking = None;
-        }
     }
 
     /// Takes out of `due` what the target's copy has from the parent's, and still like the parent.
@@ -553,22 +520,6 @@ fn blocks(ranges: &Ranges) -> Vec<(u64, u64)> {
             (start..end).step_by(BLOCK as usize).map(move |at| (at, end.min(at + BLOCK)))
         })
         .collect()
-}
-
-/// Everything around an address up to the next area, on each side, that is not tracked.
-/// `others` are those areas in ascending order.
-///
-/// Areas are registered with all around them. What is registered exactly as it was read can be
-/// part of a larger area by now, which that would split in two; and to a program that moves or
-/// resizes it (mremap(2)), what is not one area is an error.
-fn around(others: &[&Area], address: u64) -> (u64, u64) {
-    // Where the kernel lets nobody map anything (`vm.mmap_min_addr`).
-    const LOWEST: u64 = 0x1_0000;
-    const TASK_SIZE: u64 = 0x7fff_ffff_f000;
-    let next = others.partition_point(|area| area.end <= address);
-    let low = next.checked_sub(1).map_or(LOWEST, |before| others[before].end);
-    let high = others.get(next).map_or(TASK_SIZE, |area| area.start);
-    (low, high.min(TASK_SIZE))
 }
 
 fn is_stopped(host: i32) -> bool {

@@ -54,6 +54,24 @@ pub(super) fn has_shared(pagemap: &File, start: u64, end: u64) -> io::Result<boo
     Ok(entries.into_iter().any(|entry| entry & PRESENT != 0 && entry & (FILE | EXCLUSIVE) == 0))
 }
 
+/// The pages that are in memory and that no other process has.
+pub(super) fn exclusive(pagemap: &File, ranges: &Ranges) -> io::Result<Ranges> {
+    let mut found = Ranges::default();
+    for (start, end) in ranges.iter() {
+        for from in (start..end).step_by((CHUNK * PAGE) as usize) {
+            let pages = ((end - from) / PAGE).min(CHUNK);
+            for (index, entry) in entries(pagemap, from, pages)?.into_iter().enumerate() {
+                let kind = entry & (PRESENT | SWAPPED | FILE | EXCLUSIVE);
+                if kind == PRESENT | EXCLUSIVE {
+                    let at = from + index as u64 * PAGE;
+                    found.insert(at, at + PAGE);
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Which frame or place in swap it is, for anonymous memory that more than one process has.
 fn shared_frame(entry: u64) -> Option<u64> {
     let kind = entry & (PRESENT | SWAPPED);

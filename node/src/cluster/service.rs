@@ -129,7 +129,18 @@ pub struct Cluster {
     pub(super) changing: tokio::sync::Mutex<()>,
 }
 
-struct Migrations(Arc<dyn LinkHandler>);
+/// Who serves links about VEs on the move, and about their pages.
+struct Migrations {
+    moves: Arc<dyn LinkHandler>,
+    pages: Arc<dyn LinkHandler>,
+}
+
+impl Migrations {
+    fn attach(&self, endpoint: &Endpoint) {
+        endpoint.on_link(Service::Migration, self.moves.clone());
+        endpoint.on_link(Service::Pages, self.pages.clone());
+    }
+}
 
 impl std::fmt::Debug for Migrations {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -197,13 +208,14 @@ impl Cluster {
         self.coordinator().peer(node)
     }
 
-    /// Hands links of incoming migrations to `handler`, now and after any change of membership.
-    pub fn serve_migrations(&self, handler: Arc<dyn LinkHandler>) {
+    /// Hands links of incoming migrations to `moves`, and those for pages that are to come to
+    /// `pages`, now and after any change of membership.
+    pub fn serve_migrations(&self, moves: Arc<dyn LinkHandler>, pages: Arc<dyn LinkHandler>) {
+        let migrations = Migrations { moves, pages };
         if let Some(endpoint) = self.active().endpoint {
-            endpoint.on_link(Service::Migration, handler.clone());
+            migrations.attach(&endpoint);
         }
-        *self.migrations.write().unwrap_or_else(PoisonError::into_inner) =
-            Some(Migrations(handler));
+        *self.migrations.write().unwrap_or_else(PoisonError::into_inner) = Some(migrations);
     }
 
     /// Opens the door: everything that other nodes may ask of this one.
@@ -213,8 +225,8 @@ impl Cluster {
         endpoint.on_join(Arc::new(Doorkeeper(Arc::downgrade(self))));
         endpoint.on_call(Service::Status, Arc::new(Informant(Arc::downgrade(self))));
         let migrations = self.migrations.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Migrations(handler)) = migrations.as_ref() {
-            endpoint.on_link(Service::Migration, handler.clone());
+        if let Some(migrations) = migrations.as_ref() {
+            migrations.attach(&endpoint);
         }
         drop(migrations);
         active.endpoint = Some(endpoint);

@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     fs::File,
     os::fd::AsFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -36,6 +36,7 @@ use super::{
     holders::Holders,
     messages::{Item, State},
     pipe::Pipe,
+    postcopy::later::Memory,
     rounds::Fixed,
     stopwatch::Stopwatch,
     watchdog::{Watchdog, WatchdogError},
@@ -141,6 +142,8 @@ pub(super) struct Live {
     pub(super) hold: Option<Hold>,
     pub(super) brake: Brake,
     pub(super) watchdog: Watchdog,
+    /// Which share of the pages of the last round could come after the switch.
+    pub(super) plain: f64,
 }
 
 impl Live {
@@ -154,6 +157,7 @@ impl Live {
         let round = self.tracker.round(&mut pipe.clone())?;
         pipe.item(Item::Barrier(number)).map_err(|_| CopyError::Link)?;
         self.brake.look()?;
+        self.plain = round.plain as f64 / round.pages.max(round.plain).max(1) as f64;
         Ok(round)
     }
 
@@ -195,8 +199,9 @@ impl Live {
         &mut self,
         frozen: &Frozen,
         clocks: Clocks,
+        memory: Memory,
         pipe: &Pipe,
-    ) -> (Option<Undo>, Result<State, CopyError>) {
+    ) -> (Option<Undo>, Result<(State, u64), CopyError>) {
         let mut watch = Stopwatch::start("rest of a VE");
         let (sent, captured) = self.send_files_beside_descriptors(pipe);
         let mut captured = match (sent, captured) {
@@ -210,7 +215,10 @@ impl Live {
             let surgeon = self.watchdog.surgeon();
             surgeon.read_letters(&captured.mailboxes, &mut captured.files.ipc)?;
             self.hold_contents(std::mem::take(&mut captured.contents))?;
-            self.tracker.last_round(&mut pipe.clone())?;
+            match memory {
+                Memory::Whole => self.tracker.last_round(&mut pipe.clone())?,
+                Memory::Later => self.tracker.last_round_without_memory(&mut pipe.clone())?,
+            };
             watch.lap("memory");
             let strangers = self.strangers();
             if !strangers.is_empty() {
@@ -220,18 +228,24 @@ impl Live {
             let patients = self.tracker.processes().map(Tracked::patient).collect();
             let processes = self.watchdog.surgeon().capture(frozen, patients, ids, sets)?;
             watch.lap("processes");
-            Ok(processes)
+            let later = self.tell_later(&processes, pipe)?;
+            Ok((processes, later))
         };
-        let state = rest().map(|processes| State {
-            processes,
-            files: captured.files,
-            tables: captured.tables,
-            // What is around the processes is read beside this.
-            cgroups: Vec::new(),
-            network: Network::default(),
-            nested_networks: Vec::new(),
-            clocks,
-            clock_offsets: self.clock_offsets,
+        let state = rest().map(|(processes, later)| {
+            (
+                State {
+                    processes,
+                    files: captured.files,
+                    tables: captured.tables,
+                    // What is around the processes is read beside this.
+                    cgroups: Vec::new(),
+                    network: Network::default(),
+                    nested_networks: Vec::new(),
+                    clocks,
+                    clock_offsets: self.clock_offsets,
+                },
+                later,
+            )
         });
         (Some(captured.undo), state)
     }
@@ -347,7 +361,7 @@ impl Live {
         }
         watch.lap("cut");
         let (live, frozen) = (Some(self), Some(frozen));
-        Ok(Still { live, undo: None, frozen, clocks, start, freeze: start.elapsed() })
+        Ok(Still { live, undo: None, frozen, clocks, later: 0, start, freeze: start.elapsed() })
     }
 
     /// What the clocks of the VE show now.
@@ -367,6 +381,8 @@ pub(super) struct Still {
     undo: Option<Undo>,
     frozen: Option<Frozen>,
     clocks: Clocks,
+    /// How much is to come after the switch, in bytes.
+    pub(super) later: u64,
     /// When it stopped.
     pub(super) start: Instant,
     /// How long it took to stop.
@@ -375,7 +391,7 @@ pub(super) struct Still {
 
 impl Still {
     /// Sends all that is left: files, memory, and the state of everything else.
-    pub(super) fn send_rest(&mut self, pipe: &Pipe) -> Result<(), CopyError> {
+    pub(super) fn send_rest(&mut self, memory: Memory, pipe: &Pipe) -> Result<(), CopyError> {
         let (Some(live), Some(frozen)) = (&mut self.live, &self.frozen) else {
             return Err(CopyError::Link);
         };
@@ -388,10 +404,11 @@ impl Still {
                 let network = state::capture(&networks, &expected, Some(&settings));
                 Ok::<_, CopyError>((network?, around.look()?))
             });
-            let (undo, state) = live.rest(frozen, self.clocks, pipe);
+            let (undo, state) = live.rest(frozen, self.clocks, memory, pipe);
             self.undo = undo;
             let around = around.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            let mut state = state?;
+            let (mut state, later) = state?;
+            self.later = later;
             let (network, (cgroups, places)) = around?;
             if !live.are_in_place(&places) {
                 return Err(CopyError::Moved);
@@ -410,6 +427,11 @@ impl Still {
     /// What the clocks of the VE showed when it stopped.
     pub(super) fn clocks(&self) -> Clocks {
         self.clocks
+    }
+
+    /// The cgroup that it stands still in.
+    pub(super) fn freezer(&self) -> Option<&Path> {
+        self.live.as_ref().map(|live| live.freezer.as_path())
     }
 
     /// The VE goes on, and is copied further.
@@ -548,11 +570,7 @@ impl SealedVe {
 }
 
 /// Everything that would stop a move of this VE now; disturbs nothing.
-pub(super) fn blockers(
-    init: i32,
-    id_base: u32,
-    freezer: &std::path::Path,
-) -> Result<Vec<Blocker>, CopyError> {
+pub(super) fn blockers(init: i32, id_base: u32, freezer: &Path) -> Result<Vec<Blocker>, CopyError> {
     let list = |source| CopyError::Process { pid: init, source };
     let mut all = capture::check(freezer).map_err(list)?;
     let holders = Holders::of(freezer)?;

@@ -6,6 +6,7 @@
 
 use std::{
     os::fd::OwnedFd,
+    path::{Path, PathBuf},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -13,7 +14,7 @@ use std::{
 use ckpt_engine::{
     container::{Handles, cgroups, host_clocks},
     freeze::{FreezeError, Frozen},
-    rebuild::{Ready, RebuildError, Skeleton},
+    rebuild::{Faults, Later, Ready, RebuildError, Skeleton},
     sys::netns::Netns,
 };
 use ckpt_format::{
@@ -26,6 +27,7 @@ use tokio::sync::mpsc;
 
 use super::{
     messages::{Item, State},
+    postcopy::keeper::{self, Keeper, Kept},
     stopwatch::Stopwatch,
 };
 use crate::{
@@ -99,8 +101,11 @@ pub(super) struct Site {
     pub(super) namespaces: Vec<Netns>,
     pub(super) hold: Option<Hold>,
     pub(super) announcer: Option<Announcer>,
-    /// Notes that the VE was let go: from then on it lives on without the daemon.
-    pub(super) released: Box<dyn Fn() -> std::io::Result<()> + Send>,
+    /// Notes that the VE was let go, and whether pages of it are missing: from then on it lives on
+    /// without the daemon.
+    pub(super) released: Box<dyn Fn(bool) -> std::io::Result<()> + Send>,
+    /// Where what this node keeps of it lies.
+    pub(super) directory: PathBuf,
 }
 
 /// What the builder is told.
@@ -120,8 +125,8 @@ pub(super) enum News {
     Applied(u32),
     /// The VE stands ready.
     Ready(Duration),
-    /// The VE runs.
-    Running(Duration),
+    /// The VE runs; some of its pages may be missing.
+    Running(Duration, Option<Kept>),
     /// It did not work, and nothing of the VE runs here.
     Failed(BuildError),
 }
@@ -134,10 +139,14 @@ pub(super) struct Builder {
 }
 
 impl Builder {
+    /// Call inside a runtime.
     pub(super) fn start(site: Site) -> std::io::Result<Self> {
         let (orders, mut queue) = mpsc::channel(QUEUE);
         let (sender, news) = mpsc::unbounded_channel();
+        let runtime = tokio::runtime::Handle::current();
         let thread = std::thread::Builder::new().name("builder".into()).spawn(move || {
+            // A keeper is collected by it.
+            let _runtime = runtime.enter();
             if let Err(error) = build(site, &mut queue, &sender) {
                 // The receiver may have given up already: then nobody wants to know.
                 let _ = sender.send(News::Failed(error));
@@ -169,6 +178,7 @@ fn build(
     skeleton.set_nested(std::mem::take(&mut site.nested))?;
     let Some(mut applier) = site.applier.take() else { return Ok(()) };
     let mut state = Vec::new();
+    let mut absent = Absent::default();
     let finished = loop {
         let Some(Order::Item(item)) = orders.blocking_recv() else { return Ok(()) };
         match item {
@@ -177,12 +187,20 @@ fn build(
                 if matches!(record, Record::Layout(_)) {
                     // What it maps must be there.
                     applier.flush()?;
+                    // The VE was stopped in vain: what was to come later comes now.
+                    absent.later.clear();
                 }
                 skeleton.apply(record)?;
             }
             Item::Barrier(barrier) => drop(news.send(News::Applied(barrier))),
             // The template was dealt with before there was a container.
             Item::Template(_) | Item::TemplateEnd => {}
+            Item::Postcopy if absent.keeper.is_none() => {
+                let keeper = Keeper::start(&site.directory, site.init);
+                absent.keeper = Some(keeper.map_err(system("start the keeper of its memory"))?);
+            }
+            Item::Postcopy => {}
+            Item::Later { pid, runs } => absent.later.entry(pid).or_default().extend(runs),
             Item::State { bytes, last } => {
                 state.extend(bytes);
                 if last {
@@ -193,15 +211,15 @@ fn build(
     };
     let start = Instant::now();
     applier.finish()?;
-    let built = finish(&mut site, skeleton, &finished)?;
+    let built = finish(&mut site, skeleton, &finished, absent)?;
     let _ = news.send(News::Ready(start.elapsed()));
     let frames = match orders.blocking_recv() {
         Some(Order::Release(frames)) => frames,
         _ => return Ok(()),
     };
     let start = Instant::now();
-    release(&mut site, built, &frames)?;
-    let _ = news.send(News::Running(start.elapsed()));
+    let missing = release(&mut site, built, &frames)?;
+    let _ = news.send(News::Running(start.elapsed(), missing));
     finish_network(site, orders)
 }
 
@@ -222,16 +240,59 @@ fn finish_network(site: Site, orders: &mut mpsc::Receiver<Order>) -> Result<(), 
     Ok(())
 }
 
+/// What is to come when the VE runs already.
+#[derive(Default)]
+struct Absent {
+    later: Later,
+    keeper: Option<Keeper>,
+}
+
+impl Absent {
+    /// Lets threads wait for what is missing, and hands it to the keeper.
+    fn leave_out(
+        self,
+        skeleton: &Skeleton,
+        faults: Faults,
+        directory: &Path,
+    ) -> Result<Option<Kept>, BuildError> {
+        if self.later.is_empty() {
+            // One that was started for nothing ends by itself.
+            keeper::remove(directory);
+            return Ok(None);
+        }
+        const WHAT: &str = "hand missing memory to its keeper";
+        let Some(Keeper { mut client, .. }) = self.keeper else {
+            return Err(system(WHAT)(std::io::ErrorKind::NotConnected.into()));
+        };
+        let mut kept = Vec::with_capacity(self.later.len());
+        let mut bytes = 0;
+        for incomplete in skeleton.leave_out(self.later, faults)? {
+            bytes += incomplete.runs.iter().map(|run| run.end() - run.start).sum::<u64>();
+            client
+                .add(incomplete.pid, incomplete.runs, &incomplete.faults)
+                .map_err(system(WHAT))?;
+            kept.push(incomplete.faults);
+        }
+        Ok(Some(Kept { client, faults: kept, bytes }))
+    }
+}
+
 /// A VE that only has to be let go.
 struct Built {
     ready: Ready,
     files: ckpt_engine::files::Rebuilt,
     frozen: Frozen,
+    missing: Option<Kept>,
 }
 
-fn finish(site: &mut Site, skeleton: Skeleton, state: &State) -> Result<Built, BuildError> {
-    let mut skeleton = skeleton;
+fn finish(
+    site: &mut Site,
+    mut skeleton: Skeleton,
+    state: &State,
+    absent: Absent,
+) -> Result<Built, BuildError> {
     let mut watch = Stopwatch::start("rebuild of a VE");
+    let faults = skeleton.open_faults(&absent.later)?;
     // Those of programs are as at the offer when an older source does not tell them again.
     let nested = &state.nested_networks;
     let kept = if nested.is_empty() { site.networks.len() } else { 1 };
@@ -259,12 +320,14 @@ fn finish(site: &mut Site, skeleton: Skeleton, state: &State) -> Result<Built, B
     skeleton.complete(&state.processes)?;
     watch.lap("processes");
     files.finish(&state.files, &state.tables, &mut skeleton).map_err(RebuildError::Files)?;
+    let missing = absent.leave_out(&skeleton, faults, &site.directory)?;
+    watch.lap("missing pages");
     let ready = skeleton.finalize(&state.processes)?;
     watch.lap("registers");
     let frozen = Frozen::freeze(site.cgroups.freezer())?;
     cgroups::freeze(&top, &state.cgroups)?;
     wait_for_clocks(site.clock_offsets, state.clocks)?;
-    Ok(Built { ready, files, frozen })
+    Ok(Built { ready, files, frozen, missing })
 }
 
 /// The VE's clocks must not show less than they showed on the source.
@@ -284,12 +347,12 @@ fn wait_for_clocks(offsets: Clocks, shown: Clocks) -> Result<(), BuildError> {
 }
 
 /// From here on the VE runs here and nowhere else.
-fn release(site: &mut Site, built: Built, frames: &[Frame]) -> Result<(), BuildError> {
-    let Built { ready, files, frozen } = built;
+fn release(site: &mut Site, built: Built, frames: &[Frame]) -> Result<Option<Kept>, BuildError> {
+    let Built { ready, files, frozen, missing } = built;
     let mut watch = Stopwatch::start("release of a VE");
     ready.release(&frozen)?;
     watch.lap("detach");
-    (site.released)().map_err(system("write the journal"))?;
+    (site.released)(missing.is_some()).map_err(system("write the journal"))?;
     watch.lap("journal");
     if let Some(hold) = &mut site.hold {
         hold.open_outgoing()?;
@@ -306,7 +369,7 @@ fn release(site: &mut Site, built: Built, frames: &[Frame]) -> Result<(), BuildE
         hold.replay(frames);
         hold.release()?;
     }
-    Ok(())
+    Ok(missing)
 }
 
 fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> BuildError {

@@ -60,6 +60,14 @@ pub(super) enum MigrateError {
     /// Something in the VE cannot be moved.
     #[error("{} in the VE cannot be moved: {}", objects(.0), list(.0))]
     Blocked(Vec<Blocker>),
+    /// The target could not run a VE before all its memory is there.
+    #[error("{name} cannot take in a VE by post-copy: {cause}")]
+    NoPostcopy {
+        /// The name.
+        name: String,
+        /// Why not.
+        cause: String,
+    },
     /// The target said no.
     #[error("the target refused: {0}")]
     Refused(Failure),
@@ -185,6 +193,7 @@ impl From<MigrateError> for Failure {
             MigrateError::Refused(failure) | MigrateError::TargetFailed(failure) => {
                 (failure.code.as_str(), failure.exit)
             }
+            MigrateError::NoPostcopy { .. } => ("no-postcopy", 56),
             MigrateError::OverBudget { .. } => ("over-budget", 27),
             MigrateError::Cancelled => ("cancelled", 25),
             MigrateError::Copy(_) => ("copy", 6),
@@ -215,8 +224,9 @@ impl From<MigrateError> for Failure {
 fn hint(error: &MigrateError) -> Option<&'static str> {
     match error {
         MigrateError::OverBudget { .. } => {
-            Some("give a larger --max-downtime, or try when the VE writes less")
+            Some("give a larger --max-downtime or --postcopy, or try when the VE writes less")
         }
+        MigrateError::NoPostcopy { .. } => Some("without --postcopy it can"),
         MigrateError::UnknownNode { .. } => Some("vzcluster status lists the nodes"),
         MigrateError::Unreachable { .. } | MigrateError::NoAddress { .. } => {
             Some("vzcluster status tells which nodes answer")

@@ -13,8 +13,9 @@ use std::{
 
 use coordinator::MigrationId;
 use serde::{Deserialize, Serialize};
+use transport::NodeId;
 
-use crate::ve::{self, VeError};
+use crate::ve::{self, MOVE_JOURNAL, VeError};
 
 /// How far this node's part of a migration is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +38,10 @@ pub(super) struct Entry {
     pub(super) migration: MigrationId,
     /// How far.
     pub(super) step: Step,
+    /// The node at the other end, if pages of the VE go there, or come from there, when it runs on
+    /// the target already.
+    #[serde(default)]
+    pub(super) postcopy: Option<NodeId>,
 }
 
 /// Where the journal of one VE is.
@@ -46,12 +51,26 @@ pub(super) struct Journal(PathBuf);
 impl Journal {
     /// In the VE's own directory.
     pub(super) fn new(directory: &Path) -> Self {
-        Self(directory.join("migration.json"))
+        Self(directory.join(MOVE_JOURNAL))
     }
 
     /// Writes the next step down.
     pub(super) fn write(&self, migration: MigrationId, step: Step) -> io::Result<()> {
-        let entry = serde_json::to_vec(&Entry { migration, step }).map_err(io::Error::from)?;
+        self.write_entry(Entry { migration, step, postcopy: None })
+    }
+
+    /// The same for a move that ends in post-copy with that node.
+    pub(super) fn write_postcopy(
+        &self,
+        migration: MigrationId,
+        step: Step,
+        other: NodeId,
+    ) -> io::Result<()> {
+        self.write_entry(Entry { migration, step, postcopy: Some(other) })
+    }
+
+    fn write_entry(&self, entry: Entry) -> io::Result<()> {
+        let entry = serde_json::to_vec(&entry).map_err(io::Error::from)?;
         let draft = self.0.with_extension("new");
         std::fs::write(&draft, entry)?;
         std::fs::rename(&draft, &self.0)

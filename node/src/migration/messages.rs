@@ -7,6 +7,7 @@ use bytes::Bytes;
 pub(super) use ckpt_format::state::State;
 use ckpt_format::{
     container::Container,
+    memory::Run,
     network::{Frame, Network},
     stream::Record,
     tree::FileRecord,
@@ -115,7 +116,20 @@ pub(super) enum Item {
         /// Nothing follows.
         last: bool,
     },
+    /// Post-copy is about to begin: get ready for it.
+    Postcopy,
+    /// These pages come when the VE runs already, in this order; what was sent for them before is
+    /// void.
+    Later {
+        /// The process.
+        pid: i32,
+        /// Which pages.
+        runs: Vec<Run>,
+    },
 }
+
+/// The most runs in one [`Item::Later`].
+pub(super) const LATER_MAX: usize = 1 << 16;
 
 /// The most bytes of a [`State`] in one [`Item`].
 pub(super) const STATE_PIECE: usize = 1 << 20;

@@ -5,7 +5,7 @@
 //! [`builder`] the target's thread that rebuilds it, [`settle`] asks the log what has become of
 //! a migration, and [`recover`] does so after a daemon has died half way. [`watchdog`] ends a
 //! freeze without it. [`leftovers`] tells the log what has been cleared away. [`checkpoint`] puts a
-//! file in the place of the link.
+//! file in the place of the link. [`postcopy`] lets a VE run before all its memory is there.
 
 mod admit;
 mod blackout;
@@ -22,6 +22,7 @@ mod limiter;
 mod messages;
 mod packing;
 mod pipe;
+mod postcopy;
 mod recover;
 mod report;
 mod rounds;
@@ -44,6 +45,7 @@ use transport::{Link, LinkHandler, PeerInfo};
 
 pub use self::{
     checkpoint::{CheckpointReport, CheckpointRequest, DumpRequest, RestoreReport},
+    postcopy::{PostcopyReport, keeper::KEEPER_ARGUMENT},
     report::{Downtime, Report, RoundReport},
     watchdog::WATCHDOG_ARGUMENT,
 };
@@ -85,11 +87,20 @@ pub struct MigrateRequest {
     /// Freeze at once, so that everything is copied while the VE stands still.
     #[serde(default)]
     pub no_precopy: bool,
+    /// If nothing else meets `max_downtime_ms`, let the VE run on the target before all its memory
+    /// is there.
+    #[serde(default)]
+    pub postcopy: bool,
 }
 
 /// What a process that was started with [`WATCHDOG_ARGUMENT`] does.
 pub fn watchdog_main() -> ExitCode {
     watchdog::main()
+}
+
+/// What a process that was started with [`KEEPER_ARGUMENT`] does.
+pub fn keeper_main() -> ExitCode {
+    postcopy::keeper::main()
 }
 
 /// The migrations of this node. Cheap to clone.
@@ -99,8 +110,13 @@ pub struct Migrations(Context);
 impl Migrations {
     /// For this node's VEs and cluster. Call inside a runtime; takes up what was under way.
     pub fn new(runtime: Arc<Runtime>, cluster: Arc<Cluster>) -> Self {
-        let context =
-            Context { runtime, cluster, experience: Arc::default(), limiter: Arc::default() };
+        let context = Context {
+            runtime,
+            cluster,
+            experience: Arc::default(),
+            limiter: Arc::default(),
+            shelves: Arc::default(),
+        };
         recover::recover(&context);
         checkpoint::recover(&context);
         tokio::spawn(leftovers::watch(context.clone()));
@@ -110,7 +126,8 @@ impl Migrations {
 
     /// Accepts VEs from other nodes.
     pub fn serve(&self) {
-        self.0.cluster.serve_migrations(Arc::new(self.clone()));
+        let pages = Arc::new(Pages(self.0.clone()));
+        self.0.cluster.serve_migrations(Arc::new(self.clone()), pages);
     }
 
     /// Everything in a VE that would stop a move of it now.
@@ -128,11 +145,16 @@ impl Migrations {
         let find = |error: crate::ve::VeError| match error {
             crate::ve::VeError::Unknown { .. } => Failure::new("ve-unknown", 10, error.to_string()),
             crate::ve::VeError::Locked { .. } => Failure::new("ve-locked", 20, error.to_string()),
+            crate::ve::VeError::Incomplete { .. } => {
+                Failure::new("ve-incomplete", 20, error.to_string())
+            }
             other => other.into(),
         };
         let begin = async || {
             let operation = self.0.runtime.find(&request.ve).map_err(find)?;
-            operation.operate_for_user("migrate").await.map_err(find)
+            let operation = operation.operate_for_user("migrate").await.map_err(find)?;
+            operation.ve.must_be_whole().map_err(find)?;
+            Ok::<_, Failure>(operation)
         };
         let mut operation = begin().await?;
         if request.check_only {
@@ -146,6 +168,7 @@ impl Migrations {
             strict: request.strict,
             bandwidth: request.bandwidth,
             precopy: !request.no_precopy,
+            postcopy: request.postcopy,
         };
         let mut attempt = 0;
         let moved = loop {
@@ -166,6 +189,16 @@ impl Migrations {
         };
         spawn_blocking(heap::give_back);
         moved.map(Some).map_err(Failure::from)
+    }
+}
+
+/// Serves links for pages that a VE misses. Cheap to clone.
+#[derive(Clone, Debug)]
+struct Pages(Context);
+
+impl LinkHandler for Pages {
+    fn serve(&self, peer: PeerInfo, link: Link) -> BoxFuture<'static, ()> {
+        Box::pin(postcopy::serve(self.0.clone(), peer, link))
     }
 }
 

@@ -12,6 +12,7 @@ use super::{
     blackout::CopyError,
     error::MigrateError,
     journal::{Entry, Journal, Step},
+    postcopy::{fetch::Fetch, shelf::Shelf},
     settle::{self, Verdict},
     source::Context,
     standing::Standing,
@@ -43,6 +44,9 @@ pub(super) fn recover(context: &Context) {
             }
         };
         tracing::info!(id = %ve.id, ?entry, "a migration was under way");
+        if let Err(error) = take_up(context, &ve, &entry) {
+            tracing::error!(id = %ve.id, "cannot give out its memory: {}", chain(&error));
+        }
         let context = context.clone();
         tokio::spawn(async move {
             if let Err(error) = recover_one(&context, operation, entry, &journal).await {
@@ -52,13 +56,31 @@ pub(super) fn recover(context: &Context) {
     }
 }
 
+/// What must be so before anybody is served: what is still to come of a VE that runs, and the
+/// pages of one that runs elsewhere.
+fn take_up(context: &Context, ve: &Arc<Ve>, entry: &Entry) -> Result<(), MigrateError> {
+    let (Some(other), Some(running)) = (entry.postcopy, ve.running()) else { return Ok(()) };
+    match entry.step {
+        Step::Sealed => {
+            let shelf = Shelf::open(running.cgroups.freezer(), other);
+            let shelf = Arc::new(shelf.map_err(MigrateError::Inside)?);
+            context.shelves.put(entry.migration, shelf);
+            ve.set_leaving(true);
+        }
+        // How much the keeper says.
+        Step::Released => ve.set_missing(Some(0)),
+        Step::Copying | Step::Building => {}
+    }
+    Ok(())
+}
+
 async fn recover_one(
     context: &Context,
     operation: Operation,
     entry: Entry,
     journal: &Journal,
 ) -> Result<(), MigrateError> {
-    let Entry { migration, step } = entry;
+    let Entry { migration, step, postcopy } = entry;
     let coordinator = &context.coordinator();
     match step {
         Step::Copying => {
@@ -67,10 +89,13 @@ async fn recover_one(
         }
         Step::Sealed => match settle::ask(coordinator, migration).await {
             Verdict::Moved => {
+                context.shelves.clear(migration);
                 context.runtime.forget(operation).await?;
                 settle::finish(coordinator, migration).await;
             }
             Verdict::Stays => {
+                context.shelves.clear(migration);
+                operation.ve.set_leaving(false);
                 wake(context, &operation.ve).await?;
                 journal.remove().map_err(MigrateError::Inside)?;
             }
@@ -81,8 +106,14 @@ async fn recover_one(
         }
         Step::Released => {
             wake(context, &operation.ve).await?;
+            let ve = operation.ve.clone();
             drop(operation);
-            report_running(coordinator, migration, journal).await;
+            match postcopy {
+                Some(source) if ve.missing().is_some() => {
+                    Fetch { context: context.clone(), migration, ve, source }.resume().await;
+                }
+                _ => report_running(coordinator, migration, journal).await,
+            }
         }
     }
     Ok(())

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::postcopy::PostcopyReport;
+
 /// One round of pre-copy.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RoundReport {
@@ -51,6 +53,9 @@ pub struct Report {
     pub total_ms: f64,
     /// Bytes sent, the template not counted.
     pub bytes: u64,
+    /// What came after the switch, if the move ended in post-copy.
+    #[serde(default)]
+    pub postcopy: Option<PostcopyReport>,
 }
 
 impl std::fmt::Display for Report {
@@ -64,7 +69,10 @@ impl std::fmt::Display for Report {
             self.source,
             self.target,
             self.total_ms / 1000.0,
-        )
+        )?;
+        let Some(PostcopyReport { bytes, faults, ms, .. }) = self.postcopy else { return Ok(()) };
+        let (mebibytes, seconds) = (bytes as f64 / 1_048_576.0, ms / 1000.0);
+        write!(f, ", {mebibytes:.0} MiB in {seconds:.1} s of post-copy ({faults} waits)")
     }
 }
 
@@ -89,11 +97,14 @@ mod tests {
             predicted_downtime_ms: 20.0,
             total_ms: 1234.0,
             bytes: 0,
+            postcopy: None,
         };
-        assert_eq!(
-            report.to_string(),
-            "101 moved node1 → node2 in 1.2 s, downtime 18 ms \
-             (freeze 1.1, delta 6.0, restore 8.1, switch 2.8)"
-        );
+        let line = "101 moved node1 → node2 in 1.2 s, downtime 18 ms \
+                    (freeze 1.1, delta 6.0, restore 8.1, switch 2.8)";
+        assert_eq!(report.to_string(), line);
+        let postcopy = PostcopyReport { pages: 31488, bytes: 123 << 20, faults: 45, ms: 2300.0 };
+        let report = Report { postcopy: Some(postcopy), ..report };
+        let more = ", 123 MiB in 2.3 s of post-copy (45 waits)";
+        assert_eq!(report.to_string(), format!("{line}{more}"));
     }
 }

@@ -6,7 +6,8 @@
 //! came out.
 //!
 //! A VE that writes faster than it can be copied climbs a ladder: more rounds while they help;
-//! then it is slowed down, step by step; then it is frozen although the budget is not met.
+//! then it is slowed down, step by step; then it is frozen although the budget is not met, or, if
+//! the user allows it, moved before all its memory is there.
 
 use std::time::Duration;
 
@@ -73,6 +74,14 @@ impl Prediction {
         }
         let rest = total.saturating_sub(self.delta).as_secs_f64();
         Some((rest / self.fixed.as_secs_f64()).clamp(0.1, 100.0))
+    }
+
+    /// When this share of the last round's pages comes only after the switch. What tells of them
+    /// still goes before it.
+    pub(super) fn without(self, share: f64) -> Self {
+        const TOLD: f64 = 0.02;
+        let delta = self.delta.mul_f64(1.0 - share.clamp(0.0, 1.0) * (1.0 - TOLD));
+        Self { delta, total: self.total.saturating_sub(self.delta - delta), ..self }
     }
 
     /// For a VE of which nothing was copied while it ran. It says nothing about this node, so
@@ -338,6 +347,15 @@ mod tests {
             matches!(last, Next::Freeze(it) if it.total < Duration::from_millis(50)),
             "{last:?}"
         );
+    }
+
+    #[test]
+    fn what_comes_later_costs_no_blackout() {
+        let predicted = Prediction::new(Duration::from_secs(2), Fixed::default(), 1.0);
+        let most = predicted.without(0.95);
+        assert!(most.total < Duration::from_millis(160), "{most:?}");
+        assert_eq!(predicted.without(0.0), predicted);
+        assert!(predicted.without(7.0).total >= Fixed::default().cost());
     }
 
     #[test]

@@ -5,7 +5,10 @@
 //! left here. The one proposal to change the owner is made here, and only after the source has
 //! sealed its copy.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ckpt_engine::{container::clock_offsets, sys::netns::Netns};
 use ckpt_format::{codec, container::Container as Plan};
@@ -18,7 +21,9 @@ use super::{
     builder::{BuildError, Builder, News, Order, Site},
     journal::{Journal, Step},
     messages::{Offer, ToSource, ToTarget},
-    packing, settle,
+    packing,
+    postcopy::{fetch::Fetch, keeper::Kept},
+    settle,
     source::Context,
 };
 use crate::{
@@ -29,7 +34,7 @@ use crate::{
     },
     storage::{FileApplier, TreeError, target_trees},
     template::TemplateError,
-    ve::{ARRIVE, INTERFACE, Prepared, VeError},
+    ve::{ARRIVE, INTERFACE, Prepared, Ve, VeError},
 };
 
 /// Why a VE was not taken in.
@@ -105,7 +110,8 @@ pub(super) async fn serve(context: Context, peer: NodeId, link: Link) {
         return;
     }
     tracing::info!(%ve, %migration, %peer, "taking in a VE");
-    let mut incoming = Incoming { context, offer, sender, receiver, bulk: link.bulk };
+    let bulk = link.bulk;
+    let mut incoming = Incoming { context, peer, offer, sender, receiver, bulk, missing: None };
     match incoming.take_in().await {
         Ok(()) => tracing::info!(%ve, "runs here now"),
         Err(error) => {
@@ -121,10 +127,14 @@ pub(super) async fn serve(context: Context, peer: NodeId, link: Link) {
 /// A VE on its way here.
 struct Incoming {
     context: Context,
+    /// The source.
+    peer: NodeId,
     offer: Offer,
     sender: ControlSender,
     receiver: ControlReceiver,
     bulk: transport::Bulk,
+    /// What is still to come of a VE that runs.
+    missing: Option<Kept>,
 }
 
 impl Incoming {
@@ -151,12 +161,13 @@ impl Incoming {
         };
         match done.await {
             Ok(running) => {
+                let fetching = self.missing.take().map(|kept| self.fetch(&ve, kept)).is_some();
                 // Before anybody hears of it: the VE may be moved on at once.
                 drop(operation);
                 if let Err(error) = self.sender.send(&running).await {
                     tracing::warn!(%error, "the source does not hear that its VE runs here");
                 }
-                self.after(builder, &Journal::new(ve.directory())).await;
+                self.after(builder, &Journal::new(ve.directory()), fetching).await;
                 Ok(())
             }
             Err(error) => {
@@ -177,10 +188,13 @@ impl Incoming {
             .await?;
         let journal = Journal::new(prepared.directory());
         journal.write(offer.migration, Step::Building).map_err(TakeInError::Thread)?;
-        let migration = offer.migration;
+        let (migration, source) = (offer.migration, self.peer);
         let (plan, network) = (offer.container.clone(), offer.network.clone());
         spawn_blocking(move || {
-            let released = move || journal.write(migration, Step::Released);
+            let released = move |incomplete| match incomplete {
+                true => journal.write_postcopy(migration, Step::Released, source),
+                false => journal.write(migration, Step::Released),
+            };
             let site = site(&mut prepared, plan, network, Box::new(released))?;
             Ok((prepared, site))
         })
@@ -237,7 +251,8 @@ impl Incoming {
             Err(_) => None,
         };
         match ran {
-            Some(News::Running(time)) => {
+            Some(News::Running(time, missing)) => {
+                self.missing = missing;
                 let release_ms = time.as_secs_f64() * 1000.0;
                 tracing::info!(
                     "switch of a VE, ms: commit {commit_ms:.2}, release {release_ms:.2}"
@@ -273,12 +288,21 @@ impl Incoming {
         }
     }
 
+    /// Fetches what is missing in the background; then the log is told.
+    fn fetch(&self, ve: &Arc<Ve>, kept: Kept) {
+        ve.set_missing(Some(kept.bytes));
+        let (context, migration) = (self.context.clone(), self.offer.migration);
+        let fetch = Fetch { context, migration, ve: ve.clone(), source: self.peer };
+        tokio::spawn(fetch.run(kept));
+    }
+
     /// The VE runs here: late frames, and the log.
-    async fn after(&mut self, builder: Builder, journal: &Journal) {
-        let migration = self.offer.migration;
-        let coordinator = self.context.coordinator();
-        let journal = journal.clone();
-        tokio::spawn(async move { report_running(&coordinator, migration, &journal).await });
+    async fn after(&mut self, builder: Builder, journal: &Journal, fetching: bool) {
+        if !fetching {
+            let (coordinator, migration) = (self.context.coordinator(), self.offer.migration);
+            let journal = journal.clone();
+            tokio::spawn(async move { report_running(&coordinator, migration, &journal).await });
+        }
         let end = tokio::time::sleep(Duration::from_secs(5));
         tokio::pin!(end);
         loop {
@@ -332,7 +356,7 @@ pub(super) fn site(
     prepared: &mut Prepared,
     plan: Plan,
     network: ckpt_format::network::Network,
-    released: Box<dyn Fn() -> std::io::Result<()> + Send>,
+    released: Box<dyn Fn(bool) -> std::io::Result<()> + Send>,
 ) -> Result<Site, BuildError> {
     let init = prepared.container.init;
     let system = |what| move |source| BuildError::System { what, source };
@@ -378,5 +402,6 @@ pub(super) fn site(
         hold,
         announcer,
         released,
+        directory: prepared.directory().to_owned(),
     })
 }

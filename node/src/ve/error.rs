@@ -26,6 +26,12 @@ pub enum VeError {
     /// Another operation is under way.
     #[error("Container {id} is locked: {operation} is under way")]
     Locked { id: VeId, operation: &'static str },
+    /// A part of its memory is on another node.
+    #[error(
+        "Container {id} is busy: {mebibytes} MiB of its memory are still to come from the node that \
+         it was moved from"
+    )]
+    Incomplete { id: VeId, mebibytes: u64 },
     /// It runs.
     #[error("Container {id} is already running")]
     Running { id: VeId },
@@ -104,6 +110,7 @@ impl VeError {
             Self::Unknown { .. } => ("ve-unknown", 14),
             Self::Exists { .. } => ("ve-exists", 44),
             Self::Locked { .. } => ("ve-locked", 9),
+            Self::Incomplete { .. } => ("ve-incomplete", 9),
             Self::Running { .. } => ("ve-running", 32),
             Self::NotRunning { .. } => ("ve-not-running", 31),
             Self::Suspended { .. } => ("ve-suspended", 31),
@@ -140,6 +147,9 @@ impl VeError {
         Some(match self {
             Self::Unknown { .. } => "vzlist -a shows all containers",
             Self::Locked { .. } => "try again when it has ended",
+            Self::Incomplete { .. } => {
+                "try again when all of it has come; vzlist shows how much is left"
+            }
             Self::NotRunning { .. } => "start it with vzctl start",
             Self::Suspended { .. } => {
                 "vzctl resume lets it go on; vzctl stop --fast throws its memory away"

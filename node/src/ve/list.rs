@@ -50,7 +50,7 @@ impl Runtime {
             Ok(found) => Status {
                 ctid: found.id.to_string(),
                 exists: true,
-                running: found.running().is_some() && !arrives(&found),
+                running: found.running().is_some() && !arrives(&found) && !found.is_leaving(),
                 suspended: found.is_suspended(),
             },
             Err(_) => {
@@ -70,6 +70,13 @@ fn arrives(ve: &Ve) -> bool {
     ve.operation() == Some(ARRIVE)
 }
 
+/// What is under way.
+fn operation(ve: &Ve) -> Option<String> {
+    let post_copy =
+        || ve.missing().map(|bytes| format!("post-copy, {} MiB left", bytes.div_ceil(1 << 20)));
+    ve.operation().map(str::to_owned).or_else(post_copy)
+}
+
 fn listed(ve: &Ve) -> Listed {
     let settings = ve.settings();
     let running = ve.running();
@@ -86,6 +93,7 @@ fn listed(ve: &Ve) -> Listed {
         searchdomain: settings.search_domains,
         status: match &running {
             Some(_) if arrives(ve) => "arriving",
+            Some(_) if ve.is_leaving() => "leaving",
             Some(_) => "running",
             None if ve.is_suspended() => "suspended",
             None => "stopped",
@@ -99,6 +107,6 @@ fn listed(ve: &Ve) -> Listed {
         usage: running.as_ref().map(|it| it.cgroups.usage()).unwrap_or_default(),
         init_pid: running.as_ref().map(|it| it.init),
         uptime_s: running.map_or(0, |it| now_s.saturating_sub(it.started_s)),
-        operation: ve.operation().map(str::to_owned),
+        operation: operation(ve),
     }
 }

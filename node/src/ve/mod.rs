@@ -26,7 +26,7 @@ mod settings;
 mod start;
 mod stop;
 
-pub(crate) use self::place::read as read_durable;
+pub(crate) use self::place::{MOVE_JOURNAL, read as read_durable};
 pub use self::{
     create::Created,
     error::VeError,

@@ -27,6 +27,9 @@ impl Place {
     }
 }
 
+/// The file beside a VE that tells of a move under way.
+pub(crate) const MOVE_JOURNAL: &str = "migration.json";
+
 /// The paths of one VE.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Paths {
@@ -48,6 +51,11 @@ impl Paths {
 
     pub(super) fn running(&self) -> PathBuf {
         self.directory.join("running.json")
+    }
+
+    /// Whether a move of it was under way when the last daemon ended.
+    pub(super) fn moves(&self) -> bool {
+        self.directory.join(MOVE_JOURNAL).exists()
     }
 
     pub(super) fn layers(&self, lower: PathBuf) -> Layers {

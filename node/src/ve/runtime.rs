@@ -6,7 +6,10 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::Path,
     process::Command,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -66,6 +69,10 @@ pub struct Ve {
     pub(super) paths: Paths,
     operation: watch::Sender<Option<&'static str>>,
     state: Mutex<State>,
+    /// How much of its memory is still on the node that it came from, in bytes.
+    missing: watch::Sender<Option<u64>>,
+    /// It runs on another node already, which still needs its memory here.
+    leaving: AtomicBool,
     /// True while it runs.
     pub(super) runs: watch::Sender<bool>,
 }
@@ -105,6 +112,8 @@ impl Ve {
             paths,
             operation: watch::channel(None).0,
             state: Mutex::new(state),
+            missing: watch::channel(None).0,
+            leaving: AtomicBool::new(false),
             runs: watch::channel(false).0,
         })
     }
@@ -169,6 +178,42 @@ impl Ve {
     /// What runs; an error if nothing does.
     pub fn must_run(&self) -> Result<Running, VeError> {
         self.running().ok_or(VeError::NotRunning { id: self.id })
+    }
+
+    /// How much of its memory is still to come from the node that ran it before, in bytes.
+    pub fn missing(&self) -> Option<u64> {
+        *self.missing.borrow()
+    }
+
+    /// Tells how much is still to come; nothing when all of it is here.
+    pub fn set_missing(&self, bytes: Option<u64>) {
+        self.missing.send_replace(bytes);
+    }
+
+    /// Whether it runs on another node already, which still needs its memory here.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
+    /// Tells so.
+    pub fn set_leaving(&self, leaving: bool) {
+        self.leaving.store(leaving, Ordering::Relaxed);
+    }
+
+    /// Refuses what cannot be done with a part of the memory.
+    pub fn must_be_whole(&self) -> Result<(), VeError> {
+        match self.missing() {
+            Some(bytes) => {
+                Err(VeError::Incomplete { id: self.id, mebibytes: bytes.div_ceil(1 << 20) })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Resolves when nothing is to come any more: until then the cluster still counts it as moving.
+    pub(super) async fn settled(&self) {
+        // The sender is in `self`, so the only error cannot happen.
+        let _ = self.missing.subscribe().wait_for(Option::is_none).await;
     }
 
     /// Resolves when the VE does not run.
@@ -278,7 +323,8 @@ impl Runtime {
             info!(id = %ve.id, "ended while no daemon ran");
             return clean(ve, &record.cgroups, interface.as_ref());
         };
-        if let Some(interface) = &interface {
+        // Whoever puts a move right that was under way knows whether it may be open.
+        if let Some(interface) = interface.as_ref().filter(|_| !ve.paths.moves()) {
             let opened = Netlink::open()
                 .map_err(Into::into)
                 .and_then(|mut netlink| interface.set_gate(&mut netlink, Gate::Open));
@@ -332,6 +378,7 @@ impl Runtime {
         }
         // What the kernel makes of reboot(2) inside a pid namespace.
         let reboot = matches!(status, Some(WaitStatus::Signaled(_, Signal::SIGHUP, _)));
+        ve.settled().await;
         let outcome = match reboot {
             true => match ve.operate("start") {
                 Ok(operation) => self.start(&operation.ve, false).await,

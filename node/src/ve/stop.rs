@@ -53,9 +53,18 @@ impl Runtime {
             let killed = tokio::time::timeout(KILL_MAX, ve.stopped()).await;
             killed.map_err(|_| VeError::NotStopped { id: ve.id })?;
         }
+        ve.settled().await;
         self.set_desired(ve.id, false).await?;
         info!(id = %ve.id, "stopped");
         Ok(())
+    }
+
+    /// Ends a VE that must not run any longer, whoever has its lock.
+    pub async fn kill(self: &Arc<Self>, ve: &Arc<Ve>) -> Result<(), VeError> {
+        let Some(running) = ve.running() else { return Ok(()) };
+        spawn_blocking(move || running.cgroups.kill_all()).await??;
+        let killed = tokio::time::timeout(KILL_MAX, ve.stopped()).await;
+        killed.map_err(|_| VeError::NotStopped { id: ve.id })
     }
 }
 

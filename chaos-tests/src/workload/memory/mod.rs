@@ -5,6 +5,7 @@ mod counters;
 mod maps;
 mod prefork;
 mod sizes;
+mod torrent;
 
 use super::{Area, local};
 
@@ -33,6 +34,12 @@ pub(super) const AREA: Area = Area {
         local("areas", "three thousand areas that cannot be joined", sizes::areas),
         local("huge", "huge pages that stay huge", sizes::huge),
         local("growing-down", "a map that grows downwards", sizes::growing_down),
+        local(
+            "torrent",
+            "memory written as fast as it goes, forked, moved, thrown away and read into",
+            torrent::torrent,
+        ),
+        local("flood", "threads that write as fast as they go", torrent::flood),
         local("churn", "maps made, resized and removed all the time; deep stacks", maps::churn),
     ],
 };

@@ -32,6 +32,7 @@ use crate::{
         facts,
         messages::Offer,
         pipe::Pipe,
+        postcopy::later::Memory,
         source::{Context, look_at},
     },
     storage,
@@ -196,7 +197,7 @@ fn copy(mut live: Live, pipe: &Pipe, rounds: u32, patience: Duration) -> Result<
     let mut vain_stops = 0;
     loop {
         let mut still = live.freeze(patience).map_err(|(_, error)| error)?;
-        match still.send_rest(pipe) {
+        match still.send_rest(Memory::Whole, pipe) {
             Ok(()) => return Ok(still),
             Err(cause) if cause.is_passing() && vain_stops < VAIN_STOPS_MAX => {
                 tracing::info!(%cause, "stopped in vain; trying again");

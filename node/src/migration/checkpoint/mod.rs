@@ -109,6 +109,7 @@ impl Migrations {
         let ve = self.0.runtime.find(&request.ve)?;
         let suspends = request.file.is_none();
         let operation = ve.operate_for_user(if suspends { "suspend" } else { "chkpnt" }).await?;
+        ve.must_be_whole()?;
         let wish = dump::Wish {
             path: request.file.clone().unwrap_or_else(|| ve.suspended_file()),
             leave_running: request.leave_running && !suspends,

@@ -33,8 +33,14 @@ impl Outlet {
         self.write(|writer| match item {
             Item::Memory(record) => writer.memory(record),
             Item::File(record) => writer.file(record),
-            // Nobody waits at the other end, the template stays here, and the state goes whole.
-            Item::Barrier(_) | Item::Template(_) | Item::TemplateEnd | Item::State { .. } => Ok(()),
+            // Nobody waits at the other end, the template stays here, the state goes whole, and all
+            // memory is in the file.
+            Item::Barrier(_)
+            | Item::Template(_)
+            | Item::TemplateEnd
+            | Item::State { .. }
+            | Item::Postcopy
+            | Item::Later { .. } => Ok(()),
         })
     }
 

@@ -308,7 +308,7 @@ impl Attempt<'_> {
         let manifest = self.image.manifest();
         let (plan, network) = (manifest.container.clone(), manifest.network.clone());
         let (journal, files) = (self.journal.clone(), self.files);
-        let released = Box::new(move || journal.write(Step::Released { files }));
+        let released = Box::new(move |_| journal.write(Step::Released { files }));
         let made = spawn_blocking(move || {
             let site = target::site(&mut prepared, plan, network, released)?;
             Ok::<_, BuildError>((prepared, site))
@@ -334,7 +334,7 @@ impl Attempt<'_> {
                 Some(News::Applied(_)) => {}
                 Some(News::Ready(_)) => return Ok(()),
                 Some(News::Failed(error)) => return Err(error.into()),
-                Some(News::Running(_)) | None => return Err(ended()),
+                Some(News::Running(..)) | None => return Err(ended()),
             }
         }
     }
@@ -346,7 +346,7 @@ async fn run(builder: &mut Builder) -> Result<(), CheckpointError> {
         return Err(ended());
     }
     match builder.news.recv().await {
-        Some(News::Running(_)) => Ok(()),
+        Some(News::Running(..)) => Ok(()),
         Some(News::Failed(error)) => Err(error.into()),
         _ => Err(ended()),
     }

@@ -10,6 +10,7 @@
 //! ```
 
 mod offer;
+mod remote;
 mod talk;
 
 use std::{
@@ -21,7 +22,7 @@ use std::{
 use ckpt_format::blocker::Blocker;
 use coordinator::{Coordinator, MigrationId};
 use tokio::task::{JoinHandle, spawn_blocking};
-use transport::LinkError;
+use transport::{LinkError, NodeId};
 
 pub(in crate::migration) use self::offer::look_at;
 use self::{offer::Offer, talk::Talk};
@@ -29,10 +30,11 @@ use super::{
     blackout::{CopyError, Live, SealedVe, Still},
     error::MigrateError,
     experience::Experience,
-    journal::{Journal, Step},
+    journal::Journal,
     limiter::Limiter,
     messages::{ToSource, ToTarget},
     pipe::Pipe,
+    postcopy::{later::Memory, shelf::Shelves},
     report::{Downtime, Report, RoundReport},
     rounds::{Fixed, Measured, Next, Policy, Prediction},
     settle::{self, Verdict},
@@ -77,6 +79,8 @@ pub(super) struct Wish {
     pub(super) bandwidth: Option<u64>,
     /// Copy while the VE runs.
     pub(super) precopy: bool,
+    /// If nothing else meets `max_downtime`, let memory come after the switch.
+    pub(super) postcopy: bool,
 }
 
 /// The parts of the daemon that a migration needs.
@@ -87,6 +91,8 @@ pub(super) struct Context {
     pub(super) experience: Arc<Mutex<Experience>>,
     /// What all moves from here may send together.
     pub(super) limiter: Arc<Limiter>,
+    /// What VEs that moved away have left here for a while.
+    pub(super) shelves: Arc<Shelves>,
 }
 
 impl Context {
@@ -116,7 +122,7 @@ pub(super) async fn migrate(
         false => precopy.copy_nothing(),
     };
     let copied = loop {
-        match precopy.stop(rounds.predicted).await?.send_rest().await? {
+        match precopy.stop(&rounds).await?.send_rest(rounds.memory).await? {
             Rest::Sent(copied) => break copied,
             Rest::NotNow(running) => precopy = running,
         }
@@ -153,6 +159,7 @@ struct Session {
     talk: Talk,
     pipe: Pipe,
     pump: JoinHandle<Result<(), LinkError>>,
+    target: NodeId,
     /// This node's name and the target's.
     names: (String, String),
     /// How often the VE was stopped in vain.
@@ -188,6 +195,8 @@ struct Precopy {
 struct Rounds {
     reports: Vec<RoundReport>,
     predicted: Prediction,
+    /// What is sent while the VE stands still.
+    memory: Memory,
 }
 
 impl Precopy {
@@ -215,6 +224,9 @@ impl Precopy {
                     Err(error) => sink.log(format!("cannot slow the VE down: {}", chain(&error))),
                 },
                 Next::Freeze(predicted) => {
+                    let over = policy.is_over_budget(predicted);
+                    let plain = (over && wish.postcopy).then_some(self.live.plain);
+                    let (predicted, memory) = remote::choose(predicted, plain, sink);
                     if policy.is_over_budget(predicted) {
                         if wish.strict {
                             let expected = predicted.total;
@@ -226,7 +238,7 @@ impl Precopy {
                             ms(predicted.total)
                         ));
                     }
-                    return Ok((self, Rounds { reports, predicted }));
+                    return Ok((self, Rounds { reports, predicted, memory }));
                 }
             }
         }
@@ -235,7 +247,7 @@ impl Precopy {
     /// No round: all of it is copied while the VE stands still.
     fn copy_nothing(self) -> (Self, Rounds) {
         let predicted = Prediction::of_all(offer::memory_bytes(&self.live.freezer));
-        (self, Rounds { reports: Vec::new(), predicted })
+        (self, Rounds { reports: Vec::new(), predicted, memory: Memory::Whole })
     }
 
     /// One round, until the target has applied it.
@@ -270,10 +282,13 @@ impl Precopy {
     }
 
     /// Stops the VE; the downtime clock starts.
-    async fn stop(self, predicted: Prediction) -> Result<Stopped, MigrateError> {
+    async fn stop(self, rounds: &Rounds) -> Result<Stopped, MigrateError> {
         let Self { session, live } = self;
-        let patience = FREEZE + predicted.total * 3;
+        let patience = FREEZE + rounds.predicted.total * 3;
         session.pipe.lift_limit(true);
+        if rounds.memory == Memory::Later {
+            session.announce_postcopy().await?;
+        }
         let still =
             spawn_blocking(move || live.freeze(patience)).await?.map_err(|(_, error)| error)?;
         Ok(Stopped { session, still })
@@ -296,12 +311,12 @@ enum Rest {
 
 impl Stopped {
     /// Sends all that is left and waits until the target stands ready.
-    async fn send_rest(self) -> Result<Rest, MigrateError> {
+    async fn send_rest(self, memory: Memory) -> Result<Rest, MigrateError> {
         let Self { mut session, still } = self;
         let pipe = session.pipe.clone();
         let (still, sent) = spawn_blocking(move || {
             let mut still = still;
-            let sent = still.send_rest(&pipe);
+            let sent = still.send_rest(memory, &pipe);
             (still, sent)
         })
         .await?;
@@ -351,11 +366,7 @@ impl Copied {
         let Self { mut session, mut still, restore_ms, ready_ms } = self;
         let freeze_ms = ms(still.freeze);
         tokio::task::block_in_place(|| still.may_seal())?;
-        session
-            .begun
-            .journal
-            .write(session.begun.migration, Step::Sealed)
-            .map_err(MigrateError::Journal)?;
+        let left = session.shelve(&still)?;
         session.begun.settled = true;
         let mut sealed = still.seal()?;
         let frames = sealed.drain();
@@ -364,11 +375,12 @@ impl Copied {
             Ok(()) => session.talk.answer(RUN).await,
             Err(error) => Err(error.into()),
         };
-        let total = sealed.start.elapsed();
+        let (total, switched) = (sealed.start.elapsed(), Instant::now());
         let total_ms = ms(total);
         let ve = session.ve();
         match answer {
             Ok(ToSource::Running { .. }) => {
+                session.operation.ve.set_leaving(true);
                 session.begun.context.experience().learn(ve, rounds.predicted, total);
                 pass_on_late_frames(&mut session.talk, &mut sealed).await
             }
@@ -377,7 +389,11 @@ impl Copied {
                 session.settle(&mut sealed, &cause, sink).await?;
             }
         }
-        let bytes = session.pipe.bytes();
+        let postcopy = match left {
+            Some(left) => Some(session.give_out(left, switched, sink).await),
+            None => None,
+        };
+        let bytes = session.pipe.bytes() + postcopy.map_or(0, |postcopy| postcopy.bytes);
         let names = session.names.clone();
         if let Err(error) = session.leave(sealed, keep).await {
             // The VE has moved all the same; its journal has the rest removed at the next start.
@@ -398,6 +414,7 @@ impl Copied {
             predicted_downtime_ms: ms(rounds.predicted.total),
             total_ms: ms(start.elapsed()),
             bytes,
+            postcopy,
         })
     }
 }
@@ -475,6 +492,7 @@ impl Session {
         match verdict {
             Verdict::Moved => Ok(()),
             Verdict::Stays => {
+                self.begun.context.shelves.clear(self.begun.migration);
                 tokio::task::block_in_place(|| sealed.resume())?;
                 self.begun.journal.remove().map_err(MigrateError::Inside)?;
                 Err(MigrateError::Stayed { cause: chain(cause) })

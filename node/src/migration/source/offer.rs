@@ -30,7 +30,7 @@ use crate::{
         limiter::Pace,
         messages::{Item, Offer as Message, ToSource},
         pipe::Pipe,
-        settle,
+        postcopy, settle,
         standing::Standing,
         watchdog::Watchdog,
     },
@@ -103,6 +103,10 @@ impl Offer {
     /// Enters the migration into the log, has the target make room, and opens the stream.
     pub(super) async fn propose(self, wish: &Wish, sink: &Sink) -> Result<Precopy, MigrateError> {
         let Self { context, operation, live, mut message, target, names } = self;
+        if wish.postcopy {
+            postcopy::ask_whether_able(&context, target, &names.1).await?;
+            sink.log(postcopy::risk(message.ve.0, &names.0));
+        }
         let mut talk = Talk::open(&context, target, &names.1).await?;
         let coordinator = context.coordinator();
         let migration = message.migration;
@@ -121,7 +125,8 @@ impl Offer {
         };
         let pace = Pace::new(wish.bandwidth, limiter);
         let (pipe, pump) = Pipe::start(talk.bulk.open().await?, pace);
-        let mut session = Session { begun, operation, talk, pipe, pump, names, vain_stops: 0 };
+        let mut session =
+            Session { begun, operation, talk, pipe, pump, target, names, vain_stops: 0 };
         if template_missing {
             session.send_template(message.template, sink).await?;
         }
@@ -309,6 +314,7 @@ pub(in crate::migration) fn look_at(
         hold,
         brake,
         watchdog,
+        plain: 0.0,
     };
     Ok((live, message))
 }
