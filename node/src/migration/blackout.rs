@@ -36,7 +36,7 @@ use super::{
     holders::Holders,
     messages::{Item, State},
     pipe::Pipe,
-    postcopy::later::Memory,
+    postcopy::later::{KeptBack, Memory},
     rounds::Fixed,
     stopwatch::Stopwatch,
     watchdog::{Watchdog, WatchdogError},
@@ -201,7 +201,7 @@ impl Live {
         clocks: Clocks,
         memory: Memory,
         pipe: &Pipe,
-    ) -> (Option<Undo>, Result<(State, u64), CopyError>) {
+    ) -> (Option<Undo>, Result<(State, KeptBack), CopyError>) {
         let mut watch = Stopwatch::start("rest of a VE");
         let (sent, captured) = self.send_files_beside_descriptors(pipe);
         let mut captured = match (sent, captured) {
@@ -361,7 +361,15 @@ impl Live {
         }
         watch.lap("cut");
         let (live, frozen) = (Some(self), Some(frozen));
-        Ok(Still { live, undo: None, frozen, clocks, later: 0, start, freeze: start.elapsed() })
+        Ok(Still {
+            live,
+            undo: None,
+            frozen,
+            clocks,
+            later: KeptBack::new(),
+            start,
+            freeze: start.elapsed(),
+        })
     }
 
     /// What the clocks of the VE show now.
@@ -381,8 +389,8 @@ pub(super) struct Still {
     undo: Option<Undo>,
     frozen: Option<Frozen>,
     clocks: Clocks,
-    /// How much is to come after the switch, in bytes.
-    pub(super) later: u64,
+    /// How much is to come after the switch.
+    pub(super) later: KeptBack,
     /// When it stopped.
     pub(super) start: Instant,
     /// How long it took to stop.

@@ -1,5 +1,7 @@
 //! The source's VE while it stands still: what of its memory is kept back.
 
+use std::collections::BTreeMap;
+
 use ckpt_format::process::Processes;
 
 use crate::migration::{
@@ -17,22 +19,26 @@ pub(in crate::migration) enum Memory {
     Later,
 }
 
+/// How much of the memory of each process is kept back, in bytes.
+pub(in crate::migration) type KeptBack = BTreeMap<i32, u64>;
+
 impl Live {
     /// Sends what cannot wait of the memory that was kept back, and tells of the rest. Returns how
-    /// much that is, in bytes.
+    /// much that is.
     pub(in crate::migration) fn tell_later(
         &mut self,
         processes: &Processes,
         pipe: &Pipe,
-    ) -> Result<u64, CopyError> {
-        let mut bytes = 0;
+    ) -> Result<KeptBack, CopyError> {
+        let mut kept = KeptBack::new();
         for (pid, runs) in self.tracker.send_needed(processes, &mut pipe.clone())? {
             for runs in runs.chunks(LATER_MAX) {
-                bytes += runs.iter().map(|run| run.end() - run.start).sum::<u64>();
+                let bytes: u64 = runs.iter().map(|run| run.end() - run.start).sum();
+                *kept.entry(pid).or_default() += bytes;
                 let item = Item::Later { pid, runs: runs.to_vec() };
                 pipe.item(item).map_err(|_| CopyError::Link)?;
             }
         }
-        Ok(bytes)
+        Ok(kept)
     }
 }

@@ -85,8 +85,11 @@ impl Shelf {
             // The dead among them have no memory.
             let Ok(status) = Status::read(host) else { continue };
             let Ok(pid) = status.in_ve("NSpid") else { continue };
-            if let Ok(file) = File::open(procfs::path(host, "mem")) {
-                memory.insert(pid, file);
+            if let Ok(file) = File::open(procfs::path(host, "mem"))
+                && memory.insert(pid, file).is_some()
+            {
+                // Whose pages are asked for could not be told.
+                return Err(io::ErrorKind::AlreadyExists.into());
             }
         }
         Ok(Self {
@@ -97,6 +100,17 @@ impl Shelf {
             given: AtomicU64::new(0),
             outcome: watch::channel(None).0,
         })
+    }
+
+    /// Fails unless the memory of all these processes is here.
+    pub(in crate::migration) fn check(
+        &self,
+        mut processes: impl Iterator<Item = i32>,
+    ) -> io::Result<()> {
+        match processes.all(|pid| self.memory.contains_key(&pid)) {
+            true => Ok(()),
+            false => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     /// Pages given so far, zeros not counted.

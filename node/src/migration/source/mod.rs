@@ -124,7 +124,7 @@ pub(super) async fn migrate(
     let copied = loop {
         match precopy.stop(&rounds).await?.send_rest(rounds.memory).await? {
             Rest::Sent(copied) => break copied,
-            Rest::NotNow(running) => precopy = running,
+            Rest::NotNow(running) => precopy = *running,
         }
     };
     copied.hand_over(start, rounds, wish.keep, sink).await
@@ -304,9 +304,9 @@ struct Stopped {
 /// What came of sending the rest.
 enum Rest {
     /// The target stands ready.
-    Sent(Copied),
+    Sent(Box<Copied>),
     /// Something passing was in the way; the VE runs and is copied on.
-    NotNow(Precopy),
+    NotNow(Box<Precopy>),
 }
 
 impl Stopped {
@@ -328,7 +328,7 @@ impl Stopped {
                 let live = spawn_blocking(move || still.back()).await??;
                 session.pipe.lift_limit(false);
                 tokio::time::sleep(VAIN_PAUSE * session.vain_stops).await;
-                return Ok(Rest::NotNow(Precopy { session, live }));
+                return Ok(Rest::NotNow(Box::new(Precopy { session, live })));
             }
             Err(cause) => {
                 // The VE need not wait for what the target has to say.
@@ -339,7 +339,8 @@ impl Stopped {
         match session.talk.answer(REBUILD).await? {
             ToSource::Ready { restore_ms } => {
                 let ready_ms = ms(still.start.elapsed());
-                Ok(Rest::Sent(Copied { session, still, restore_ms, ready_ms }))
+                let copied = Copied { session, still, restore_ms, ready_ms };
+                Ok(Rest::Sent(Box::new(copied)))
             }
             _ => Err(MigrateError::Protocol),
         }

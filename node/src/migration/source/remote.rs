@@ -79,18 +79,19 @@ impl Session {
     /// back of its memory, if anything was.
     pub(super) fn shelve(&self, still: &Still) -> Result<Option<Left>, MigrateError> {
         let (journal, migration) = (&self.begun.journal, self.begun.migration);
-        if still.later == 0 {
+        if still.later.is_empty() {
             journal.write(migration, Step::Sealed).map_err(MigrateError::Journal)?;
             return Ok(None);
         }
         let freezer = still.freezer().ok_or(MigrateError::Protocol)?;
-        let shelf = Shelf::open(freezer, self.target).map_err(MigrateError::Inside)?;
-        let shelf = Arc::new(shelf);
+        let shelf = Shelf::open(freezer, self.target)
+            .and_then(|shelf| shelf.check(still.later.keys().copied()).map(|()| shelf));
+        let shelf = Arc::new(shelf.map_err(MigrateError::Inside)?);
         journal
             .write_postcopy(migration, Step::Sealed, self.target)
             .map_err(MigrateError::Journal)?;
         self.begun.context.shelves.put(migration, shelf.clone());
-        Ok(Some(Left { shelf, bytes: still.later }))
+        Ok(Some(Left { shelf, bytes: still.later.values().sum() }))
     }
 
     /// Gives out pages until the log says that the target needs none any more.
