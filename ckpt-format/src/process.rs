@@ -70,6 +70,9 @@ pub struct Below {
     /// Who the process is.
     #[serde(default)]
     pub identity: Identity,
+    /// Its working directory inside the VE.
+    #[serde(default)]
+    pub directory: String,
 }
 
 /// Users and groups of a process, as numbered inside the VE.

@@ -165,6 +165,12 @@ impl Skeleton {
         let before = self.bear_by(by, Place::any(by.space), flags, exit_signal)?;
         let thread = &before.thread;
         self.go_to_namespaces(thread, pid, by.namespaces, shape.namespaces)?;
+        // Its user may not be allowed to enter what it is in. Another one is entered when it is
+        // there: this may be gone already, or not have come yet.
+        let mut batch = self.gate.batch();
+        let directory = batch.text(&shape.below.directory);
+        batch.call("chdir", libc::SYS_chdir, &[directory]);
+        batch.run(thread)?;
         let users = self.nested.users_of(owner).ok_or(Inconsistency::UnknownNamespace(pid))?;
         self.pass_descriptor(thread, pid, users)?;
         let mut batch = self.gate.batch();

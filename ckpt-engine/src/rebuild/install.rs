@@ -15,7 +15,7 @@ use super::{
     Bone, CHANNEL, Inconsistency, RebuildError, Skeleton,
     areas::{Message, send_descriptors},
 };
-use crate::{aio, files::Rebuilt, ipc};
+use crate::{aio, files::Rebuilt, ipc, procfs};
 
 /// The most descriptors in one message (`SCM_MAX_FD`).
 const BATCH: usize = 253;
@@ -137,6 +137,10 @@ impl Skeleton {
     }
 
     fn set_directories(&self, bone: &Bone, process: &Process) -> Result<(), RebuildError> {
+        let is_there = || procfs::link(bone.thread.tid, "cwd").is_ok_and(|it| it == process.cwd);
+        if bone.users != 0 && process.root == "/" && is_there() {
+            return Ok(());
+        }
         if process.root != "/" {
             let mut batch = self.gate.batch();
             let root = batch.text(&process.root);

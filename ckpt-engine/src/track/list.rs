@@ -141,11 +141,13 @@ fn see(host: i32, settled: bool, id_base: u32) -> Result<(Seen, i32), ProcError>
             process: status.below_ve("NSpid")?,
             group: status.below_ve("NSpgid")?,
             session: status.below_ve("NSsid")?,
-            identity: Identity::default(),
+            ..Below::default()
         },
     };
     if !seen.below.process.is_empty() {
         seen.below.identity = identity(&status, id_base)?;
+        // The dead are nowhere.
+        seen.below.directory = procfs::link(host, "cwd").unwrap_or_default();
     }
     Ok((seen, stat.field(4, "ppid")?))
 }
