@@ -188,22 +188,33 @@ impl Tracker {
         let members = self.refresh()?;
         let shared = self.refresh_shared(&members)?;
         let mut round = Round { processes: members.len(), ..Round::default() };
-        let mut output = Output { sink, round: &mut round };
+        let mut output = Output::new(sink, &mut round);
+        let sent = self.send_members(&members, &shared, &mut output);
+        output.flush().and(sent)?;
+        Ok(round)
+    }
+
+    fn send_members<S: Sink>(
+        &mut self,
+        members: &[Member],
+        shared: &[SharedObject],
+        output: &mut Output<'_, S>,
+    ) -> Result<(), TrackError> {
         let last = members.iter().map(|member| member.stage).max().unwrap_or(0);
         for stage in 0..=last {
             let there = members.iter().filter(|member| member.stage <= stage);
             let processes = there.map(|member| member.shape.clone()).collect();
-            output.send(Record::Layout(Layout { processes, shared: shared.clone() }))?;
+            output.send(Record::Layout(Layout { processes, shared: shared.to_vec() }))?;
             if stage == 0 {
                 for object in self.shared.values_mut() {
-                    object.send_changes(&mut output)?;
+                    object.send_changes(output)?;
                 }
             }
             for member in members.iter().filter(|member| member.stage == stage) {
-                self.send_process(member, &shared, &mut output)?;
+                self.send_process(member, shared, output)?;
             }
         }
-        Ok(round)
+        Ok(())
     }
 
     fn send_process<S: Sink>(
@@ -270,7 +281,7 @@ impl Tracker {
         sink: &mut impl Sink,
     ) -> Result<Later, TrackError> {
         let mut round = Round::default();
-        let mut output = Output { sink, round: &mut round };
+        let mut output = Output::new(sink, &mut round);
         let mut later = Later::new();
         for tracked in self.processes.values_mut().filter(|it| it.left_bytes() > 0) {
             let pid = tracked.inner();
@@ -282,6 +293,7 @@ impl Tracker {
                 later.insert(pid, runs);
             }
         }
+        output.flush()?;
         Ok(later)
     }
 

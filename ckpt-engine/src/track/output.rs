@@ -7,13 +7,33 @@ use ckpt_format::{
 
 use super::{Round, Sink, SinkClosed, TrackError};
 
-/// Collects pages into records of a bounded size.
+/// Collects pages into records of a bounded size: a record for each of a thousand pages that lie
+/// apart would cost more than the pages.
 pub(super) struct Output<'a, S: Sink> {
-    pub(super) sink: &'a mut S,
+    sink: &'a mut S,
     pub(super) round: &'a mut Round,
+    /// Pages of one process that are still to be sent.
+    waiting: Waiting,
 }
 
-impl<S: Sink> Output<'_, S> {
+/// A record of pages in the making.
+#[derive(Default)]
+struct Waiting {
+    pid: i32,
+    runs: Vec<Run>,
+    data: Vec<u8>,
+}
+
+impl<'a, S: Sink> Output<'a, S> {
+    /// Pieces that are larger travel alone.
+    const SMALL: usize = 64 << 10;
+    /// What waits is sent when it is as large as this.
+    const ENOUGH: usize = 256 << 10;
+
+    pub(super) fn new(sink: &'a mut S, round: &'a mut Round) -> Self {
+        Self { sink, round, waiting: Waiting::default() }
+    }
+
     /// Sends the contents of pages. Pages of zeros are sorted out where nothing is the same as
     /// zeros, which `blank` tells of an address: not where a file would show through.
     pub(super) fn pages(
@@ -43,9 +63,32 @@ impl<S: Sink> Output<'_, S> {
         data.truncate(kept);
         if !full.is_empty() {
             self.round.pages += data.len() as u64 / PAGE;
-            self.send(Record::Pages { space, runs: full, data: data.into() })?;
+            match space {
+                Space::Process(pid) if data.len() < Self::SMALL => self.wait(pid, full, &data)?,
+                _ => self.send(Record::Pages { space, runs: full, data: data.into() })?,
+            }
         }
         self.drop_runs(space, zero)
+    }
+
+    fn wait(&mut self, pid: i32, runs: Vec<Run>, data: &[u8]) -> Result<(), TrackError> {
+        if self.waiting.pid != pid {
+            self.flush()?;
+            self.waiting.pid = pid;
+        }
+        self.waiting.runs.extend(runs);
+        self.waiting.data.extend_from_slice(data);
+        if self.waiting.data.len() >= Self::ENOUGH { self.flush() } else { Ok(()) }
+    }
+
+    /// Sends what waits. To be called at the end, also when something has failed: what was handed
+    /// in counts as sent.
+    pub(super) fn flush(&mut self) -> Result<(), TrackError> {
+        let Waiting { pid, runs, data } = std::mem::take(&mut self.waiting);
+        if runs.is_empty() {
+            return Ok(());
+        }
+        self.record(Record::Pages { space: Space::Process(pid), runs, data: data.into() })
     }
 
     /// Says that these pages hold nothing any more.
@@ -57,7 +100,13 @@ impl<S: Sink> Output<'_, S> {
         self.send(Record::Drop { space, runs })
     }
 
+    /// Sends a record after all that was handed in before it.
     pub(super) fn send(&mut self, record: Record) -> Result<(), TrackError> {
+        self.flush()?;
+        self.record(record)
+    }
+
+    fn record(&mut self, record: Record) -> Result<(), TrackError> {
         self.sink.record(record).map_err(|SinkClosed| TrackError::Sink)
     }
 }
