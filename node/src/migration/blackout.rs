@@ -414,10 +414,12 @@ impl Still {
             });
             let (undo, state) = live.rest(frozen, self.clocks, memory, pipe);
             self.undo = undo;
+            let mut watch = Stopwatch::start("state of a VE");
             let around = around.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let (mut state, later) = state?;
             self.later = later;
             let (network, (cgroups, places)) = around?;
+            watch.lap("surroundings");
             if !live.are_in_place(&places) {
                 return Err(CopyError::Moved);
             }
@@ -428,7 +430,9 @@ impl Still {
             let mut networks = network.networks;
             state.nested_networks = networks.split_off(1.min(networks.len()));
             state.network = networks.pop().unwrap_or_default();
-            pipe.state(&state).map_err(|_| CopyError::Link)
+            let sent = pipe.state(&state).map_err(|_| CopyError::Link);
+            watch.lap("sent");
+            sent
         })
     }
 

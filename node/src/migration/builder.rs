@@ -326,7 +326,9 @@ fn finish(
     watch.lap("registers");
     let frozen = Frozen::freeze(site.cgroups.freezer())?;
     cgroups::freeze(&top, &state.cgroups)?;
+    watch.lap("freeze");
     wait_for_clocks(site.clock_offsets, state.clocks)?;
+    watch.lap("clocks");
     Ok(Built { ready, files, frozen, missing })
 }
 

@@ -38,6 +38,7 @@ use super::{
     report::{Downtime, Report, RoundReport},
     rounds::{Fixed, Measured, Next, Policy, Prediction},
     settle::{self, Verdict},
+    stopwatch::Stopwatch,
 };
 use crate::{
     api::{Sink, chain},
@@ -366,11 +367,17 @@ impl Copied {
     ) -> Result<Report, MigrateError> {
         let Self { mut session, mut still, restore_ms, ready_ms } = self;
         let freeze_ms = ms(still.freeze);
+        let mut watch = Stopwatch::start("seal of a VE");
         tokio::task::block_in_place(|| still.may_seal())?;
+        watch.lap("watchdog");
         let left = session.shelve(&still)?;
+        watch.lap("journal");
         session.begun.settled = true;
         let mut sealed = still.seal()?;
+        watch.lap("connections");
         let frames = sealed.drain();
+        watch.lap("frames");
+        drop(watch);
         let told = session.talk.sender.send(&ToTarget::Sealed { frames }).await;
         let answer = match told {
             Ok(()) => session.talk.answer(RUN).await,
