@@ -21,6 +21,9 @@ pub struct Container {
     pub domainname: String,
     /// What CLOCK_MONOTONIC and CLOCK_BOOTTIME show inside.
     pub clocks: Clocks,
+    /// The date (CLOCK_REALTIME, in nanoseconds) when the clocks showed that; 0 if it was not read.
+    #[serde(default)]
+    pub date_ns: i64,
     /// The file systems that the mounts show.
     pub filesystems: Vec<Filesystem>,
     /// The mounts of the VE's own namespace, in an order in which they can be attached; the

@@ -49,6 +49,7 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
     let own = names(process.as_fd()).map_err(step("read the names"))?;
     let offsets = read("timens_offsets").map_err(step("read the clocks"))?;
     let clocks = clocks(&offsets).map_err(step("read the clocks"))?;
+    let date_ns = read_clock(ClockId::CLOCK_REALTIME).map_err(step("read the clocks"))?;
     let Some(first) = tables.first() else { return Err(ContainerError::Gone) };
     let mut reader = Reader::new(base, first, spaces.numbers());
     reader.loopbacks = spaces.loopbacks().map_err(step("read the networks"))?;
@@ -85,7 +86,7 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
     }
     let mounts = mounts.pop().unwrap_or_default();
     let Names { hostname, domainname } = own;
-    let plan = Plan { hostname, domainname, clocks, filesystems, mounts, nested };
+    let plan = Plan { hostname, domainname, clocks, date_ns, filesystems, mounts, nested };
     blockers.extend(plan.nested.mounts.iter().flat_map(|mounts| late_and_locked(&plan, mounts)));
     if let Err(point) = parts(&plan) {
         let object = format!("a file in memory that only its mount on {point} shows");
@@ -234,14 +235,30 @@ fn parse_offsets(offsets: &str) -> Clocks {
     }
 }
 
+/// An offer arrives much sooner; hosts whose dates are further apart tell nothing about it.
+const DATES_APART_MAX_NS: i64 = 1_000_000_000;
+
 /// What the clocks show on the host.
 pub fn host_clocks() -> io::Result<Clocks> {
-    let read = |clock| {
-        let time = clock_gettime(clock)?;
-        Ok::<_, io::Error>(time.tv_sec().saturating_mul(1_000_000_000) + time.tv_nsec())
-    };
     Ok(Clocks {
-        monotonic_ns: read(ClockId::CLOCK_MONOTONIC)?,
-        boottime_ns: read(ClockId::CLOCK_BOOTTIME)?,
+        monotonic_ns: read_clock(ClockId::CLOCK_MONOTONIC)?,
+        boottime_ns: read_clock(ClockId::CLOCK_BOOTTIME)?,
+    })
+}
+
+fn read_clock(clock: ClockId) -> io::Result<i64> {
+    let time = clock_gettime(clock)?;
+    Ok(time.tv_sec().saturating_mul(1_000_000_000) + time.tv_nsec())
+}
+
+/// What the clocks of a container show now, on another host, if they have gone on since it was
+/// described. How long that took the dates of both hosts tell, when they are less than a
+/// second apart; if not, no time has passed.
+pub fn clocks_now(plan: &Plan) -> io::Result<Clocks> {
+    let passed = read_clock(ClockId::CLOCK_REALTIME)?.saturating_sub(plan.date_ns);
+    let passed = if (0..=DATES_APART_MAX_NS).contains(&passed) { passed } else { 0 };
+    Ok(Clocks {
+        monotonic_ns: plan.clocks.monotonic_ns.saturating_add(passed),
+        boottime_ns: plan.clocks.boottime_ns.saturating_add(passed),
     })
 }

@@ -48,7 +48,7 @@ use nix::sys::{
 };
 
 pub use self::{
-    capture::{Captured, Found, capture, clock_offsets, host_clocks},
+    capture::{Captured, Found, capture, clock_offsets, clocks_now, host_clocks},
     enter::{Entered, Entry, Program, enter, open_terminal},
     error::ContainerError,
     late::LateMount,

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use ckpt_engine::container::{Container, Init, Spec, host_clocks};
+use ckpt_engine::container::{Container, Init, Spec, clocks_now, host_clocks};
 use ckpt_format::container::Container as Plan;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
@@ -207,9 +207,10 @@ impl Runtime {
         };
         let lower = self.templates.take(&arrival.template, id.number(), sink)?;
         ve.paths.make()?;
+        let then = clocks_now(&arrival.plan).map_err(VeError::file("read", "the clocks"))?;
         let now = host_clocks().map_err(VeError::file("read", "the clocks"))?;
         let spec = Spec {
-            clock_offsets: Some(arrival.plan.clocks.since(now)),
+            clock_offsets: Some(then.since(now)),
             plan: arrival.plan,
             links: Vec::new(),
             id_base,
