@@ -13,13 +13,7 @@ const SOURCE: Host = Host::Node(1);
 const TARGET: Host = Host::Node(2);
 
 fn end(child: Child) -> Ran {
-    let output = child.wait_with_output().expect("a child of ours");
-    Ran {
-        command: "vzmigrate".to_owned(),
-        code: output.status.code(),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
+    Ran::end("vzmigrate", child).expect("a child of ours")
 }
 
 /// What a node keeps of the VE.

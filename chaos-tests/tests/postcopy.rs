@@ -40,13 +40,7 @@ fn start_move(scene: &Scene) -> Child {
 }
 
 fn end(child: Child) -> Ran {
-    let output = child.wait_with_output().expect("a child of ours");
-    Ran {
-        command: "vzmigrate".to_owned(),
-        code: output.status.code(),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
+    Ran::end("vzmigrate", child).expect("a child of ours")
 }
 
 fn told(ran: &Ran) -> Value {

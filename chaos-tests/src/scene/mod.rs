@@ -67,6 +67,17 @@ impl std::fmt::Display for Ran {
 }
 
 impl Ran {
+    /// Waits for the end of a command that was started with [`Scene::start`].
+    pub fn end(command: &str, child: Child) -> io::Result<Self> {
+        let output = child.wait_with_output()?;
+        Ok(Self {
+            command: command.to_owned(),
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
     /// What it printed, if it succeeded.
     pub fn good(self) -> Result<String, SceneError> {
         if self.code == Some(0) {
@@ -156,13 +167,8 @@ impl Scene {
     /// Runs a command on a host with this standard input.
     pub fn run_with(&self, host: Host, words: &[&str], input: Stdio) -> Result<Ran, SceneError> {
         let child = self.start(host, words, input)?;
-        let output = child.wait_with_output().map_err(call("wait for a command"))?;
-        Ok(Ran {
-            command: format!("{host}: {}", words.join(" ")),
-            code: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        let command = format!("{host}: {}", words.join(" "));
+        Ran::end(&command, child).map_err(call("wait for a command"))
     }
 
     /// Starts a command on a host, with its output piped.

@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use super::check;
+use super::{check, userfault};
 
 /// Where a userfaultfd comes from that also serves the kernel's own accesses, as read(2) makes
 /// them: userfaultfd(2) gives a process in a user namespace none that does.
@@ -16,14 +16,11 @@ pub const DEVICE: &str = "/dev/userfaultfd";
 /// The ioctl(2) on [`DEVICE`] that makes one, for the process that calls it.
 pub const NEW: u64 = 0xaa00;
 
-const UFFD_API: u64 = 0xaa;
 const FEATURE_EVENT_FORK: u64 = 1 << 1;
 const FEATURE_EVENT_REMAP: u64 = 1 << 2;
 const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
 const FEATURE_EVENT_UNMAP: u64 = 1 << 6;
 const REGISTER_MODE_MISSING: u64 = 1;
-const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
-const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
 const UFFDIO_WAKE: libc::c_ulong = 0x8010_aa02;
 const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
 const UFFDIO_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
@@ -37,21 +34,6 @@ const EVENT_UNMAP: u8 = 0x16;
 const MESSAGE: usize = 32;
 /// Events read in one go.
 const EVENTS: usize = 32;
-
-#[repr(C)]
-struct Api {
-    api: u64,
-    features: u64,
-    ioctls: u64,
-}
-
-#[repr(C)]
-struct Register {
-    start: u64,
-    len: u64,
-    mode: u64,
-    ioctls: u64,
-}
 
 #[repr(C)]
 struct Range {
@@ -157,16 +139,9 @@ impl Missing {
 
     /// Takes a descriptor, not used for anything yet, made by [`NEW`] in the process.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        let mut api = Api {
-            api: UFFD_API,
-            features: FEATURE_EVENT_FORK
-                | FEATURE_EVENT_REMAP
-                | FEATURE_EVENT_REMOVE
-                | FEATURE_EVENT_UNMAP,
-            ioctls: 0,
-        };
-        // SAFETY: the argument is a live `struct uffdio_api`.
-        check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &raw mut api) }.into())?;
+        let features =
+            FEATURE_EVENT_FORK | FEATURE_EVENT_REMAP | FEATURE_EVENT_REMOVE | FEATURE_EVENT_UNMAP;
+        userfault::enable(&fd, features)?;
         Ok(Self(fd))
     }
 
@@ -182,11 +157,7 @@ impl Missing {
 
     /// Lets threads wait for what is missing in `start..end`.
     pub fn register(&self, start: u64, end: u64) -> io::Result<()> {
-        let mut register =
-            Register { start, len: end - start, mode: REGISTER_MODE_MISSING, ioctls: 0 };
-        // SAFETY: the argument is a live `struct uffdio_register`.
-        let done = unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER, &raw mut register) };
-        check(done.into()).map(drop)
+        userfault::register(&self.0, start, end, REGISTER_MODE_MISSING)
     }
 
     /// Puts pages in place and wakes who waits for them.

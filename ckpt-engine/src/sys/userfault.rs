@@ -43,6 +43,21 @@ struct WriteProtect {
     mode: u64,
 }
 
+/// Says what is expected of a userfaultfd that has not been used yet.
+pub(super) fn enable(fd: &OwnedFd, features: u64) -> io::Result<()> {
+    let mut api = Api { api: UFFD_API, features, ioctls: 0 };
+    // SAFETY: the argument is a live `struct uffdio_api`.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &raw mut api) }.into()).map(drop)
+}
+
+/// Registers `start..end` in this mode.
+pub(super) fn register(fd: &OwnedFd, start: u64, end: u64, mode: u64) -> io::Result<()> {
+    let mut register = Register { start, len: end - start, mode, ioctls: 0 };
+    // SAFETY: the argument is a live `struct uffdio_register`.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, &raw mut register) };
+    check(result.into()).map(drop)
+}
+
 /// A userfaultfd of another process, set up for asynchronous write protection.
 ///
 /// Dropping it ends the tracking and leaves nothing behind in the process.
@@ -62,25 +77,17 @@ impl Tracking {
 
     /// Takes a descriptor made by userfaultfd(2) in the process to track.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        let mut api = Api {
-            api: UFFD_API,
-            features: FEATURE_PAGEFAULT_FLAG_WP
-                | FEATURE_WP_HUGETLBFS_SHMEM
-                | FEATURE_WP_UNPOPULATED
-                | FEATURE_WP_ASYNC,
-            ioctls: 0,
-        };
-        // SAFETY: the argument is a live `struct uffdio_api`.
-        check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &raw mut api) }.into())?;
+        let features = FEATURE_PAGEFAULT_FLAG_WP
+            | FEATURE_WP_HUGETLBFS_SHMEM
+            | FEATURE_WP_UNPOPULATED
+            | FEATURE_WP_ASYNC;
+        enable(&fd, features)?;
         Ok(Self(fd))
     }
 
     /// Tracks writes to `start..end`, which must be one area of the process.
     pub fn register(&self, start: u64, end: u64) -> io::Result<()> {
-        let mut register = Register { start, len: end - start, mode: REGISTER_MODE_WP, ioctls: 0 };
-        // SAFETY: the argument is a live `struct uffdio_register`.
-        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER, &raw mut register) };
-        check(result.into()).map(drop)
+        register(&self.0, start, end, REGISTER_MODE_WP)
     }
 
     /// Takes the protection marks off `start..end`, which must be registered.

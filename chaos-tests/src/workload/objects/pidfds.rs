@@ -29,11 +29,16 @@ fn number(process: &OwnedFd) -> Result<i32, Failure> {
         .ok_or_else(|| Failure::new("a pidfd without a number"))
 }
 
-pub(super) fn living(context: &mut Context) -> Result<(), Failure> {
-    let child = Child::start(context, "subject", |stop| {
+/// A process that does nothing.
+fn subject(context: &Context) -> Result<Child, Failure> {
+    Child::start(context, "subject", |stop| {
         while !stop.wait(Duration::from_millis(50))? {}
         Ok(())
-    })?;
+    })
+}
+
+pub(super) fn living(context: &mut Context) -> Result<(), Failure> {
+    let child = subject(context)?;
     let pid = child.pid.as_raw();
     let process = open_process(pid, 0)?;
     let own = open_process(getpid().as_raw(), libc::PIDFD_NONBLOCK)?;
@@ -77,10 +82,7 @@ struct Reference {
 
 pub(super) fn remembered(context: &mut Context) -> Result<(), Failure> {
     use std::os::fd::AsRawFd;
-    let child = Child::start(context, "subject", |stop| {
-        while !stop.wait(Duration::from_millis(50))? {}
-        Ok(())
-    })?;
+    let child = subject(context)?;
     let pid = child.pid.as_raw();
     let process = open_process(pid, 0)?;
     let inode = |fd: &OwnedFd| Ok::<u64, Failure>(nix::sys::stat::fstat(fd)?.st_ino);
@@ -148,10 +150,7 @@ pub(super) fn gone(context: &mut Context) -> Result<(), Failure> {
 }
 
 pub(super) fn flying(context: &mut Context) -> Result<(), Failure> {
-    let child = Child::start(context, "subject", |stop| {
-        while !stop.wait(Duration::from_millis(50))? {}
-        Ok(())
-    })?;
+    let child = subject(context)?;
     let pid = child.pid.as_raw();
     let (read, write) = UnixDatagram::pair()?;
     message::send(write.as_fd(), b"first", &[open_process(pid, 0)?.as_fd()])?;
