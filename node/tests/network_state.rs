@@ -376,7 +376,8 @@ ip link set lo up
 ip addr add 10.31.0.2/24 dev pair-far
 ip link set pair-far up
 ip route add default via 10.31.0.1
-sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.pair-far.rp_filter=1
+echo 1 > /proc/sys/net/ipv4/ip_forward
+echo 1 > /proc/sys/net/ipv4/conf/pair-far/rp_filter
 ip rule add from 10.31.0.2 table 100 priority 500
 ip neigh add 10.31.0.9 lladdr 02:00:00:00:00:09 dev pair-far nud permanent
 ";
