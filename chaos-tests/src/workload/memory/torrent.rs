@@ -35,7 +35,8 @@ fn mark(page: usize, turn: u64) -> u64 {
 /// Checks what a page held after the last turn, and writes what it holds after this one.
 fn renew(map: &Map, page: usize, turn: u64, progress: &Progress) -> Result<(), Failure> {
     let ends = [page * PAGE_WORDS, page * PAGE_WORDS + PAGE_WORDS - 1];
-    if progress.plant() {
+    // In the first turn nobody would look at it.
+    if turn > 0 && progress.plant() {
         map.word(ends[1]).fetch_add(1, Ordering::Relaxed);
     }
     for word in ends {
