@@ -18,9 +18,10 @@ const SOURCE: Host = Host::Node(1);
 const TARGET: Host = Host::Node(2);
 
 /// Starts a program in the VE that writes to so many pages in turn, with so much work between two.
+/// No compression makes the pages smaller.
 fn start_writer(scene: &Scene, pages: u32, work: u32) {
     let program = format!(
-        "my $b = \"x\" x ({pages} * 4096); my $i = 0; \
+        "open(my $f, \"<\", \"/dev/urandom\"); read($f, my $b, {pages} * 4096); my $i = 0; \
          while (1) {{ for (my $j = 0; $j < {work}; $j++) {{}} \
          substr($b, ($i % {pages}) * 4096, 1) = chr(65 + $i % 26); $i++ }}"
     );

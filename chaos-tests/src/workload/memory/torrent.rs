@@ -32,6 +32,16 @@ fn mark(page: usize, turn: u64) -> u64 {
     mix(page as u64 ^ turn << 32)
 }
 
+/// Fills all of the pages but their ends with what no compression makes smaller, so that a slow
+/// link stays slow.
+fn fill(map: &Map, pages: usize) {
+    for page in 0..pages {
+        for word in page * PAGE_WORDS + 1..(page + 1) * PAGE_WORDS - 1 {
+            map.word(word).store(mix(word as u64), Ordering::Relaxed);
+        }
+    }
+}
+
 /// Checks what a page held after the last turn, and writes what it holds after this one.
 fn renew(map: &Map, page: usize, turn: u64, progress: &Progress) -> Result<(), Failure> {
     let ends = [page * PAGE_WORDS, page * PAGE_WORDS + PAGE_WORDS - 1];
@@ -51,6 +61,7 @@ fn renew(map: &Map, page: usize, turn: u64, progress: &Progress) -> Result<(), F
 /// One process that writes, forks, moves memory, throws it away, and reads into it.
 pub(super) fn torrent(context: &mut Context) -> Result<(), Failure> {
     let map = Map::new(PAGES, Backing::Private)?;
+    fill(&map, PAGES);
     let mut moved = Map::new(SMALL, Backing::Private)?;
     let mut thrown = Map::new(SMALL, Backing::Private)?;
     let source = context.path("source");
@@ -129,6 +140,7 @@ fn grow(map: &mut Map, number: u64) -> Result<(), Failure> {
 /// Threads that write, each its own pages.
 pub(super) fn flood(context: &mut Context) -> Result<(), Failure> {
     let map = Map::new(THREADS * OWN, Backing::Private)?;
+    fill(&map, THREADS * OWN);
     let stop = AtomicBool::new(false);
     let progress = context.progress.clone();
     std::thread::scope(|scope| {
