@@ -13,8 +13,10 @@ const ADDRESS: &str = "10.77.1.1";
 const SOURCE: Host = Host::Node(1);
 const TARGET: Host = Host::Node(2);
 const MOVE: [&str; 5] = ["vzmigrate", "--online", "--postcopy", "--json", "node2"];
-/// What the VE writes in.
-const WORKLOADS: &str = "torrent,flood";
+/// What writes in the VE: threads, and a process that forks. What that has in common with a child
+/// cannot come later, so only without it is a budget met for certain.
+const THREADS: &str = "flood";
+const ALL: &str = "torrent,flood";
 
 fn rate(scene: &mut Scene, rate: Option<&str>) {
     let rate = rate.map(|rate| rate.parse().expect("a rate"));
@@ -22,13 +24,13 @@ fn rate(scene: &mut Scene, rate: Option<&str>) {
 }
 
 /// A VE whose programs write faster than its link takes, and check what they have written.
-fn writing(name: &str) -> (Scene, RemoteLoad) {
+fn writing(name: &str, workloads: &str) -> (Scene, RemoteLoad) {
     let mut scene = Scene::up(name, 3).expect("the scene works");
     scene.make_ve(SOURCE, VE, ADDRESS).expect("the scene works");
     scene.open_redis(SOURCE, VE).expect("the scene works");
     let load = scene.load(ADDRESS, 4, 2).expect("the scene works");
     scene.put_selfcheck(SOURCE, VE).expect("the scene works");
-    let line = format!("selfcheck run --detach --only {WORKLOADS}");
+    let line = format!("selfcheck run --detach --only {workloads}");
     scene.inside(SOURCE, VE, &line).expect("the scene works");
     rate(&mut scene, Some("200mbit"));
     (scene, load)
@@ -88,7 +90,7 @@ fn check(mut scene: Scene, load: RemoteLoad) {
 
 #[test]
 fn a_ve_that_writes_too_fast_is_moved_by_post_copy_within_its_budget() {
-    let (scene, load) = writing("postcopy");
+    let (scene, load) = writing("postcopy", THREADS);
     let ran = end(start_move(&scene));
     assert_eq!(ran.code, Some(0), "{ran}");
     assert!(ran.stderr.contains("needs both hosts"), "{ran}");
@@ -105,7 +107,7 @@ fn a_ve_that_writes_too_fast_is_moved_by_post_copy_within_its_budget() {
 
 #[test]
 fn with_pages_missing_a_ve_can_be_stopped_but_not_moved_or_suspended() {
-    let (mut scene, load) = writing("busy");
+    let (mut scene, load) = writing("busy", ALL);
     let tool = start_move(&scene);
     catch(&mut scene);
     for (words, code) in [
@@ -130,7 +132,7 @@ fn with_pages_missing_a_ve_can_be_stopped_but_not_moved_or_suspended() {
 
 #[test]
 fn a_source_whose_daemon_dies_in_post_copy_goes_on_when_it_is_back() {
-    let (mut scene, load) = writing("pcsource");
+    let (mut scene, load) = writing("pcsource", ALL);
     let tool = start_move(&scene);
     catch(&mut scene);
     scene.testbed.kill(&SOURCE).expect("the scene works");
@@ -143,7 +145,7 @@ fn a_source_whose_daemon_dies_in_post_copy_goes_on_when_it_is_back() {
 
 #[test]
 fn a_target_whose_daemon_dies_in_post_copy_goes_on_when_it_is_back() {
-    let (mut scene, load) = writing("pctarget");
+    let (mut scene, load) = writing("pctarget", ALL);
     let tool = start_move(&scene);
     catch(&mut scene);
     scene.testbed.kill(&TARGET).expect("the scene works");
@@ -156,7 +158,7 @@ fn a_target_whose_daemon_dies_in_post_copy_goes_on_when_it_is_back() {
 
 #[test]
 fn a_ve_whose_source_has_lost_its_memory_is_ended() {
-    let (mut scene, load) = writing("pclost");
+    let (mut scene, load) = writing("pclost", ALL);
     let tool = start_move(&scene);
     catch(&mut scene);
     scene.testbed.kill(&SOURCE).expect("the scene works");
@@ -198,7 +200,7 @@ fn children(process: i32) -> Vec<i32> {
 
 #[test]
 fn a_ve_whose_keeper_is_killed_is_ended() {
-    let (mut scene, load) = writing("pckeeper");
+    let (mut scene, load) = writing("pckeeper", ALL);
     let tool = start_move(&scene);
     catch(&mut scene);
     let found = keepers(&scene, TARGET);
