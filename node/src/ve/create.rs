@@ -113,8 +113,9 @@ impl Runtime {
             Err(source) if source.kind() == std::io::ErrorKind::NotFound => {}
             removed => removed.map_err(VeError::file("remove", &path))?,
         }
-        self.take(ve.id);
         ve.paths.remove()?;
+        // As long as it is known here nobody says that its copy is gone.
+        self.take(ve.id);
         self.give_back(ve)
     }
 
