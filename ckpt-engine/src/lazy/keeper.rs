@@ -258,18 +258,20 @@ impl Keeper {
 
     /// Pages have come from the source.
     pub(super) fn arrived(&mut self, pid: i32, runs: &[Run], data: &Bytes) {
-        let mut at = 0;
+        let mut at = 0_usize;
         for run in runs {
-            let len = (run.pages * PAGE) as usize;
-            let data = match data.is_empty() {
-                true => None,
-                false if at + len <= data.len() => Some(data.slice(at..at + len)),
-                false => {
+            let len = run.pages.checked_mul(PAGE);
+            let len = len.filter(|&len| run.start.checked_add(len).is_some());
+            let next = len.and_then(|len| at.checked_add(usize::try_from(len).ok()?));
+            let data = match next {
+                Some(_) if data.is_empty() => None,
+                Some(next) if next <= data.len() => Some(data.slice(at..next)),
+                _ => {
                     tracing::error!(pid, "pages came without their contents");
                     return;
                 }
             };
-            at += len;
+            at = next.unwrap_or(at);
             // What nobody asked for, or what came before, is not looked at.
             let wanted = self.wanted.get(&pid).map(|wanted| wanted.within(run.start, run.end()));
             let due: Vec<(u64, u64)> = wanted.into_iter().flatten().collect();
@@ -413,4 +415,21 @@ impl Mind {
 
 fn run(start: u64, end: u64) -> Run {
     Run { start, pages: (end - start) / PAGE }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_that_cannot_be_are_no_reason_to_panic() {
+        let data = Bytes::from(vec![0; 2 * PAGE as usize]);
+        for pages in [u64::MAX, u64::MAX / PAGE, 3] {
+            let runs = [Run { start: 0, pages: 1 }, Run { start: PAGE, pages }];
+            let mut keeper = Keeper::default();
+            keeper.arrived(1, &runs, &data);
+            keeper.arrived(1, &runs[1..], &Bytes::new());
+            assert!(keeper.is_complete());
+        }
+    }
 }
