@@ -55,14 +55,26 @@ impl Types {
 
     /// How far from its beginning a structure has this member, in bytes.
     pub(crate) fn offset(&self, structure: &str, member: &str) -> io::Result<u32> {
-        let found = self.places.iter().find(|&&at| self.is_named(at, STRUCT, structure));
-        found.and_then(|&at| self.bit(at, member)).map(|bit| bit / 8).ok_or_else(unknown)
+        self.bit(structure, member).map(|bit| bit / 8)
     }
 
-    /// Looks into members without a name as well.
-    fn bit(&self, at: usize, member: &str) -> Option<u32> {
+    /// How far from its beginning a structure has this member, in bits. Looks into members without
+    /// a name as well.
+    pub(crate) fn bit(&self, structure: &str, member: &str) -> io::Result<u32> {
         const DEPTH_MAX: usize = 8;
-        self.bit_below(at, member, DEPTH_MAX)
+        let at = self.structure(structure)?;
+        self.bit_below(at, member, DEPTH_MAX).ok_or_else(unknown)
+    }
+
+    /// The size of a structure in bytes.
+    pub(crate) fn size(&self, structure: &str) -> io::Result<u32> {
+        let at = self.structure(structure)?;
+        word(&self.bytes, at + 8).ok_or_else(unknown)
+    }
+
+    fn structure(&self, name: &str) -> io::Result<usize> {
+        let found = self.places.iter().find(|&&at| self.is_named(at, STRUCT, name));
+        found.copied().ok_or_else(unknown)
     }
 
     fn bit_below(&self, at: usize, member: &str, depth: usize) -> Option<u32> {
@@ -137,6 +149,10 @@ mod tests {
         // In a structure without a name.
         assert!(types.offset("kioctx", "reqs_available").unwrap() > 0);
         assert!(types.offset("kioctx", "no_such_member").is_err());
+        assert_eq!(types.size("list_head").unwrap(), 16);
+        // A member of one bit.
+        let bit = types.bit("signal_struct", "has_child_subreaper").unwrap();
+        assert_eq!(types.bit("signal_struct", "is_child_subreaper").unwrap() + 1, bit);
     }
 
     #[test]

@@ -25,7 +25,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     aio,
-    capture::{self, CaptureError, IdMap},
+    capture::{
+        self, CaptureError, IdMap,
+        kernel::{Fields, View},
+    },
     freeze::Frozen,
     inject::{InjectError, Stopped},
     ipc::{self, Letters, Opened},
@@ -55,6 +58,7 @@ pub struct Patient {
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
     Arm { host: i32, vdso: u64 },
+    Learn { fields: Fields, patients: Vec<Patient>, ids: IdMap },
     Capture { cgroup: PathBuf, patients: Vec<Patient>, ids: IdMap, sets: Vec<SemaphoreSet> },
     ReadLetters { asker: i32, mailboxes: Vec<i32> },
     HideInterruption { cgroup: PathBuf },
@@ -78,6 +82,13 @@ impl Surgeon {
         reply?;
         let descriptor = descriptor.ok_or_else(|| lost(io::ErrorKind::InvalidData.into()))?;
         Tracking::new(descriptor).map_err(|source| call_failed(host, source))
+    }
+
+    /// Makes ready for [`Self::capture`] as long as the processes run: finds out what can only be
+    /// told by asking them, so that they need not be asked in the freeze.
+    pub fn learn(&self, patients: Vec<Patient>, ids: IdMap) -> Result<(), CaptureError> {
+        let Some(fields) = Fields::known().cloned() else { return Ok(()) };
+        self.ask::<Result<_, CaptureError>>(&Request::Learn { fields, patients, ids })?.0
     }
 
     /// Captures frozen processes, in this order, with what each does at its end to these
@@ -159,15 +170,17 @@ impl Theatre {
 /// Operates until the other end of the socket is closed. Call from one thread: ptrace(2) ties
 /// tracees to it.
 pub fn serve(mut socket: UnixStream, theatre: &Theatre) -> io::Result<()> {
+    let mut view = None;
     while let Some((request, _)) = receive(&mut socket)? {
         let closed = theatre.guard();
-        let outcome = if *closed { refuse(&request) } else { operate(request) };
+        let outcome = if *closed { refuse(&request) } else { operate(request, &mut view) };
         drop(closed);
         match outcome {
             Outcome::Armed(Ok(descriptor)) => {
                 send(&mut socket, &Ok::<(), InjectError>(()), Some(descriptor.as_fd()))?;
             }
             Outcome::Armed(Err(error)) => send(&mut socket, &Err::<(), _>(error), None)?,
+            Outcome::Learned(learned) => send(&mut socket, &learned, None)?,
             Outcome::Captured(captured) => send(&mut socket, &captured, None)?,
             Outcome::Letters(letters) => send(&mut socket, &letters, None)?,
             Outcome::Hidden(hidden) => send(&mut socket, &hidden, None)?,
@@ -178,17 +191,21 @@ pub fn serve(mut socket: UnixStream, theatre: &Theatre) -> io::Result<()> {
 
 enum Outcome {
     Armed(Result<OwnedFd, InjectError>),
+    Learned(Result<(), CaptureError>),
     Captured(Result<Processes, CaptureError>),
     Letters(Result<Vec<Letters>, InjectError>),
     Hidden(Result<(), CaptureError>),
 }
 
-fn operate(request: Request) -> Outcome {
+fn operate(request: Request, view: &mut Option<View>) -> Outcome {
     match request {
         Request::Arm { host, vdso } => Outcome::Armed(arm(host, vdso)),
+        Request::Learn { fields, patients, ids } => {
+            Outcome::Learned(learn(fields, &patients, ids, view))
+        }
         Request::Capture { cgroup, patients, ids, sets } => {
             Outcome::Captured(on_frozen(&cgroup, |frozen| {
-                capture::capture(frozen, &patients, ids, &sets)
+                capture::capture(frozen, &patients, ids, &sets, view.as_mut())
             }))
         }
         Request::ReadLetters { asker, mailboxes } => {
@@ -205,10 +222,29 @@ fn refuse(request: &Request) -> Outcome {
     let closed = || lost(io::Error::from_raw_os_error(libc::ECANCELED));
     match request {
         Request::Arm { .. } => Outcome::Armed(Err(closed())),
+        Request::Learn { .. } => Outcome::Learned(Err(closed().into())),
         Request::Capture { .. } => Outcome::Captured(Err(closed().into())),
         Request::ReadLetters { .. } => Outcome::Letters(Err(closed())),
         Request::HideInterruption { .. } => Outcome::Hidden(Err(closed().into())),
     }
+}
+
+/// What cannot be learned now is asked when it is needed.
+fn learn(
+    fields: Fields,
+    patients: &[Patient],
+    ids: IdMap,
+    view: &mut Option<View>,
+) -> Result<(), CaptureError> {
+    let Some(init) = patients.iter().find(|patient| patient.inner == 1) else { return Ok(()) };
+    let mut ready = match view.take() {
+        Some(ready) => ready,
+        None => View::of(fields, init)?,
+    };
+    // If that fails it is not used any more.
+    ready.learn(patients, ids)?;
+    *view = Some(ready);
+    Ok(())
 }
 
 fn read_letters(asker: i32, mailboxes: &[i32]) -> io::Result<Vec<Letters>> {

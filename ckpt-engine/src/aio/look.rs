@@ -8,13 +8,16 @@
 use std::{
     fs,
     io::{self, Read},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::OnceLock,
 };
 
 use crate::{
     btf::Types,
-    sys::bpf::{self, MapKind},
+    sys::bpf::{
+        self, MapKind,
+        code::{ADD, COPY, Code, EXIT, IF_EQUAL, LOAD, SET, STORE, STORE_REGISTER, helper},
+    },
 };
 
 /// Where things are in the structures of this kernel, in bytes.
@@ -217,10 +220,6 @@ const MAP_MAX: i16 = 440;
 
 /// Answers the question in the map about the task that it is shown.
 fn program(question: BorrowedFd<'_>, parts: BorrowedFd<'_>, places: &Places) -> Vec<u64> {
-    const LOOKUP: i32 = 1;
-    const READ_KERNEL: i32 = 113;
-    const WRITE: i32 = 127;
-    const LOOKUP_OF_PROCESSOR: i32 = 195;
     /// Where the answer is, and the key of both maps, below the end of the stack.
     const AT: i16 = -(ANSWER as i16);
     const KEY: i16 = AT - 8;
@@ -235,80 +234,29 @@ fn program(question: BorrowedFd<'_>, parts: BorrowedFd<'_>, places: &Places) -> 
     }
     // The memory description.
     code.stack(1, AT + 8).add(SET, 2, 0, 0, 8).add(COPY, 3, 7, 0, 0);
-    code.add(ADD, 3, 0, 0, places.task_memory.cast_signed()).add(CALL, 0, 0, 0, READ_KERNEL);
+    code.add(ADD, 3, 0, 0, places.task_memory.cast_signed()).call(helper::READ_KERNEL);
     // The question.
-    code.map(1, question).stack(2, KEY).add(CALL, 0, 0, 0, LOOKUP);
+    code.map(1, question).stack(2, KEY).call(helper::LOOK_UP);
     let no_question = code.jump(IF_EQUAL, 0, 0);
     code.add(COPY, 8, 0, 0, 0);
     // Where the map has its part of the processor.
-    code.map(1, parts).stack(2, KEY).add(LOAD, 3, 8, 8, 0).add(CALL, 0, 0, 0, LOOKUP_OF_PROCESSOR);
+    code.map(1, parts).stack(2, KEY).add(LOAD, 3, 8, 8, 0).call(helper::LOOK_UP_OF_PROCESSOR);
     code.add(STORE_REGISTER, 10, 0, AT + 16, 0);
     // All of the map up to there: its address may not be counted with.
     code.stack(1, MAP).add(SET, 2, 0, 0, i32::from(parts_at) + 8).map(3, parts);
-    code.add(CALL, 0, 0, 0, READ_KERNEL);
+    code.call(helper::READ_KERNEL);
     code.add(LOAD, 1, 10, MAP + parts_at, 0).add(STORE_REGISTER, 10, 1, AT + 24, 0);
     // What stands at the address.
     code.add(LOAD, 3, 8, 0, 0);
     let no_address = code.jump(IF_EQUAL, 3, 0);
-    code.stack(1, AT + 32).add(SET, 2, 0, 0, 8).add(CALL, 0, 0, 0, READ_KERNEL);
+    code.stack(1, AT + 32).add(SET, 2, 0, 0, 8).call(helper::READ_KERNEL);
     code.add(STORE_REGISTER, 10, 0, AT, 0);
     code.land(no_address);
     code.add(COPY, 1, 6, 0, 0).stack(2, AT).add(SET, 3, 0, 0, ANSWER as i32);
-    code.add(CALL, 0, 0, 0, WRITE);
+    code.call(helper::WRITE);
     code.land(no_question).land(no_task);
     code.add(SET, 0, 0, 0, 0).add(EXIT, 0, 0, 0, 0);
-    code.0
-}
-
-const LOAD: u8 = 0x79;
-const STORE: u8 = 0x7a;
-const STORE_REGISTER: u8 = 0x7b;
-const LOAD_LONG: u8 = 0x18;
-const COPY: u8 = 0xbf;
-const SET: u8 = 0xb7;
-const ADD: u8 = 0x07;
-const IF_EQUAL: u8 = 0x15;
-const CALL: u8 = 0x85;
-const EXIT: u8 = 0x95;
-
-/// Instructions (`struct bpf_insn`).
-#[derive(Default)]
-struct Code(Vec<u64>);
-
-impl Code {
-    fn add(&mut self, code: u8, to: u8, from: u8, offset: i16, constant: i32) -> &mut Self {
-        self.0.push(
-            u64::from(code)
-                | u64::from(to) << 8
-                | u64::from(from) << 12
-                | u64::from(offset.cast_unsigned()) << 16
-                | u64::from(constant.cast_unsigned()) << 32,
-        );
-        self
-    }
-
-    /// An address on the stack.
-    fn stack(&mut self, to: u8, offset: i16) -> &mut Self {
-        self.add(COPY, to, 10, 0, 0).add(ADD, to, 0, 0, offset.into())
-    }
-
-    /// A map, by its descriptor.
-    fn map(&mut self, to: u8, map: BorrowedFd<'_>) -> &mut Self {
-        const BY_DESCRIPTOR: u8 = 1;
-        self.add(LOAD_LONG, to, BY_DESCRIPTOR, 0, map.as_raw_fd()).add(0, 0, 0, 0, 0)
-    }
-
-    /// A jump to where [`Self::land`] says; returns its place.
-    fn jump(&mut self, code: u8, register: u8, constant: i32) -> usize {
-        self.add(code, register, 0, 0, constant);
-        self.0.len() - 1
-    }
-
-    fn land(&mut self, jump: usize) -> &mut Self {
-        let distance = (self.0.len() - jump - 1) as u64;
-        self.0[jump] |= distance << 16;
-        self
-    }
+    code.finish()
 }
 
 #[cfg(test)]

@@ -1,18 +1,21 @@
 //! Captures the state of the processes of a frozen VE.
 //!
-//! What `/proc`, ptrace and a few system calls tell from outside is read from outside; what
-//! only the process itself can say is asked by a table of calls made in it, one stop for each
-//! thread. Afterwards every thread is as it was, still frozen.
+//! There are two ways. Most processes are told by what the kernel keeps about them, which is read
+//! without touching them ([`kernel`]). The others are stopped: what `/proc`, ptrace and a few system
+//! calls tell is read from outside, and what only the process itself can say is asked by a table of
+//! calls made in it, one stop for each thread. Afterwards every thread is as it was, still frozen.
 
 mod check;
 mod common;
 mod controls;
+pub(crate) mod kernel;
 mod process;
 mod seccomp;
 mod thread;
 mod timers;
 
 use std::{
+    collections::HashMap,
     num::NonZero,
     sync::{
         Mutex, PoisonError,
@@ -28,6 +31,7 @@ use ckpt_format::{
 use serde::{Deserialize, Serialize};
 
 pub use self::check::check;
+use self::kernel::{Told, View};
 use crate::{
     freeze::{FreezeError, Frozen},
     inject::{InjectError, Stopped, let_go_late_stops},
@@ -87,23 +91,64 @@ impl IdMap {
 /// With fewer processes for each than this, more threads are not worth their start.
 const SHARE_MIN: usize = 8;
 
-/// Captures processes, in this order: those that the tracker saw in its last round.
-///
-/// All threads are stopped together, so that nothing of the VE runs while the cgroup is open
-/// for our own calls. A tracee belongs to the thread that has attached it, so each of our
-/// threads has a share of the processes from the first to the last.
+/// Captures processes, in this order: those that the tracker saw in its last round. `view` tells
+/// most of them.
 pub(crate) fn capture(
     frozen: &Frozen,
     patients: &[Patient],
     ids: IdMap,
     sets: &[SemaphoreSet],
+    view: Option<&mut View>,
+) -> Result<Processes, CaptureError> {
+    let mut filters = seccomp::Filters::default();
+    let told = match view.map(|view| view.tell(patients, ids, !sets.is_empty(), &mut filters)) {
+        Some(Ok(told)) => told,
+        Some(Err(error)) => {
+            tracing::warn!(%error, "the processes of a VE are all stopped and asked");
+            Told::default()
+        }
+        None => Told::default(),
+    };
+    if let Some(last_pid) = told.last_pid
+        && told.processes.len() == patients.len()
+    {
+        let mut processes = told.processes;
+        let ordered = patients.iter().filter_map(|patient| processes.remove(&patient.host));
+        return Ok(Processes {
+            processes: ordered.collect(),
+            last_pid,
+            filters: filters.into_list(),
+        });
+    }
+    let asked = patients.len() - told.processes.len();
+    tracing::debug!(asked, of = patients.len(), "processes are stopped to be captured");
+    stop_and_ask(frozen, patients, ids, sets, (told, filters))
+}
+
+/// Captures those processes that could not be told.
+///
+/// All threads are stopped together, so that nothing of the VE runs while the cgroup is open
+/// for our own calls. A tracee belongs to the thread that has attached it, so each of our
+/// threads has a share of the processes from the first to the last.
+fn stop_and_ask(
+    frozen: &Frozen,
+    patients: &[Patient],
+    ids: IdMap,
+    sets: &[SemaphoreSet],
+    (told, filters): (Told, seccomp::Filters),
 ) -> Result<Processes, CaptureError> {
     // What this thread has seized in vain before could not be stopped by another one.
     let_go_late_stops();
     let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
     let count = cpus.min(patients.len() / SHARE_MIN).max(1);
     let share = patients.len().div_ceil(count).max(1);
-    let ward = Ward { ids, sets, theirs: ipc_of_init(patients, sets), filters: Mutex::default() };
+    let ward = Ward {
+        ids,
+        sets,
+        theirs: ipc_of_init(patients, sets),
+        filters: Mutex::new(filters),
+        told: Mutex::new(told.processes),
+    };
     let shares = std::thread::scope(|scope| {
         let begun = patients.chunks(share).map(|patients| {
             let ((orders, ordered), (tell, told)) = (channel(), channel());
@@ -162,6 +207,8 @@ struct Ward<'a> {
     sets: &'a [SemaphoreSet],
     theirs: Option<String>,
     filters: Mutex<seccomp::Filters>,
+    /// Those that need not be asked.
+    told: Mutex<HashMap<i32, Process>>,
 }
 
 /// What one of our threads has captured.
@@ -207,8 +254,12 @@ impl Ward<'_> {
             {
                 share.last_pid = process::last_pid(patient, init)?;
             }
-            let process = process::capture(patient, threads, self.ids, sets, &self.filters)?;
-            share.processes.push(process);
+            let told =
+                self.told.lock().unwrap_or_else(PoisonError::into_inner).remove(&patient.host);
+            share.processes.push(match told {
+                Some(told) => told,
+                None => process::capture(patient, threads, self.ids, sets, &self.filters)?,
+            });
         }
         Ok(share)
     }

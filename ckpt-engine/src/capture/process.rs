@@ -342,7 +342,7 @@ fn login(host: i32, ids: IdMap) -> Option<u32> {
 }
 
 /// The program of a process whose path has gone, for instance because there is a new version.
-fn gone_program(host: i32) -> Result<Option<u64>, ProcError> {
+pub(super) fn gone_program(host: i32) -> Result<Option<u64>, ProcError> {
     if !procfs::link(host, "exe")?.ends_with(" (deleted)") {
         return Ok(None);
     }

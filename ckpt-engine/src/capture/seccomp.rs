@@ -40,7 +40,7 @@ impl Filters {
         Ok(places)
     }
 
-    fn place(&mut self, filter: Filter) -> u32 {
+    pub(super) fn place(&mut self, filter: Filter) -> u32 {
         let next = self.all.len() as u32;
         *self.places.entry(filter).or_insert_with_key(|filter| {
             self.all.push(filter.clone());

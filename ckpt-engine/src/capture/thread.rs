@@ -12,7 +12,7 @@ use crate::{
     inject::{Batch, Done, InjectError, Stopped, restart_interrupted},
     procfs::{self, ProcError, Status},
     sys::{
-        ptrace::{self, Registers, RseqConfiguration},
+        ptrace::{self, Registers},
         task, vm,
     },
 };
@@ -60,7 +60,7 @@ pub(super) fn from_outside(
     let control = |source| InjectError::Control { tid, source };
     let status = Status::of_thread(host, tid)?;
     let rseq = ptrace::rseq(tid).map_err(control)?;
-    abort_critical_section(host, &mut stopped.registers, rseq);
+    abort_critical_section(host, &mut stopped.registers, rseq.pointer);
     let mut registers = stopped.registers;
     restart_interrupted(&mut registers);
     restart_timed(host, &mut registers);
@@ -132,7 +132,7 @@ pub(super) fn complete(
 }
 
 /// The processors that the thread is bound to; empty for one that may use all there are.
-fn processors(tid: i32) -> std::io::Result<Vec<u64>> {
+pub(super) fn processors(tid: i32) -> std::io::Result<Vec<u64>> {
     let mask = task::affinity(tid)?;
     let bound: u32 = mask.iter().map(|word| word.count_ones()).sum();
     Ok(if bound as usize >= processors_there()? { Vec::new() } else { mask.to_vec() })
@@ -198,7 +198,7 @@ const ERESTARTNOHAND: i64 = -514;
 ///
 /// It may also have been on its way to make restart_syscall(2), and not have got there: a thread
 /// without CPU time can stay at that point for long.
-fn restart_timed(host: i32, registers: &mut Registers) {
+pub(super) fn restart_timed(host: i32, registers: &mut Registers) {
     let interrupted = registers.orig_rax as i64;
     if interrupted < 0 {
         return;
@@ -244,7 +244,7 @@ fn number_in_program(host: i32, rip: u64) -> Option<u64> {
 
 /// `struct rseq` has `rseq_cs` at 8; `struct rseq_cs` is version and flags, then start, length
 /// and abort address (include/uapi/linux/rseq.h).
-fn abort_critical_section(host: i32, registers: &mut Registers, rseq: RseqConfiguration) {
+pub(super) fn abort_critical_section(host: i32, registers: &mut Registers, rseq: u64) {
     let word = |address: u64| {
         let mut bytes = [0u8; 8];
         match vm::read_process(host, &mut bytes, &[(address, 8)]) {
@@ -252,10 +252,10 @@ fn abort_critical_section(host: i32, registers: &mut Registers, rseq: RseqConfig
             _ => 0,
         }
     };
-    if rseq.pointer == 0 {
+    if rseq == 0 {
         return;
     }
-    let section = word(rseq.pointer + 8);
+    let section = word(rseq + 8);
     if section == 0 {
         return;
     }

@@ -169,3 +169,56 @@ pub fn can_choose_timer_ids() -> bool {
         unsafe { libc::syscall(libc::SYS_prctl, request, get, 0, 0, 0) >= 0 }
     })
 }
+
+/// The number of the calling thread.
+pub fn own_number() -> i32 {
+    // SAFETY: the call takes nothing and cannot fail.
+    unsafe { libc::gettid() }
+}
+
+/// What a thread can take away from itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Switch {
+    /// Reading the time stamp counter (`PR_SET_TSC`).
+    TimeStamp,
+    /// The cpuid instruction (`ARCH_SET_CPUID`).
+    Cpuid,
+    /// To keep its data in the level 1 cache when it leaves the processor (`PR_SPEC_L1D_FLUSH`).
+    Cache,
+}
+
+impl Switch {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::TimeStamp, Self::Cpuid, Self::Cache];
+
+    /// Does some work without it in the calling thread. The work must not use what is switched
+    /// off: neither clocks nor a look at what the processor can do.
+    pub fn off<T>(self, work: impl FnOnce() -> T) -> io::Result<T> {
+        self.set(true)?;
+        let done = work();
+        self.set(false)?;
+        Ok(done)
+    }
+
+    fn set(self, off: bool) -> io::Result<()> {
+        const ARCH_SET_CPUID: libc::c_long = 0x1012;
+        const PR_SET_SPECULATION_CTRL: libc::c_long = 53;
+        const L1D_FLUSH: libc::c_long = 2;
+        const ENABLE: libc::c_long = 1 << 1;
+        const DISABLE: libc::c_long = 1 << 2;
+        let choose = |yes: libc::c_long, no| if off { yes } else { no };
+        let (number, arguments) = match self {
+            Self::TimeStamp => {
+                let how = choose(libc::PR_TSC_SIGSEGV.into(), libc::PR_TSC_ENABLE.into());
+                (libc::SYS_prctl, [libc::PR_SET_TSC.into(), how, 0])
+            }
+            Self::Cpuid => (libc::SYS_arch_prctl, [ARCH_SET_CPUID, choose(0, 1), 0]),
+            Self::Cache => {
+                (libc::SYS_prctl, [PR_SET_SPECULATION_CTRL, L1D_FLUSH, choose(ENABLE, DISABLE)])
+            }
+        };
+        let [first, second, third] = arguments;
+        // SAFETY: the calls take integers and touch no memory of ours.
+        check(unsafe { libc::syscall(number, first, second, third, 0, 0) }).map(drop)
+    }
+}

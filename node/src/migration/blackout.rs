@@ -155,10 +155,20 @@ impl Live {
         let large = find_large(holders.hosts(), self.id_base);
         self.hold_contents(large)?;
         let round = self.tracker.round(&mut pipe.clone())?;
+        self.learn();
         pipe.item(Item::Barrier(number)).map_err(|_| CopyError::Link)?;
         self.brake.look()?;
         self.plain = round.plain as f64 / round.pages.max(round.plain).max(1) as f64;
         Ok(round)
+    }
+
+    /// Asks now what would be asked in the freeze. What cannot be asked now can be then.
+    fn learn(&self) {
+        let patients = self.tracker.processes().map(Tracked::patient).collect();
+        let ids = IdMap { base: self.id_base, count: ID_COUNT };
+        if let Err(error) = self.watchdog.surgeon().learn(patients, ids) {
+            tracing::info!(%error, "the processes of a VE are asked when they stand still");
+        }
     }
 
     /// What travels with the memory although no process may map it.

@@ -1,6 +1,8 @@
 //! bpf(2): maps, a program that sees packets and the place where it sees them, and a program that
 //! looks at a task.
 
+pub mod code;
+
 use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
@@ -116,6 +118,15 @@ pub fn load_for_tasks(instructions: &[u64], target: u32) -> io::Result<OwnedFd> 
     // and a text that ends with NUL; all live across the call. It checks the program itself.
     own(unsafe {
         libc::syscall(libc::SYS_bpf, PROGRAM_LOAD, attributes.as_ptr(), size_of_val(&attributes))
+    })
+}
+
+/// `BPF_LINK_CREATE`: for a program that is to be shown all threads that the caller can see.
+pub fn link_to_tasks(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let attributes = [pair(number(program), 0), pair(TRACE_ITERATOR, 0), 0, 0];
+    // SAFETY: the kernel reads the 32 bytes of `attributes`, which hold only integers.
+    own(unsafe {
+        libc::syscall(libc::SYS_bpf, LINK_CREATE, attributes.as_ptr(), size_of_val(&attributes))
     })
 }
 

@@ -1,0 +1,369 @@
+//! The state of processes as the kernel itself keeps it, read without stopping anything.
+//!
+//! A program in the kernel (a BPF iterator, Documentation/bpf/bpf_iterators.rst) is shown every task
+//! and copies the members of the structures in which its state is kept; where they are, the kernel
+//! itself describes ([`Fields`]). One pass over all tasks so takes the place of some hundred calls
+//! for each process, and threads that stand still in the freezer need not be stopped once more.
+//!
+//! A few answers cannot be read off: what the bits in a word of the kernel's own mean, and the
+//! instructions of seccomp filters. These are learned: as long as the VE runs, one process with each
+//! such word is captured in the other way, by asking it, and whoever has the same word has the same
+//! answers. That also proves this way on the running kernel: what it tells of that process must be
+//! what the process itself has told. If it is not, nothing is ever read in this way.
+//!
+//! Everything that only a stop can tell makes a process unusual, and [`super::capture`] stops it:
+//! pending signals, timers other than `ITIMER_REAL`, a debugger, job control, tables apart.
+
+mod extended;
+mod fields;
+mod known;
+mod program;
+mod read;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    io,
+    sync::{Mutex, PoisonError},
+};
+
+use ckpt_format::{
+    controls::ThreadControls,
+    process::{Process, Scheduling, Thread},
+};
+
+pub(crate) use self::fields::Fields;
+use self::{
+    extended::Form,
+    fields::Field,
+    known::Known,
+    program::{Copier, Namespace},
+    read::Record,
+};
+use super::{CaptureError, IdMap, process, seccomp::Filters, thread};
+use crate::{
+    inject::{InjectError, Stopped, restart_interrupted},
+    procfs,
+    surgeon::Patient,
+    sys::{event, ptrace, task},
+};
+
+/// How often the tasks are looked at again because one of them was just leaving its processor.
+const TRIES: u32 = 20;
+
+/// Reads the processes of one VE.
+#[derive(Debug)]
+pub(crate) struct View {
+    fields: Fields,
+    copier: Copier,
+    namespace: Namespace,
+    form: Form,
+    known: Known,
+}
+
+/// All records of a VE at one moment.
+struct Sight {
+    bytes: Vec<u8>,
+    /// When it was taken: `CLOCK_MONOTONIC`.
+    now_ns: i64,
+}
+
+impl View {
+    /// Of the VE with this process.
+    pub(crate) fn of(fields: Fields, init: &Patient) -> Result<Self, CaptureError> {
+        let failed = |source| InjectError::Control { tid: init.host, source };
+        let copier = Copier::new(&fields, Form::len_max()).map_err(failed)?;
+        let sample = {
+            let mut stopped = Stopped::attach(&[init.host], ptrace::SUSPEND_SECCOMP)?;
+            let thread = stopped.pop().ok_or(InjectError::Ended { tid: init.host })?;
+            let sample = ptrace::extended_state(thread.tid);
+            thread.detach()?;
+            sample.map_err(failed)?
+        };
+        let form = Form::new(sample).ok_or(io::ErrorKind::Unsupported.into()).map_err(failed)?;
+        let known = Known::new(&fields, &copier).map_err(failed)?;
+        let namespace = Namespace::default();
+        let mut view = Self { fields, copier, namespace, form, known };
+        // Its own is the namespace of the VE.
+        let bytes = view.copier.copy_of(init.host, 0).map_err(failed)?;
+        let record = view.first(&bytes).ok_or(InjectError::Ended { tid: init.host })?;
+        let depth = record.word(Field::Depth);
+        let bytes = view.copier.copy_of(init.host, depth).map_err(failed)?;
+        let record = view.first(&bytes).ok_or(InjectError::Ended { tid: init.host })?;
+        view.namespace = Namespace { address: record.namespace(), depth };
+        Ok(view)
+    }
+
+    fn first<'a>(&'a self, bytes: &'a [u8]) -> Option<Record<'a>> {
+        bytes.chunks_exact(self.copier.len()).next().map(|bytes| Record::new(self, bytes))
+    }
+
+    fn firsts<'a>(&'a self, looks: &'a [Vec<u8>]) -> Vec<Record<'a>> {
+        looks.iter().filter_map(|bytes| self.first(bytes)).collect()
+    }
+
+    fn records<'a>(&'a self, sight: &'a Sight) -> impl Iterator<Item = Record<'a>> {
+        sight.bytes.chunks_exact(self.copier.len()).map(|bytes| Record::new(self, bytes))
+    }
+
+    fn look(&self) -> io::Result<Sight> {
+        let bytes = self.copier.copy(self.namespace)?;
+        Ok(Sight { bytes, now_ns: event::elapsed(0, 0)? })
+    }
+
+    /// Asks the processes whose words are not known yet. They run on.
+    pub(crate) fn learn(&mut self, patients: &[Patient], ids: IdMap) -> Result<(), CaptureError> {
+        let failed = |source| InjectError::Control { tid: 0, source };
+        let sight = self.look().map_err(failed)?;
+        let processes: HashMap<i32, &Patient> = patients.iter().map(|it| (it.host, it)).collect();
+        let mut known = std::mem::take(&mut self.known);
+        known.settle(self.records(&sight));
+        let unknown = self.records(&sight).filter(|it| known.lacks(it)).map(|it| it.process());
+        let mut unknown: Vec<i32> = unknown.collect();
+        unknown.dedup();
+        let mut learned = Ok(());
+        for host in unknown {
+            let Some(patient) = processes.get(&host).filter(|it| !it.rings) else { continue };
+            // Another one may have answered for it meanwhile.
+            let still = self.records(&sight).any(|it| it.process() == host && known.lacks(&it));
+            if !still {
+                continue;
+            }
+            match self.ask(patient, ids, &mut known) {
+                // It has ended, or does not stop just now.
+                Err(CaptureError::Proc(error)) if error.is_gone() => {}
+                Err(CaptureError::Inject(InjectError::Ended { .. } | InjectError::Busy { .. })) => {
+                }
+                other => learned = learned.and(other),
+            }
+        }
+        known.settle(self.records(&sight));
+        self.known = known;
+        learned
+    }
+
+    /// Captures a running process by asking it, and keeps what it says.
+    fn ask(&self, patient: &Patient, ids: IdMap, known: &mut Known) -> Result<(), CaptureError> {
+        let tids = procfs::threads(patient.host)?;
+        let mut threads = Stopped::attach(&tids, ptrace::SUSPEND_SECCOMP)?;
+        let look = |threads: &[Stopped]| {
+            let tids = threads.iter().map(|thread| thread.tid);
+            tids.map(|tid| self.copier.copy_of(tid, self.namespace.depth)).collect()
+        };
+        // Before it is asked, which changes the registers; and afterwards, because it has also left
+        // a trace in a word of the kernel's: that somebody has read its memory.
+        let seen: io::Result<Vec<_>> = look(&threads);
+        let filters = Mutex::default();
+        let asked = process::capture(patient, &mut threads, ids, &[], &filters);
+        let afterwards: io::Result<Vec<_>> = look(&threads);
+        for thread in threads {
+            thread.detach()?;
+        }
+        let asked = asked?;
+        let filters = filters.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let failed = |source| InjectError::Control { tid: patient.host, source };
+        let (seen, afterwards) = (seen.map_err(failed)?, afterwards.map_err(failed)?);
+        let filters = filters.into_list();
+        let (seen, afterwards) = (self.firsts(&seen), self.firsts(&afterwards));
+        known.keep(&asked, &seen, &filters);
+        known.keep(&asked, &afterwards, &filters);
+        let mut again = Filters::default();
+        let now_ns = asked.timers_read_at_ns;
+        // Only a stop tells what is unusual.
+        if seen.len() != asked.threads.len() {
+            return Ok(());
+        }
+        let told = self.process(patient, &seen, now_ns, ids, known, &mut again)?;
+        match told {
+            Some(told) if !known::agree(&asked, &told) => {
+                tracing::warn!(
+                    pid = patient.inner,
+                    differs = known::difference(&asked, &told),
+                    "the kernel's structures are not understood"
+                );
+                Err(InjectError::Control {
+                    tid: patient.host,
+                    source: io::ErrorKind::Unsupported.into(),
+                }
+                .into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The state of these processes of a frozen VE, as far as it can be told without stopping
+    /// them; and the last number that a process of the VE got. `semaphores` says whether there are
+    /// any that the end of a process may change.
+    pub(super) fn tell(
+        &mut self,
+        patients: &[Patient],
+        ids: IdMap,
+        semaphores: bool,
+        filters: &mut Filters,
+    ) -> Result<Told, CaptureError> {
+        let failed = |source| InjectError::Control { tid: 0, source };
+        let hosts: HashSet<i32> = patients.iter().map(|patient| patient.host).collect();
+        let mut sight = self.look().map_err(failed)?;
+        for _ in 0..TRIES {
+            let ours = |it: &Record<'_>| hosts.contains(&it.process());
+            if !self.records(&sight).filter(ours).any(|it| it.is_running()) {
+                break;
+            }
+            std::thread::yield_now();
+            sight = self.look().map_err(failed)?;
+        }
+        let mut known = std::mem::take(&mut self.known);
+        known.settle(self.records(&sight));
+        let mut threads: BTreeMap<i32, Vec<Record<'_>>> = BTreeMap::new();
+        for record in self.records(&sight) {
+            threads.entry(record.process()).or_default().push(record);
+        }
+        let mut told = Told::default();
+        for patient in patients {
+            let Some(records) = threads.get_mut(&patient.host) else { continue };
+            // The leader first, as `procfs::threads` has them.
+            records.sort_by_key(|it| (it.thread() != patient.host, it.thread()));
+            let ending = records.iter().any(|it| it.is_ending(sight.now_ns.unsigned_abs()));
+            let leader = records[0];
+            let undo = semaphores && records.iter().any(|it| it.changes_semaphores());
+            let unusual = records.iter().any(|it| it.is_unusual(&leader));
+            if patient.rings || ending || undo || unusual {
+                continue;
+            }
+            if patient.inner == 1 {
+                told.last_pid = Some(leader.last_number());
+            }
+            let process = self.process(patient, records, sight.now_ns, ids, &known, filters)?;
+            if let Some(process) = process {
+                told.processes.insert(patient.host, process);
+            }
+        }
+        drop(threads);
+        self.known = known;
+        Ok(told)
+    }
+
+    /// One process by the records of its threads; `None` if something in them is not known.
+    fn process(
+        &self,
+        patient: &Patient,
+        records: &[Record<'_>],
+        now_ns: i64,
+        ids: IdMap,
+        known: &Known,
+        filters: &mut Filters,
+    ) -> Result<Option<Process>, CaptureError> {
+        let host = patient.host;
+        let Some(leader) = records.first() else { return Ok(None) };
+        let Some(memory) = known.memory(leader) else { return Ok(None) };
+        let Some(membarrier) = known.barriers(leader) else { return Ok(None) };
+        let mut threads = Vec::with_capacity(records.len());
+        for record in records {
+            let Some(thread) = self.thread(host, record, ids, known, filters)? else {
+                return Ok(None);
+            };
+            threads.push(thread);
+        }
+        let is_founder = threads.first().is_some_and(|leader| leader.below.last() == Some(&1));
+        Ok(Some(Process {
+            pid: patient.inner,
+            memory: leader.memory(),
+            exe_object: process::gone_program(host)?,
+            exe: procfs::link(host, "exe")?,
+            cwd: procfs::link(host, "cwd")?,
+            root: procfs::link(host, "root")?,
+            umask: leader.word(Field::Umask),
+            actions: leader.actions(),
+            pending: Vec::new(),
+            interval_timers: [
+                leader.real_timer(now_ns.unsigned_abs()),
+                Default::default(),
+                Default::default(),
+            ],
+            posix_timers: Vec::new(),
+            timers_read_at_ns: now_ns,
+            limits: leader.limits(),
+            descriptors: Vec::new(),
+            child_subreaper: leader.is_subreaper(),
+            oom_score_adjustment: leader.out_of_memory(),
+            login: leader.login(ids),
+            coredump_filter: memory.coredump_filter,
+            dumpable: memory.dumpable,
+            controls: memory.controls,
+            membarrier,
+            personality: leader.word(Field::Personality),
+            stopped: None,
+            semaphore_undo: Vec::new(),
+            rings: Vec::new(),
+            last_pid: if is_founder { leader.last_number() } else { 0 },
+            threads,
+        }))
+    }
+
+    fn thread(
+        &self,
+        host: i32,
+        record: &Record<'_>,
+        ids: IdMap,
+        known: &Known,
+        filters: &mut Filters,
+    ) -> Result<Option<Thread>, CaptureError> {
+        let tid = record.thread();
+        let control = |source| InjectError::Control { tid, source };
+        let Some(controls) = known.controls(record) else { return Ok(None) };
+        let Some(own_filters) = known.filters(record, filters) else { return Ok(None) };
+        let Some(numbers) = record.numbers() else { return Ok(None) };
+        let Some(extended) = self.form.standard(record.extended(), record.keys()) else {
+            return Ok(None);
+        };
+        let mut registers = record.registers();
+        let rseq = record.rseq();
+        // In a call it is in no such section.
+        if let Some(rseq) = &rseq
+            && registers.orig_rax.cast_signed() < 0
+        {
+            thread::abort_critical_section(host, &mut registers, rseq.pointer);
+        }
+        let stack_pointer = registers.rsp;
+        restart_interrupted(&mut registers);
+        thread::restart_timed(host, &mut registers);
+        let scheduling = task::scheduling(tid).map_err(control)?;
+        Ok(Some(Thread {
+            tid: numbers[0],
+            below: numbers[1..].to_vec(),
+            name: record.name(),
+            registers: ptrace::registers_to_bytes(&registers),
+            extended,
+            signal_mask: record.signal_mask(),
+            pending: Vec::new(),
+            alternate_stack: record.alternate_stack(stack_pointer),
+            tid_address: record.number(Field::ClearTid),
+            robust_list: task::robust_list(tid).map_err(control)?,
+            rseq,
+            credentials: record.credentials(ids),
+            scheduling: Scheduling {
+                policy: scheduling.policy,
+                nice: scheduling.nice,
+                priority: scheduling.priority,
+                flags: scheduling.flags,
+                io_priority: task::io_priority(tid).map_err(control)?,
+                processors: thread::processors(tid).map_err(control)?,
+            },
+            parent_death_signal: record.word(Field::DeathSignal).cast_signed(),
+            timer_slack_ns: record.number(Field::TimerSlack),
+            filters: own_filters,
+            directories: None,
+            controls: ThreadControls { dispatch: None, ..controls },
+        }))
+    }
+}
+
+/// What could be told without stopping anything.
+#[derive(Default)]
+pub(crate) struct Told {
+    /// By their numbers on the host.
+    pub(crate) processes: HashMap<i32, Process>,
+    pub(crate) last_pid: Option<i32>,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+//! Both ways to capture a process of our own must tell the same.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use super::*;
+use crate::{areas::AddressSpace, capture::process, freeze::Frozen};
+
+const IDS: IdMap = IdMap { base: 0, count: u32::MAX };
+
+/// A process that sleeps, in a cgroup of its own.
+struct Sleeper {
+    child: Child,
+    cgroup: PathBuf,
+    frozen: Option<Frozen>,
+}
+
+impl Sleeper {
+    fn new(program: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        let child = command.args(arguments).stdin(Stdio::null()).spawn().unwrap();
+        let cgroup = own_cgroup().join(format!("kernel-test-{}", child.id()));
+        fs::create_dir(&cgroup).unwrap();
+        fs::write(cgroup.join("cgroup.procs"), child.id().to_string()).unwrap();
+        Self { child, cgroup, frozen: None }
+    }
+
+    /// Once it is in the call that it waits in.
+    fn patient(&self) -> Patient {
+        let host = self.child.id().cast_signed();
+        loop {
+            // The name comes first when a program is executed.
+            let executed = procfs::read_text(host, "comm").unwrap().trim() == "sleep";
+            let maps = procfs::read_text(host, "maps").unwrap();
+            let space = AddressSpace::read(host, &maps, None).unwrap();
+            let stat = procfs::Stat::read(host).unwrap();
+            if let (Some(vdso), 'S', true) = (space.vdso(), stat.state, executed) {
+                return Patient { host, inner: 1, vdso: Some(vdso), rings: false };
+            }
+        }
+    }
+
+    fn freeze(&mut self) {
+        self.frozen = Some(Frozen::freeze(&self.cgroup).unwrap());
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        self.frozen = None;
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir(&self.cgroup);
+    }
+}
+
+/// The cgroup (v2) that the tests are in.
+fn own_cgroup() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).unwrap();
+    let top = mount.split_whitespace().nth(4).unwrap();
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
+    Path::new(top).join(own)
+}
+
+fn view(patient: &Patient) -> View {
+    View::of(Fields::known().expect("a kernel with BTF").clone(), patient).unwrap()
+}
+
+/// As it is told by the kernel, and by itself when it is stopped.
+fn both_ways(view: &mut View, patient: &Patient) -> (Process, Process) {
+    let told = view.tell(&[*patient], IDS, false, &mut Filters::default()).unwrap();
+    let told = told.processes.into_values().next().expect("nothing unusual");
+    let mut threads = Stopped::attach(&[patient.host], ptrace::SUSPEND_SECCOMP).unwrap();
+    assert_eq!(told.threads[0].signal_mask, threads[0].mask);
+    assert_eq!(told.threads[0].extended, ptrace::extended_state(patient.host).unwrap());
+    // Its code of ours runs only when the cgroup lets it.
+    let cgroup = own_cgroup().join(format!("kernel-test-{}", patient.host));
+    fs::write(cgroup.join("cgroup.freeze"), "0").unwrap();
+    let captured = process::capture(patient, &mut threads, IDS, &[], &Mutex::default());
+    fs::write(cgroup.join("cgroup.freeze"), "1").unwrap();
+    for thread in threads {
+        thread.detach().unwrap();
+    }
+    (told, captured.unwrap())
+}
+
+#[test]
+fn what_the_kernel_keeps_is_what_a_stopped_process_says() {
+    let mut sleeper = Sleeper::new("nice", &["-n", "5", "sleep", "100"]);
+    let patient = sleeper.patient();
+    let mut view = view(&patient);
+    view.learn(&[patient], IDS).unwrap();
+    sleeper.freeze();
+    let (told, asked) = both_ways(&mut view, &patient);
+    assert!(known::agree(&asked, &told), "{}", known::difference(&asked, &told));
+    assert_eq!(told.threads[0].scheduling.nice, 5);
+    assert_eq!(told.threads[0].name, b"sleep");
+    assert!(!told.memory.auxv.is_empty());
+}
+
+#[test]
+fn a_process_that_was_not_asked_is_told_by_what_another_one_said() {
+    let (first, mut second) = (Sleeper::new("sleep", &["100"]), Sleeper::new("sleep", &["101"]));
+    let (first, patient) = (first.patient(), second.patient());
+    let mut view = view(&first);
+    view.learn(&[first], IDS).unwrap();
+    second.freeze();
+    let (told, asked) = both_ways(&mut view, &patient);
+    assert!(known::agree(&asked, &told), "{}", known::difference(&asked, &told));
+}
+
+#[test]
+fn a_stopped_process_must_be_asked() {
+    let mut sleeper = Sleeper::new("sleep", &["100"]);
+    let patient = sleeper.patient();
+    let mut view = view(&patient);
+    view.learn(&[patient], IDS).unwrap();
+    let pid = nix::unistd::Pid::from_raw(patient.host);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    while procfs::Stat::read(patient.host).unwrap().state != 'T' {
+        std::thread::yield_now();
+    }
+    sleeper.freeze();
+    let told = view.tell(&[patient], IDS, false, &mut Filters::default()).unwrap();
+    assert!(told.processes.is_empty());
+}
+
+#[test]
+fn nothing_is_told_of_words_that_nobody_has_explained() {
+    let mut sleeper = Sleeper::new("sleep", &["100"]);
+    let patient = sleeper.patient();
+    let mut view = view(&patient);
+    sleeper.freeze();
+    let told = view.tell(&[patient], IDS, false, &mut Filters::default()).unwrap();
+    assert!(told.processes.is_empty());
+}
