@@ -138,35 +138,34 @@ pub fn cgroup_processes(cgroup: &Path) -> io::Result<Vec<i32>> {
 /// `/proc/PID/stat`.
 #[derive(Debug)]
 pub struct Stat {
-    path: PathBuf,
+    pid: i32,
     /// `R`, `S`, `D`, `Z`, `T`, `t` …
     pub state: char,
-    fields: Vec<String>,
+    /// What follows the name.
+    fields: String,
 }
 
 impl Stat {
     /// Reads it.
     pub fn read(pid: i32) -> Result<Self, ProcError> {
-        Self::parse(&read_text(pid, "stat")?, path(pid, "stat"))
+        Self::parse(&read_text(pid, "stat")?, pid)
     }
 
-    fn parse(text: &str, path: PathBuf) -> Result<Self, ProcError> {
-        let Some((_, rest)) = text.rsplit_once(')') else {
-            return Err(ProcError::Field { path, field: "comm".into() });
-        };
-        let fields: Vec<String> = rest.split_whitespace().map(str::to_owned).collect();
-        match fields.first().and_then(|state| state.chars().next()) {
-            Some(state) => Ok(Self { path, state, fields }),
-            None => Err(ProcError::Field { path, field: "state".into() }),
-        }
+    fn parse(text: &str, pid: i32) -> Result<Self, ProcError> {
+        let missing =
+            |field: &'static str| ProcError::Field { path: path(pid, "stat"), field: field.into() };
+        let (_, fields) = text.rsplit_once(')').ok_or_else(|| missing("comm"))?;
+        let fields = fields.trim_start();
+        let state = fields.chars().next().ok_or_else(|| missing("state"))?;
+        Ok(Self { pid, state, fields: fields.to_owned() })
     }
 
     /// The field with its number in proc(5); `state` is number 3.
     pub fn field<T: FromStr>(&self, number: usize, field: &'static str) -> Result<T, ProcError> {
-        self.fields
-            .get(number - 3)
+        let found = self.fields.split_ascii_whitespace().nth(number - 3);
+        found
             .and_then(|text| text.parse().ok())
-            .ok_or_else(|| ProcError::Field { path: self.path.clone(), field: field.into() })
+            .ok_or_else(|| ProcError::Field { path: path(self.pid, "stat"), field: field.into() })
     }
 }
 
@@ -174,35 +173,26 @@ impl Stat {
 #[derive(Debug)]
 pub struct Status {
     path: PathBuf,
-    fields: HashMap<String, String>,
+    text: String,
 }
 
 impl Status {
     /// Reads that of a process.
     pub fn read(pid: i32) -> Result<Self, ProcError> {
-        Ok(Self::parse(&read_text(pid, "status")?, path(pid, "status")))
+        Ok(Self { path: path(pid, "status"), text: read_text(pid, "status")? })
     }
 
     /// Reads that of a thread.
     pub fn of_thread(pid: i32, tid: i32) -> Result<Self, ProcError> {
         let name = format!("task/{tid}/status");
-        Ok(Self::parse(&read_text(pid, &name)?, path(pid, &name)))
-    }
-
-    fn parse(text: &str, path: PathBuf) -> Self {
-        let fields = text
-            .lines()
-            .filter_map(|line| line.split_once(':'))
-            .map(|(key, value)| (key.to_owned(), value.trim().to_owned()))
-            .collect();
-        Self { path, fields }
+        Ok(Self { path: path(pid, &name), text: read_text(pid, &name)? })
     }
 
     /// The text behind a key.
     pub fn text(&self, key: &'static str) -> Result<&str, ProcError> {
-        self.fields
-            .get(key)
-            .map(String::as_str)
+        self.text
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix(':').map(str::trim))
             .ok_or_else(|| ProcError::Field { path: self.path.clone(), field: key.into() })
     }
 
@@ -407,7 +397,7 @@ mod tests {
 
     #[test]
     fn a_command_name_with_brackets_does_not_shift_the_fields() {
-        let stat = Stat::parse("7 (a) b)) S 1 2 3", "stat".into()).unwrap();
+        let stat = Stat::parse("7 (a) b)) S 1 2 3", 7).unwrap();
         assert_eq!(stat.state, 'S');
         assert_eq!(stat.field::<i32>(4, "ppid").unwrap(), 1);
         assert_eq!(stat.field::<i32>(6, "session").unwrap(), 3);

@@ -52,8 +52,10 @@ pub fn parse(text: &str) -> Laps {
 
 /// What the steps that follow each other add up to.
 pub fn explained(laps: &Laps) -> f64 {
-    // The release is told twice: by its steps, and as a part of the switch.
-    laps.iter().filter(|(name, _)| !name.starts_with("release: ")).map(|(_, ms)| ms).sum()
+    // The release is told twice: by its steps, and as a part of the switch. What is done beside
+    // others is a part of the step that waits for all of them.
+    let again = |name: &str| name.starts_with("release: ") || name.starts_with("beside: ");
+    laps.iter().filter(|(name, _)| !again(name)).map(|(_, ms)| ms).sum()
 }
 
 #[cfg(test)]
@@ -65,9 +67,9 @@ mod tests {
         let laps = parse(
             "2026 INFO node::stopwatch: rest of a VE, ms: files 0.50, packet filter 2.00\n\
              other, ms: 1\n2026 INFO switch of a VE, ms: commit 1.00, release 3.00\n\
-             release of a VE, ms: thaw 3.00\n",
+             release of a VE, ms: thaw 3.00\nbeside of a VE, ms: memory 0.30\n",
         );
-        assert_eq!(laps.len(), 5);
+        assert_eq!(laps.len(), 6);
         assert_eq!(laps["rest: packet filter"], 2.0);
         assert_eq!(explained(&laps), 6.5);
     }

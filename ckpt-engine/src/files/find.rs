@@ -111,6 +111,8 @@ pub(super) struct Found {
     pub(super) objects: Vec<Object>,
     /// By process number inside the VE.
     pub(super) tables: BTreeMap<i32, Vec<Descriptor>>,
+    /// What is said of locks: at which description, by which holder under which number.
+    pub(super) locked: Vec<(usize, usize, i32, Info)>,
     /// Descriptions of one inode in the order of kcmp(2).
     by_inode: HashMap<(u64, u64), Vec<u32>>,
 }
@@ -158,6 +160,9 @@ impl Found {
                 info.number("flags", 8)? & u64::from(libc::O_CLOEXEC.cast_unsigned()) != 0;
             let object = &mut self.objects[place];
             object.holders.push((holder_place, fd));
+            if info.all("lock").next().is_some() {
+                self.locked.push((place, holder_place, fd, info.clone()));
+            }
             if place == known {
                 object.info = Some(info);
             }
@@ -250,8 +255,8 @@ fn fetch(
         other => other?,
     };
     let status = descriptor::status(fetched.as_fd())?;
-    // What has no inode of its own is described there, and nowhere else.
-    let describes = status.mode & libc::S_IFMT == 0;
+    // What has no inode of its own is described there, and nowhere else; so are locks.
+    let describes = matches!(status.mode & libc::S_IFMT, 0 | libc::S_IFREG | libc::S_IFDIR);
     match if describes { directory.whole(fd) } else { directory.head(fd) } {
         Err(error) if has_ended(&error) => Ok(None),
         info => Ok(Some((fetched, status, info?))),

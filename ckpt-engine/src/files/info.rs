@@ -11,6 +11,8 @@ use nix::{
     sys::stat::Mode,
 };
 
+use crate::procfs;
+
 /// The directory `/proc/PID/fdinfo`: a file in it is opened faster than by its whole path.
 #[derive(Debug)]
 pub(super) struct Directory(OwnedFd);
@@ -37,9 +39,8 @@ impl Directory {
 
     /// All lines.
     pub(super) fn whole(&self, fd: i32) -> io::Result<Info> {
-        let mut text = String::with_capacity(1024);
-        self.open(fd)?.read_to_string(&mut text)?;
-        Ok(Info(text))
+        let text = procfs::read_rest(&self.open(fd)?)?;
+        Ok(Info(String::from_utf8_lossy(&text).into_owned()))
     }
 }
 

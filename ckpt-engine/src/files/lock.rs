@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    io,
     os::fd::BorrowedFd,
 };
 
@@ -15,7 +14,7 @@ use ckpt_format::{
 use super::{
     Argument, Remote, Source,
     find::{Found, Object, Refusal},
-    info::{Directory, Info, parse},
+    info::{Info, parse},
     rebuild::{RebuildError, holder},
 };
 use crate::sys::descriptor;
@@ -66,22 +65,56 @@ pub(super) struct Locks {
     pub(super) leases: BTreeMap<usize, i32>,
 }
 
-/// Files whose descriptions are asked for locks. The table of all locks, `/proc/locks`, would name
-/// them at once, but to open it waits for a grace period of the kernel, 10 ms and more.
+/// Whether a description can have locks.
 fn may_be_locked(object: &Object) -> bool {
     !object.is_path_only() && matches!(object.file_type(), libc::S_IFREG | libc::S_IFDIR)
 }
 
-/// Finds all locks; a lease that is being broken is refused.
+/// Finds all locks, in what is said of each descriptor; a lease that is being broken is refused.
+/// The table of all locks, `/proc/locks`, would name them at once, but to open it waits for a grace
+/// period of the kernel, 10 ms and more.
 pub(super) fn capture(source: &Source<'_>, found: &Found) -> Result<Locks, (usize, Refusal)> {
     let mut locks = Locks::default();
-    let mut records = HashSet::new();
+    let mut seen = HashSet::new();
     for (place, object) in found.objects.iter().enumerate() {
+        // One that is only in flight has nobody who could say it.
+        if object.holders.is_empty() && may_be_locked(object) {
+            let info = Info::of(object.fd()).map_err(|error| (place, Refusal::from(error)))?;
+            locks.of_description(place, object, &info)?;
+        }
+    }
+    let mut records = HashSet::new();
+    for (place, holder, fd, info) in &found.locked {
+        let (place, fd) = (*place, *fd);
+        let object = &found.objects[place];
         if !may_be_locked(object) {
             continue;
         }
-        let refused = |error: io::Error| (place, Refusal::from(error));
-        let info = Info::of(object.fd()).map_err(refused)?;
+        if seen.insert(place) {
+            locks.of_description(place, object, info)?;
+        }
+        // Those of a process are shown at its own descriptors only, at each for the inode.
+        let pid = source.processes[*holder].pid;
+        for line in info.all("lock").filter_map(read_line) {
+            let new =
+                line.kind == Type::Record && records.insert((pid, object.inode(), line.start));
+            if new {
+                let Line { exclusive, start, length, .. } = line;
+                locks.records.push(RecordLock { pid, fd, exclusive, start, length });
+            }
+        }
+    }
+    Ok(locks)
+}
+
+impl Locks {
+    /// Adds those of a description, which are shown at each of its descriptors.
+    fn of_description(
+        &mut self,
+        place: usize,
+        object: &Object,
+        info: &Info,
+    ) -> Result<(), (usize, Refusal)> {
         for text in info.all("lock") {
             let Some(line) = read_line(text) else { continue };
             let range = match line.kind {
@@ -90,35 +123,18 @@ pub(super) fn capture(source: &Source<'_>, found: &Found) -> Result<Locks, (usiz
                 Type::Record => continue,
                 Type::Lease if text.contains("BREAKING") => return Err((place, breaking())),
                 Type::Lease => {
-                    if let Some(lease) = descriptor::lease(object.fd()).map_err(refused)? {
-                        locks.leases.insert(place, lease);
+                    let lease = descriptor::lease(object.fd());
+                    if let Some(lease) = lease.map_err(|error| (place, error.into()))? {
+                        self.leases.insert(place, lease);
                     }
                     continue;
                 }
             };
             let lock = DescriptionLock { exclusive: line.exclusive, range };
-            locks.descriptions.entry(place).or_default().push(lock);
+            self.descriptions.entry(place).or_default().push(lock);
         }
-        // Those of a process are shown at its own descriptors only, at each for the inode.
-        for &(holder, fd) in &object.holders {
-            let process = &source.processes[holder];
-            let directory = Directory::of_process(process.host_pid);
-            let info = match directory.and_then(|directory| directory.whole(fd)) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                other => other.map_err(refused)?,
-            };
-            for line in info.all("lock").filter_map(read_line) {
-                let pid = process.pid;
-                let new =
-                    line.kind == Type::Record && records.insert((pid, object.inode(), line.start));
-                if new {
-                    let Line { exclusive, start, length, .. } = line;
-                    locks.records.push(RecordLock { pid, fd, exclusive, start, length });
-                }
-            }
-        }
+        Ok(())
     }
-    Ok(locks)
 }
 
 fn breaking() -> Refusal {

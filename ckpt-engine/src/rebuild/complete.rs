@@ -4,7 +4,7 @@ use std::{fs, io, os::fd::AsFd};
 
 use ckpt_format::{
     memory::Backing,
-    process::{Process, Processes, Shape, SignalInfo, Thread},
+    process::{Process, Processes, Shape, SignalAction, SignalInfo, Thread},
 };
 
 use nix::poll::{PollFd, PollFlags, poll};
@@ -63,11 +63,12 @@ impl Skeleton {
         self.set_login(bone, process)?;
         timers::create_posix_timers(&bone.thread, self.gate, &process.posix_timers)
             .map_err(bone.failed("make its timers"))?;
-        let mut batch = self.gate.batch();
         let elapsed_ns = event::elapsed(process.timers_read_at_ns, self.ahead_ns)
             .map_err(|source| outside(process.pid, "read the clock", source))?;
-        whole_process(&mut batch, process, elapsed_ns);
-        batch.run(&bone.thread)?.all().map_err(bone.failed("set its signals and timers"))?;
+        // What all share is set by the first in the same stop as its own.
+        let mut shared = self.gate.batch();
+        whole_process(&mut shared, process, elapsed_ns);
+        let mut shared = Some(shared);
         let stopped = std::iter::once(&bone.thread).chain(&bone.others);
         let power = match self.is_user_apart(process.pid)? {
             false => Power::Root { bounding: self.bounding },
@@ -79,7 +80,7 @@ impl Skeleton {
         for (stopped, thread) in stopped.zip(&process.threads) {
             controls::set_speculation(stopped, self.gate, thread)
                 .map_err(bone.failed("control a thread's speculation"))?;
-            let mut batch = self.gate.batch();
+            let mut batch = shared.take().unwrap_or_else(|| self.gate.batch());
             one_thread(&mut batch, process, thread, power);
             let done = batch.run(stopped)?;
             done.all().map_err(bone.failed("set a thread's credentials and signals"))?;
@@ -342,6 +343,10 @@ fn whole_process(batch: &mut Batch, process: &Process, elapsed_ns: i64) {
     for (index, action) in process.actions.iter().enumerate() {
         let signal = index as u64 + 1;
         if signal == libc::SIGKILL as u64 || signal == libc::SIGSTOP as u64 {
+            continue;
+        }
+        // Skeletons are born with all at their default but this one.
+        if *action == SignalAction::default() && signal != libc::SIGCHLD as u64 {
             continue;
         }
         let fields = [action.handler, action.flags, action.restorer, action.mask];

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
+    io,
     os::fd::{AsRawFd, RawFd},
 };
 
@@ -15,7 +16,12 @@ use super::{
     Bone, CHANNEL, Inconsistency, RebuildError, Skeleton,
     areas::{Message, send_descriptors},
 };
-use crate::{aio, files::Rebuilt, ipc, procfs};
+use crate::{
+    aio,
+    files::Rebuilt,
+    inject::{Batch, Gate},
+    ipc, procfs,
+};
 
 /// The most descriptors in one message (`SCM_MAX_FD`).
 const BATCH: usize = 253;
@@ -161,38 +167,37 @@ impl Skeleton {
         files: &Rebuilt,
     ) -> Result<(), RebuildError> {
         let bone = self.bone(pid)?;
-        let failed = bone.failed("install its descriptors");
         let highest = table.last().map_or(0, |last| last.fd as u64);
         let channel = highest.max(table.len() as u64).max(CHANNEL) + 1;
-        let mut batch = self.gate.batch();
-        batch.call("dup2", libc::SYS_dup2, &[CHANNEL, channel]);
-        batch.call("close", libc::SYS_close, &[CHANNEL]);
-        batch.run(&bone.thread)?.all().map_err(&failed)?;
+        // For nearly every table all of it is done in one stop.
+        let mut arrival = Arrival { bone, batch: self.gate.batch(), coming: None };
+        arrival.batch.call("dup2", libc::SYS_dup2, &[CHANNEL, channel]);
+        arrival.batch.call("close", libc::SYS_close, &[CHANNEL]);
         for (index, part) in table.chunks(BATCH).enumerate() {
-            self.pass(bone, channel, index * BATCH, part, files)?;
+            if arrival.coming.is_some() {
+                arrival.run(self.gate)?;
+            }
+            self.pass(&mut arrival, channel, index * BATCH, part, files)?;
         }
-        let mut batch = self.gate.batch();
         for (index, descriptor) in table.iter().enumerate().rev() {
-            move_descriptor(&mut batch, index as u64, *descriptor);
-            if batch.is_nearly_full() {
-                let full = std::mem::replace(&mut batch, self.gate.batch());
-                full.run(&bone.thread)?.all().map_err(&failed)?;
+            move_descriptor(&mut arrival.batch, index as u64, *descriptor);
+            if arrival.batch.is_nearly_full() {
+                arrival.run(self.gate)?;
             }
         }
-        batch.call("close", libc::SYS_close, &[channel]);
-        batch.run(&bone.thread)?.all().map_err(&failed)
+        arrival.batch.call("close", libc::SYS_close, &[channel]);
+        arrival.run(self.gate)
     }
 
+    /// Sends descriptors, which are to be received as those from `first` on.
     fn pass(
         &self,
-        bone: &Bone,
+        arrival: &mut Arrival<'_>,
         channel: u64,
         first: usize,
         part: &[Descriptor],
         files: &Rebuilt,
     ) -> Result<(), RebuildError> {
-        let pid = bone.pid;
-        let what = "pass its descriptors";
         let fds = part
             .iter()
             .map(|descriptor| {
@@ -201,27 +206,42 @@ impl Skeleton {
                 Ok::<RawFd, Inconsistency>(fd.as_raw_fd())
             })
             .collect::<Result<Vec<RawFd>, _>>()?;
-        send_descriptors(&self.channel, &fds).map_err(|source| RebuildError::Outside {
-            pid,
-            what,
-            source,
-        })?;
-        let mut batch = self.gate.batch();
-        let message = Message::add(&mut batch, fds.len());
-        message.receive(&mut batch, channel);
-        let done = batch.run(&bone.thread)?;
-        done.all().map_err(bone.failed(what))?;
-        for index in 0..fds.len() {
-            if done.word(message.numbers + 4 * index as u64) as usize != first + index {
-                let source = std::io::ErrorKind::InvalidData.into();
-                return Err(RebuildError::Outside { pid, what, source });
-            }
-        }
+        send_descriptors(&self.channel, &fds).map_err(|source| arrival.failed(source))?;
+        let message = Message::add(&mut arrival.batch, fds.len());
+        message.receive(&mut arrival.batch, channel);
+        arrival.coming = Some((message.numbers, first, fds.len()));
         Ok(())
     }
 }
 
-fn move_descriptor(batch: &mut crate::inject::Batch, from: u64, descriptor: Descriptor) {
+/// Descriptors on their way into a process.
+struct Arrival<'a> {
+    bone: &'a Bone,
+    batch: Batch,
+    /// Where the numbers of those that come will stand, the first of them, and how many there are.
+    coming: Option<(u64, usize, usize)>,
+}
+
+impl Arrival<'_> {
+    fn failed(&self, source: io::Error) -> RebuildError {
+        RebuildError::Outside { pid: self.bone.pid, what: "pass its descriptors", source }
+    }
+
+    /// Makes the calls up to here.
+    fn run(&mut self, gate: Gate) -> Result<(), RebuildError> {
+        let batch = std::mem::replace(&mut self.batch, gate.batch());
+        let done = batch.run(&self.bone.thread)?;
+        done.all().map_err(self.bone.failed("install its descriptors"))?;
+        let Some((numbers, first, count)) = self.coming.take() else { return Ok(()) };
+        let received = |index: usize| done.word(numbers + 4 * index as u64) as usize;
+        match (0..count).all(|index| received(index) == first + index) {
+            true => Ok(()),
+            false => Err(self.failed(io::ErrorKind::InvalidData.into())),
+        }
+    }
+}
+
+fn move_descriptor(batch: &mut Batch, from: u64, descriptor: Descriptor) {
     let to = descriptor.fd as u64;
     if from != to {
         let flags = if descriptor.close_on_exec { libc::O_CLOEXEC as u64 } else { 0 };

@@ -153,6 +153,8 @@ pub struct Tracker {
     frozen: bool,
     /// What can come later is kept back.
     leaves: bool,
+    /// What the target was told in the last round.
+    told: (Vec<Member>, Vec<SharedObject>),
     /// The namespaces of the VE; `None` if all its processes share them.
     spaces: Option<Arc<Spaces>>,
 }
@@ -173,6 +175,7 @@ impl Tracker {
             lives: 0,
             frozen: false,
             leaves: false,
+            told: (Vec::new(), Vec::new()),
             spaces: None,
         }
     }
@@ -191,7 +194,37 @@ impl Tracker {
         let mut output = Output::new(sink, &mut round);
         let sent = self.send_members(&members, &shared, &mut output);
         output.flush().and(sent)?;
+        self.told = (members, shared);
         Ok(round)
+    }
+
+    /// Sends what [`Self::hold`] has added or removed since the last round of a frozen VE.
+    pub fn last_objects(&mut self, sink: &mut impl Sink) -> Result<(), TrackError> {
+        let (members, before) = std::mem::take(&mut self.told);
+        self.frozen = true;
+        let shared = self.refresh_shared(&members);
+        self.frozen = false;
+        let shared = shared?;
+        if shared == before {
+            return Ok(());
+        }
+        let mut round = Round::default();
+        let mut output = Output::new(sink, &mut round);
+        // The processes are there, and not new any more.
+        let old = |member: Member| Shape { heir: false, ..member.shape };
+        let processes = members.into_iter().map(old).collect();
+        let new: Vec<u64> = shared
+            .iter()
+            .map(|object| object.id)
+            .filter(|id| before.iter().all(|object| object.id != *id))
+            .collect();
+        output.send(Record::Layout(Layout { processes, shared }))?;
+        for id in new {
+            if let Some(object) = self.shared.get_mut(&id) {
+                object.send_changes(&mut output)?;
+            }
+        }
+        output.flush()
     }
 
     fn send_members<S: Sink>(
@@ -312,18 +345,13 @@ impl Tracker {
     fn refresh(&mut self) -> Result<Vec<Member>, TrackError> {
         let seen = list(&self.cgroup, self.frozen, self.id_base)?;
         let order = in_tree_order(&seen);
-        self.strangers = seen
-            .iter()
-            .filter(|process| order.iter().all(|known| known.host != process.host))
-            .map(|process| process.host)
-            .collect();
-        self.processes.retain(|host, tracked| {
-            seen.iter().any(|seen| {
-                seen.host == *host
-                    && seen.start_time == tracked.start_time()
-                    && seen.zombie.is_none()
-            })
-        });
+        let in_tree: HashSet<i32> = order.iter().map(|process| process.host).collect();
+        let hosts = seen.iter().map(|process| process.host);
+        self.strangers = hosts.filter(|host| !in_tree.contains(host)).collect();
+        let living = seen.iter().filter(|process| process.zombie.is_none());
+        let living: HashMap<i32, u64> =
+            living.map(|process| (process.host, process.start_time)).collect();
+        self.processes.retain(|host, tracked| living.get(host) == Some(&tracked.start_time()));
         let mut there = Vec::with_capacity(order.len());
         for seen in order {
             let refreshed = match seen.zombie {

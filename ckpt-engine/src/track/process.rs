@@ -58,6 +58,8 @@ struct Life {
     number: u64,
 
     maps: File,
+    /// What it said last.
+    text: String,
     pagemap: File,
     memory: File,
     tracking: Option<Tracking>,
@@ -160,6 +162,7 @@ impl Tracked {
             }
             None => String::new(),
         };
+        let known = self.life.as_ref().is_some_and(|life| life.text == maps);
         if maps.is_empty() {
             self.life = None;
             // What it will execute could not be told from the memory that it borrows.
@@ -169,14 +172,16 @@ impl Tracked {
             *lives += 1;
             let (life, maps) = Life::open(self.host, *lives)?;
             self.life = Some(life);
-            return self.update(&maps, surgeon);
+            self.update(maps)?;
+        } else if !known {
+            self.update(maps)?;
         }
-        self.update(&maps, surgeon)
+        self.arm(surgeon)
     }
 
-    fn update(&mut self, maps: &str, surgeon: Option<&Surgeon>) -> Result<(), TrackError> {
+    fn update(&mut self, maps: String) -> Result<(), TrackError> {
         let Some(life) = &mut self.life else { return Ok(()) };
-        let space = AddressSpace::read(self.host, maps, Some(&life.space))?;
+        let space = AddressSpace::read(self.host, &maps, Some(&life.space))?;
         let good = kept(&life.space.areas, &space.areas);
         life.sent = life.sent.common(&good);
         life.owed = life.owed.common(&good);
@@ -188,6 +193,13 @@ impl Tracked {
         }
         life.anew = life.anew.common(&all);
         life.space = space;
+        life.text = maps;
+        Ok(())
+    }
+
+    /// Starts the tracking where there is none yet, if somebody is given to do it.
+    fn arm(&mut self, surgeon: Option<&Surgeon>) -> Result<(), TrackError> {
+        let Some(life) = &mut self.life else { return Ok(()) };
         // One that has been stopped by a signal meanwhile would show our own stop instead.
         if let Some(surgeon) = surgeon
             && life.tracking.is_none()
@@ -296,17 +308,19 @@ impl Tracked {
         };
         let mut due = life.take_owed();
         let mut standing = Standing::default();
-        if !frozen {
-            life.register_new();
-        }
-        for area in life.space.areas.iter().filter(|area| has_private_pages(area)) {
-            match life.scan(area, frozen, &mut due, &mut standing) {
-                Ok(()) => {}
-                Err(_) if !frozen => {}
+        if frozen {
+            match life.scan_still(&mut due) {
+                Ok(found) => standing = found,
                 Err(source) => {
                     life.owed = due;
                     return Err(TrackError::Memory { pid, source });
                 }
+            }
+        } else {
+            life.register_new();
+            for area in life.space.areas.iter().filter(|area| has_private_pages(area)) {
+                // One that is gone again is missing in the next round.
+                let _ = life.scan(area, &mut due);
             }
         }
         life.anew = Ranges::default();
@@ -362,6 +376,7 @@ impl Life {
         let life = Self {
             number,
             maps,
+            text: String::new(),
             pagemap,
             memory,
             tracking: None,
@@ -404,34 +419,18 @@ impl Life {
         output.send(Record::Guards { pid, runs })
     }
 
-    /// Adds the written pages of one area to `due`; for a frozen process also what stands there
-    /// to `standing`.
-    fn scan(
-        &self,
-        area: &Area,
-        frozen: bool,
-        due: &mut Ranges,
-        standing: &mut Standing,
-    ) -> io::Result<()> {
-        let guard = if pagemap::shows_guards() { category::GUARD } else { 0 };
-        let no_file = category::FILE | category::ZERO | guard;
+    /// Adds the written pages of one area to `due`.
+    fn scan(&self, area: &Area, due: &mut Ranges) -> io::Result<()> {
+        let no_file = not_private() | guards();
         let written = Query {
             mask: category::WRITTEN | no_file,
             inverted: no_file,
             any_of: category::PRESENT | category::SWAPPED,
-            protect: !frozen && self.tracking.is_some(),
+            protect: self.tracking.is_some(),
             tracked: self.tracking.is_some(),
         };
         let there = Query { mask: no_file, ..written };
         let look = Query { protect: false, tracked: false, ..there };
-        if frozen {
-            let all = Query { mask: no_file & !guard, inverted: no_file & !guard, ..look };
-            let found = |start, end, kind| match kind & guard {
-                0 => standing.present.insert(start, end),
-                _ => standing.guards.insert(start, end),
-            };
-            pagemap::scan_kinds(&self.pagemap, area.start, area.end, all, guard, found)?;
-        }
         for (start, end) in self.anew.iter() {
             let (start, end) = (start.max(area.start), end.min(area.end));
             if start < end {
@@ -439,6 +438,65 @@ impl Life {
             }
         }
         self.scan_or_take(area.start, area.end, written, look, due)
+    }
+
+    /// All areas of a process that stands still: what was written, and what stands there.
+    fn scan_still(&self, due: &mut Ranges) -> io::Result<Standing> {
+        let mut standing = Standing::default();
+        // Neighbours in one go; what is between them belongs to nobody.
+        let groups = self.space.areas.chunk_by(|a, b| has_private_pages(a) == has_private_pages(b));
+        for group in groups.filter(|group| has_private_pages(&group[0])) {
+            let whole = (group[0].start, group[group.len() - 1].end);
+            if self.tracking.is_some() && self.look(whole, true, due, &mut standing)? {
+                continue;
+            }
+            for area in group {
+                let one = (area.start, area.end);
+                // Where there is no tracking, or has been none for a moment, marks say nothing.
+                if self.tracking.is_none() || !self.look(one, true, due, &mut standing)? {
+                    self.look(one, false, due, &mut standing)?;
+                }
+            }
+        }
+        let anew = self.anew.common(&standing.present);
+        anew.iter().for_each(|(start, end)| due.insert(start, end));
+        Ok(standing)
+    }
+
+    /// Looks at addresses of a process that stands still; without trust in the tracking all that is
+    /// there counts as written. False, with nothing said, if a part is not tracked any more.
+    fn look(
+        &self,
+        (start, end): (u64, u64),
+        trusted: bool,
+        due: &mut Ranges,
+        standing: &mut Standing,
+    ) -> io::Result<bool> {
+        let query = Query {
+            mask: not_private(),
+            inverted: not_private(),
+            any_of: category::PRESENT | category::SWAPPED,
+            protect: false,
+            tracked: trusted,
+        };
+        let mut seen = Vec::new();
+        let kinds = category::WRITTEN | guards();
+        let found = |start, end, kind| seen.push((start, end, kind));
+        match pagemap::scan_kinds(&self.pagemap, start, end, query, kinds, found) {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) && trusted => return Ok(false),
+            other => other?,
+        }
+        for (start, end, kind) in seen {
+            if kind & guards() != 0 {
+                standing.guards.insert(start, end);
+                continue;
+            }
+            standing.present.insert(start, end);
+            if !trusted || kind & category::WRITTEN != 0 {
+                due.insert(start, end);
+            }
+        }
+        Ok(true)
     }
 
     /// Adds what `query` finds to `due`; where there is no tracking, what `look` finds: new, or
@@ -530,6 +588,16 @@ fn is_stopped(host: i32) -> bool {
 /// be the same for other reasons.
 fn can_be_inherited(area: &Area) -> bool {
     has_private_pages(area) && !area.advice.mergeable
+}
+
+/// What pages of a process's own are not.
+fn not_private() -> u64 {
+    category::FILE | category::ZERO
+}
+
+/// The category of guards, where the kernel tells them.
+fn guards() -> u64 {
+    if pagemap::shows_guards() { category::GUARD } else { 0 }
 }
 
 /// Areas whose pages belong to the process alone.

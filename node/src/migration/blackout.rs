@@ -213,23 +213,20 @@ impl Live {
         pipe: &Pipe,
     ) -> (Option<Undo>, Result<(State, KeptBack), CopyError>) {
         let mut watch = Stopwatch::start("rest of a VE");
-        let (sent, captured) = self.send_files_beside_descriptors(pipe);
+        let (sent, captured) = self.send_contents_beside_descriptors(memory, pipe);
         let mut captured = match (sent, captured) {
             (Ok(()), Ok(captured)) => captured,
             (Err(error), captured) => return (captured.ok().map(|it| it.undo), Err(error)),
             (Ok(()), Err(error)) => return (None, Err(error)),
         };
-        watch.lap("files and descriptors");
+        watch.lap("contents and descriptors");
         let sets = captured.files.ipc.semaphores.clone();
         let rest = || {
             let surgeon = self.watchdog.surgeon();
             surgeon.read_letters(&captured.mailboxes, &mut captured.files.ipc)?;
             self.hold_contents(std::mem::take(&mut captured.contents))?;
-            match memory {
-                Memory::Whole => self.tracker.last_round(&mut pipe.clone())?,
-                Memory::Later => self.tracker.last_round_without_memory(&mut pipe.clone())?,
-            };
-            watch.lap("memory");
+            self.tracker.last_objects(&mut pipe.clone())?;
+            watch.lap("objects");
             let strangers = self.strangers();
             if !strangers.is_empty() {
                 return Err(CopyError::Strangers(strangers));
@@ -260,9 +257,11 @@ impl Live {
         (Some(captured.undo), state)
     }
 
-    /// Neither looks at what the other does.
-    fn send_files_beside_descriptors(
+    /// Files and memory on the one hand, descriptors on the other: neither looks at what the other
+    /// does.
+    fn send_contents_beside_descriptors(
         &mut self,
+        memory: Memory,
         pipe: &Pipe,
     ) -> (Result<(), CopyError>, Result<files::Captured, CopyError>) {
         let (init, id_base, spaces) = (self.init, self.id_base, self.spaces.clone());
@@ -273,16 +272,30 @@ impl Live {
         };
         std::thread::scope(|scope| {
             let capturing = scope.spawn(|| {
+                let _watch = Stopwatch::beside("descriptors");
                 let (mounts, namespaces) = (Some(mounts), spaces.numbers());
                 let networks = spaces.networks().iter().map(AsFd::as_fd).collect();
                 let source = holders.source(init, id_base);
                 files::capture(&files::Source { mounts, namespaces, networks, ..source })
             });
-            let sent = self.send_files(true, pipe);
+            let sent = self.send_contents(memory, pipe);
             let captured =
                 capturing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             (sent, captured.map_err(|blockers| CaptureError::Blocked(blockers).into()))
         })
+    }
+
+    /// Files first: the target maps them.
+    fn send_contents(&mut self, memory: Memory, pipe: &Pipe) -> Result<(), CopyError> {
+        let watch = Stopwatch::beside("files");
+        self.send_files(true, pipe)?;
+        drop(watch);
+        let _watch = Stopwatch::beside("memory");
+        match memory {
+            Memory::Whole => self.tracker.last_round(&mut pipe.clone())?,
+            Memory::Later => self.tracker.last_round_without_memory(&mut pipe.clone())?,
+        };
+        Ok(())
     }
 
     /// The processes that the host has put into the VE (`vzctl exec`) and that cannot move.

@@ -15,6 +15,12 @@ impl Stopwatch {
         Self { what, last: Instant::now(), laps: Vec::new() }
     }
 
+    /// Watches one step that is done beside others until the value is dropped. It is told, but
+    /// not as a part of what is done one after the other.
+    pub(super) fn beside(step: &'static str) -> Beside {
+        Beside { step, start: Instant::now() }
+    }
+
     /// The step that ends now.
     pub(super) fn lap(&mut self, step: &'static str) {
         let now = Instant::now();
@@ -28,5 +34,18 @@ impl Drop for Stopwatch {
         let steps: Vec<String> =
             self.laps.iter().map(|(step, ms)| format!("{step} {ms:.2}")).collect();
         tracing::info!("{}, ms: {}", self.what, steps.join(", "));
+    }
+}
+
+/// A step beside others; see [`Stopwatch::beside`].
+pub(super) struct Beside {
+    step: &'static str,
+    start: Instant,
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let ms = self.start.elapsed().as_secs_f64() * 1000.0;
+        tracing::info!("beside of a VE, ms: {} {ms:.2}", self.step);
     }
 }

@@ -15,13 +15,20 @@ use ckpt_format::{
 use super::{
     error::{TreeError, at, show},
     path,
+    status::Recall,
     walk::{Entry, Found, Scan, Walk},
 };
 
 /// All that is below `upper`, in the order of the paths. Nobody may change it meanwhile.
 pub fn list_own(upper: &Path) -> Result<Vec<OwnFile>, TreeError> {
     let top = File::open(upper).map_err(at("open", upper.as_os_str().as_encoded_bytes()))?;
-    let walk = Walk { top: top.as_fd(), overlay: true, steady: true, known: &|_| true };
+    let walk = Walk {
+        top: top.as_fd(),
+        overlay: true,
+        steady: true,
+        known: &|_| true,
+        recall: Recall::default(),
+    };
     let scan = walk.run()?;
     let mut files = Vec::new();
     collect(&scan, &mut files);

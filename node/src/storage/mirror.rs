@@ -73,6 +73,18 @@ impl Mirror {
         self.nodes.contains_key(identity)
     }
 
+    /// Files whose stamp is so old that every later change shows in it: as old as a moment, in
+    /// seconds.
+    pub(super) fn unchanged_since(
+        &self,
+        moment: i64,
+    ) -> impl Iterator<Item = (Identity, Stamp)> + '_ {
+        self.nodes.iter().filter_map(move |(identity, copy)| {
+            let stamp = copy.sent.stamp.filter(|stamp| stamp.changed.seconds < moment)?;
+            Some((*identity, stamp))
+        })
+    }
+
     pub(super) fn sent(&mut self, identity: &Identity) -> Option<&mut Sent> {
         self.nodes.get_mut(identity).map(|copy| &mut copy.sent)
     }

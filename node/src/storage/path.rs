@@ -30,8 +30,17 @@ pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// Opens a directory of the tree as a place (`O_PATH`), in steps that the kernel accepts.
+/// Opens a directory of the tree as a place (`O_PATH`).
 pub(super) fn open_directory(top: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+    open_directory_for(top, path, OFlag::O_PATH)
+}
+
+/// Opens a directory of the tree, in steps that the kernel accepts.
+pub(super) fn open_directory_for(
+    top: BorrowedFd<'_>,
+    path: &[u8],
+    access: OFlag,
+) -> Result<OwnedFd, Errno> {
     let mut place: Option<OwnedFd> = None;
     let mut rest = path;
     loop {
@@ -44,8 +53,9 @@ pub(super) fn open_directory(top: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd
                 (&rest[..cut], &rest[cut + 1..])
             }
         };
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let how = OpenHow::new().flags(flags).resolve(
+        let access = if next.is_empty() { access } else { OFlag::O_PATH };
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let how = OpenHow::new().flags(access | flags).resolve(
             ResolveFlag::RESOLVE_BENEATH
                 | ResolveFlag::RESOLVE_NO_SYMLINKS
                 | ResolveFlag::RESOLVE_NO_XDEV,

@@ -1,6 +1,7 @@
 //! What a file is, and which one.
 
 use std::{
+    collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
     io,
     os::fd::{AsFd, BorrowedFd},
@@ -84,25 +85,70 @@ fn identity(stat: &FileStat, version: u64) -> Identity {
     Identity { inode: stat.st_ino, version, kind: stat.st_mode & libc::S_IFMT }
 }
 
-/// Which file is open, and what it is.
-pub(super) fn of_open(file: BorrowedFd<'_>) -> Result<(Identity, Status), Errno> {
-    let stat = fstat(file)?;
-    Ok((identity(&stat, version(file, c"")?), stat.into()))
+/// Files that were known before by their inode number, with what they were then: one that has not
+/// changed since is the same, and its handle need not be asked for.
+#[derive(Debug, Default)]
+pub(super) struct Recall(HashMap<u64, (Identity, Stamp)>);
+
+impl Recall {
+    fn identity(&self, stat: &FileStat) -> Option<Identity> {
+        let (identity, stamp) = self.0.get(&stat.st_ino)?;
+        let same = *stamp == Status::from(*stat).stamp;
+        (same && identity.kind == stat.st_mode & libc::S_IFMT).then_some(*identity)
+    }
 }
 
-/// Which file a name means, and what it is. When `steady` is false the name may come to mean
-/// another file at any moment, and the two answers must be about the same one.
+impl FromIterator<(Identity, Stamp)> for Recall {
+    fn from_iter<T: IntoIterator<Item = (Identity, Stamp)>>(known: T) -> Self {
+        let by_number = |(identity, stamp): (Identity, Stamp)| (identity.inode, (identity, stamp));
+        Self(known.into_iter().map(by_number).collect())
+    }
+}
+
+/// Which file is open, and what it is.
+pub(super) fn of_open(file: BorrowedFd<'_>) -> Result<(Identity, Status), Errno> {
+    of_open_known(file, &Recall::default())
+}
+
+/// The same where nobody changes anything, and some are known.
+pub(super) fn of_open_known(
+    file: BorrowedFd<'_>,
+    recall: &Recall,
+) -> Result<(Identity, Status), Errno> {
+    let stat = fstat(file)?;
+    let identity = match recall.identity(&stat) {
+        Some(known) => known,
+        None => identity(&stat, version(file, c"")?),
+    };
+    Ok((identity, stat.into()))
+}
+
+/// Which file a name means where nobody changes anything, and what it is.
+pub(super) fn of_steady_name(
+    directory: BorrowedFd<'_>,
+    name: &std::ffi::CStr,
+    recall: &Recall,
+) -> Result<(Identity, Status), Errno> {
+    let stat = fstatat(directory.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    let identity = match recall.identity(&stat) {
+        Some(known) => known,
+        None => identity(&stat, version(directory, name)?),
+    };
+    Ok((identity, stat.into()))
+}
+
+/// Which file a name means, and what it is. The name may come to mean another file at any moment,
+/// and the two answers must be about the same one.
 pub(super) fn of_name(
     directory: BorrowedFd<'_>,
     name: &std::ffi::CStr,
-    steady: bool,
 ) -> Result<(Identity, Status), Errno> {
     /// Somebody who renames in a loop is looked at in the next round.
     const ATTEMPTS: usize = 8;
     for _ in 0..ATTEMPTS {
         let before = version(directory, name)?;
         let stat = fstatat(directory.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-        if steady || before == version(directory, name)? {
+        if before == version(directory, name)? {
             return Ok((identity(&stat, before), stat.into()));
         }
     }

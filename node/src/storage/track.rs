@@ -26,7 +26,7 @@ use super::{
     error::{SinkClosed, TreeError, at, has_gone, show},
     mirror::{Directory, Mirror},
     path,
-    status::{self, Identity, Status},
+    status::{self, Identity, Recall, Status},
     walk::{Found, Scan, Walk},
 };
 
@@ -151,7 +151,11 @@ impl Round<'_> {
     fn run(&mut self, mirror: &mut Option<Mirror>) -> Result<(), TreeError> {
         let known = |identity: &Identity| mirror.as_ref().is_some_and(|it| it.knows(identity));
         let overlay = self.is_own();
-        let walk = Walk { top: self.top(), overlay, steady: self.last, known: &known };
+        let recall = match (&mirror, self.last) {
+            (Some(mirror), true) => mirror.unchanged_since(self.trusted_until).collect(),
+            _ => Recall::default(),
+        };
+        let walk = Walk { top: self.top(), overlay, steady: self.last, known: &known, recall };
         let scan = walk.run()?;
         let mirror = match mirror {
             Some(mirror) if mirror.top() == scan.top => mirror,

@@ -28,6 +28,7 @@ use nix::{
 use super::{
     apply::TargetTree,
     error::{TreeError, at},
+    status::Recall,
     track::{SourceKind, SourceTree},
     walk::Walk,
 };
@@ -204,7 +205,13 @@ pub fn size(trees: &[SourceTree]) -> Result<u64, TreeError> {
         bytes += match &tree.kind {
             SourceKind::Own { upper, .. } => {
                 let known = |_: &_| true;
-                let walk = Walk { top: upper.as_fd(), overlay: true, steady: false, known: &known };
+                let walk = Walk {
+                    top: upper.as_fd(),
+                    overlay: true,
+                    steady: false,
+                    known: &known,
+                    recall: Recall::default(),
+                };
                 let scan = walk.run()?;
                 let size = |found: &super::walk::Found| found.status.occupied_bytes;
                 scan.nodes.values().map(size).sum::<u64>()

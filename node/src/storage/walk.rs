@@ -21,7 +21,7 @@ use nix::{
 use super::{
     error::{TreeError, at, has_gone, show},
     path,
-    status::{self, Identity, Status},
+    status::{self, Identity, Recall, Status},
 };
 
 /// A name in a directory.
@@ -70,6 +70,8 @@ pub(super) struct Walk<'a> {
     pub(super) steady: bool,
     /// Whether the details of a file are known already.
     pub(super) known: &'a dyn Fn(&Identity) -> bool,
+    /// In a steady tree: files that need not be identified once more.
+    pub(super) recall: Recall,
 }
 
 /// A directory yet to be read.
@@ -122,6 +124,7 @@ impl Walk<'_> {
         }
         let copy = opened.try_clone().map_err(|source| Stop::Fatal(at("open", here)(source)))?;
         let mut names = Dir::from_fd(copy).map_err(stop("read", here))?;
+        let names_of = opened.as_fd();
         let mut children = BTreeMap::new();
         for item in names.iter() {
             let item = item.map_err(stop("read", here))?;
@@ -129,7 +132,11 @@ impl Walk<'_> {
             if matches!(name.to_bytes(), b"." | b"..") {
                 continue;
             }
-            let (identity, status) = match status::of_name(opened.as_fd(), name, self.steady) {
+            let looked = match self.steady {
+                true => status::of_steady_name(names_of, name, &self.recall),
+                false => status::of_name(names_of, name),
+            };
+            let (identity, status) = match looked {
                 Err(errno) if has_gone(errno) && !self.steady => continue,
                 other => other.map_err(fatal("look at", here, name))?,
             };
@@ -168,12 +175,12 @@ impl Walk<'_> {
 
     /// Opens a directory for reading, if it still is the one that was seen.
     fn open(&self, directory: &Pending) -> Result<OwnedFd, Errno> {
-        let place = path::open_directory(self.top, &directory.path)?;
-        let (identity, _) = status::of_open(place.as_fd())?;
-        if identity != directory.identity {
-            return Err(Errno::ESTALE);
+        let access = OFlag::O_RDONLY | OFlag::O_NOATIME;
+        let opened = path::open_directory_for(self.top, &directory.path, access)?;
+        match status::of_open_known(opened.as_fd(), &self.recall)? {
+            (identity, _) if identity == directory.identity => Ok(opened),
+            _ => Err(Errno::ESTALE),
         }
-        path::reopen(place.as_fd(), OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOATIME)
     }
 
     /// The details of a file; `None` when it has gone.

@@ -30,9 +30,9 @@ fn area(start: u64, pages: u64) -> Area {
 fn round(life: &mut Life, areas: Vec<Area>) -> Ranges {
     life.space.areas = areas;
     life.register_new();
-    let (mut due, mut standing) = (Ranges::default(), Standing::default());
+    let mut due = Ranges::default();
     for area in &life.space.areas {
-        life.scan(area, false, &mut due, &mut standing).unwrap();
+        life.scan(area, &mut due).unwrap();
     }
     life.anew = Ranges::default();
     due
