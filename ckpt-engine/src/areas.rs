@@ -70,6 +70,11 @@ impl AddressSpace {
         });
     }
 
+    /// The flags of the area that starts here.
+    pub(crate) fn flags(&self, start: u64) -> AreaFlags {
+        self.flags.get(&start).copied().unwrap_or_default()
+    }
+
     /// Where the vdso starts.
     pub fn vdso(&self) -> Option<u64> {
         self.areas.iter().find(|area| area.backing == Backing::Vdso).map(|area| area.start)
@@ -105,7 +110,9 @@ fn backing(pid: i32, line: &MapLine) -> Backing {
         "[vvar]" | "[vvar_vclock]" => Backing::Vvar,
         "[vsyscall]" => Backing::Vsyscall,
         _ if aio::is_ring(line) => Backing::Ring,
-        _ if is_segment(line) => Backing::Shared { object: ipc::segment_id(line.inode) },
+        _ if is_segment(line) => {
+            Backing::Shared { object: ipc::segment_id(ipc::namespace_of(pid), line.inode) }
+        }
         _ if line.inode == 0 => {
             let name = line.name.strip_prefix("[anon:").and_then(|name| name.strip_suffix(']'));
             Backing::Anonymous { name: name.map(str::to_owned) }
@@ -140,19 +147,21 @@ fn shm_device() -> &'static str {
     })
 }
 
-/// Opens the object behind an area of a process, and describes it.
+/// Opens the object behind an area of a process, and describes it. The process is in the IPC
+/// namespace that has this number in the VE.
 pub fn open_shared(
     pid: i32,
     (start, end): (u64, u64),
     object: u64,
     id_base: u32,
+    namespace: u32,
 ) -> io::Result<(File, SharedObject)> {
     let path = procfs::path(pid, &format!("map_files/{start:x}-{end:x}"));
     let link = std::fs::read_link(&path)?;
     let link = link.as_os_str().as_bytes();
     let file = File::open(&path)?;
     if link.starts_with(b"/SYSV") && ipc::is_segment(object) {
-        let segment = ipc::segment(pid, object, id_base)?;
+        let segment = ipc::segment(pid, object, namespace, id_base)?;
         let kind = SharedKind::Segment(segment);
         return Ok((file, SharedObject { id: object, size: segment.size, kind }));
     }

@@ -17,10 +17,7 @@ use std::{
     time::Duration,
 };
 
-use ckpt_format::{
-    ipc::{Ipc, SemaphoreSet},
-    process::Processes,
-};
+use ckpt_format::{files::Files, ipc::SemaphoreSet, process::Processes};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -31,7 +28,7 @@ use crate::{
     },
     freeze::Frozen,
     inject::{InjectError, Stopped},
-    ipc::{self, Letters, Opened},
+    ipc::{self, Letters, Mailboxes},
     message::{receive, send},
     sys::{
         ptrace, task,
@@ -51,6 +48,8 @@ pub struct Patient {
     pub inner: i32,
     /// Where its vdso is.
     pub vdso: Option<u64>,
+    /// The number of its IPC namespace.
+    pub ipc: u32,
     /// Whether it has rings of AIO contexts.
     pub rings: bool,
 }
@@ -59,7 +58,7 @@ pub struct Patient {
 enum Request {
     Arm { host: i32, vdso: u64 },
     Learn { fields: Fields, patients: Vec<Patient>, ids: IdMap },
-    Capture { cgroup: PathBuf, patients: Vec<Patient>, ids: IdMap, sets: Vec<SemaphoreSet> },
+    Capture { cgroup: PathBuf, patients: Vec<Patient>, ids: IdMap, sets: Vec<Vec<SemaphoreSet>> },
     ReadLetters { asker: i32, mailboxes: Vec<i32> },
     HideInterruption { cgroup: PathBuf },
 }
@@ -91,14 +90,14 @@ impl Surgeon {
         self.ask::<Result<_, CaptureError>>(&Request::Learn { fields, patients, ids })?.0
     }
 
-    /// Captures frozen processes, in this order, with what each does at its end to these
-    /// semaphores. They are frozen again afterwards.
+    /// Captures frozen processes, in this order, with what each does at its end to the semaphores
+    /// of its IPC namespace, by whose number they are given. They are frozen again afterwards.
     pub fn capture(
         &self,
         frozen: &Frozen,
         patients: Vec<Patient>,
         ids: IdMap,
-        sets: Vec<SemaphoreSet>,
+        sets: Vec<Vec<SemaphoreSet>>,
     ) -> Result<Processes, CaptureError> {
         let cgroup = frozen.cgroup().to_owned();
         let request = Request::Capture { cgroup, patients, ids, sets };
@@ -107,11 +106,13 @@ impl Surgeon {
 
     /// Fills in the messages of the mailboxes of a frozen VE, which are open here. To read them
     /// they have to be taken out for a moment: a daemon that died then would lose them.
-    pub fn read_letters(&self, opened: &[Opened], into: &mut Ipc) -> Result<(), CaptureError> {
+    pub fn read_letters(&self, opened: &[Mailboxes], into: &mut Files) -> Result<(), CaptureError> {
         let mut filled = Vec::new();
-        for (place, mailbox) in opened.iter().enumerate() {
-            if mailbox.holds_letters().map_err(lost)? {
-                filled.push((place, mailbox.file.as_raw_fd()));
+        for (namespace, mailboxes) in (0..).zip(opened) {
+            for (place, mailbox) in mailboxes.opened.iter().enumerate() {
+                if mailbox.holds_letters().map_err(lost)? {
+                    filled.push(((namespace, place), mailbox.file.as_raw_fd()));
+                }
             }
         }
         if filled.is_empty() {
@@ -121,9 +122,10 @@ impl Surgeon {
         let mailboxes = filled.iter().map(|(_, fd)| *fd).collect();
         let request = Request::ReadLetters { asker, mailboxes };
         let letters = self.ask::<Result<Vec<Letters>, InjectError>>(&request)?.0?;
-        for ((place, _), letters) in filled.iter().zip(letters) {
+        for (((namespace, place), _), letters) in filled.into_iter().zip(letters) {
             let letters = letters.into_iter().map(|(priority, text)| (priority, text.into()));
-            if let Some(mailbox) = into.mailboxes.get_mut(*place) {
+            let ipc = into.ipc_mut(namespace);
+            if let Some(mailbox) = ipc.and_then(|ipc| ipc.mailboxes.get_mut(place)) {
                 mailbox.messages = letters.collect();
             }
         }

@@ -71,6 +71,9 @@ pub struct Filesystem {
     /// Of which pid namespace it is, for `/proc`: see [`Namespaces::pid`].
     #[serde(default)]
     pub pids: u32,
+    /// Of which IPC namespace it is, for POSIX message queues: see [`Namespaces::ipc`].
+    #[serde(default)]
+    pub ipc: u32,
 }
 
 impl Filesystem {
@@ -228,7 +231,7 @@ impl Container {
         let filesystem = u32::try_from(self.filesystems.len()).expect("a handful");
         let source = kind.name().to_owned();
         let options = options.collect();
-        self.filesystems.push(Filesystem { kind, source, options, network: 0, pids: 0 });
+        self.filesystems.push(Filesystem { kind, source, options, network: 0, pids: 0, ipc: 0 });
         let parent = mounts::parent(&self.mounts, point);
         self.mounts.push(Mount {
             point: point.to_owned(),

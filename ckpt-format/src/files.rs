@@ -38,12 +38,29 @@ pub struct Files {
     /// What is known by a number or a name in the VE's IPC namespace.
     #[serde(default)]
     pub ipc: Ipc,
+    /// The same for those that programs have made, without the VE's own; see
+    /// [`Nested::ipcs`](crate::container::Nested::ipcs).
+    #[serde(default)]
+    pub nested_ipcs: Vec<Ipc>,
 }
 
 impl Files {
     /// The description with this id, if there is one.
     pub fn get(&self, id: FileId) -> Option<&File> {
         self.files.get(usize::try_from(id.0).ok()?)
+    }
+
+    /// What is in each IPC namespace, by its number.
+    pub fn ipcs(&self) -> impl Iterator<Item = &Ipc> {
+        std::iter::once(&self.ipc).chain(&self.nested_ipcs)
+    }
+
+    /// What is in the IPC namespace with this number, to be changed.
+    pub fn ipc_mut(&mut self, number: u32) -> Option<&mut Ipc> {
+        match usize::try_from(number).ok()?.checked_sub(1) {
+            None => Some(&mut self.ipc),
+            Some(place) => self.nested_ipcs.get_mut(place),
+        }
     }
 }
 
@@ -179,7 +196,10 @@ pub enum Kind {
     },
     /// mq_open(3).
     Mailbox {
-        /// Index in [`Ipc::mailboxes`].
+        /// The IPC namespace that it is in.
+        #[serde(default)]
+        namespace: u32,
+        /// Index in [`Ipc::mailboxes`] of that.
         mailbox: u32,
     },
     /// inotify_init(2).

@@ -41,6 +41,9 @@ pub struct Entry {
 /// A shared memory segment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
+    /// The IPC namespace that it is in, see [`Namespaces`](crate::container::Namespaces).
+    #[serde(default)]
+    pub namespace: u32,
     /// Its number and owners.
     pub entry: Entry,
     /// Its size in bytes.

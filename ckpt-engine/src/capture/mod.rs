@@ -97,11 +97,12 @@ pub(crate) fn capture(
     frozen: &Frozen,
     patients: &[Patient],
     ids: IdMap,
-    sets: &[SemaphoreSet],
+    sets: &[Vec<SemaphoreSet>],
     view: Option<&mut View>,
 ) -> Result<Processes, CaptureError> {
     let mut filters = seccomp::Filters::default();
-    let told = match view.map(|view| view.tell(patients, ids, !sets.is_empty(), &mut filters)) {
+    let any = sets.iter().any(|sets| !sets.is_empty());
+    let told = match view.map(|view| view.tell(patients, ids, any, &mut filters)) {
         Some(Ok(told)) => told,
         Some(Err(error)) => {
             tracing::warn!(%error, "the processes of a VE are all stopped and asked");
@@ -134,7 +135,7 @@ fn stop_and_ask(
     frozen: &Frozen,
     patients: &[Patient],
     ids: IdMap,
-    sets: &[SemaphoreSet],
+    sets: &[Vec<SemaphoreSet>],
     (told, filters): (Told, seccomp::Filters),
 ) -> Result<Processes, CaptureError> {
     // What this thread has seized in vain before could not be stopped by another one.
@@ -145,7 +146,6 @@ fn stop_and_ask(
     let ward = Ward {
         ids,
         sets,
-        theirs: ipc_of_init(patients, sets),
         filters: Mutex::new(filters),
         told: Mutex::new(told.processes),
     };
@@ -194,18 +194,11 @@ fn stop_and_ask(
     Ok(processes)
 }
 
-/// The IPC namespace that these semaphores are in: in one of its own a process means others by
-/// the same numbers.
-fn ipc_of_init(patients: &[Patient], sets: &[SemaphoreSet]) -> Option<String> {
-    let init = patients.iter().find(|patient| patient.inner == 1);
-    init.filter(|_| !sets.is_empty()).and_then(|init| procfs::link(init.host, "ns/ipc").ok())
-}
-
 /// What all our threads know.
 struct Ward<'a> {
     ids: IdMap,
-    sets: &'a [SemaphoreSet],
-    theirs: Option<String>,
+    /// The semaphores of each IPC namespace.
+    sets: &'a [Vec<SemaphoreSet>],
     filters: Mutex<seccomp::Filters>,
     /// Those that need not be asked.
     told: Mutex<HashMap<i32, Process>>,
@@ -246,9 +239,8 @@ impl Ward<'_> {
     fn capture(&self, stopped: &mut Halted<'_>) -> Result<Share, CaptureError> {
         let mut share = Share { processes: Vec::with_capacity(stopped.len()), last_pid: 0 };
         for (patient, threads) in stopped {
-            let seen =
-                self.theirs.is_some() && procfs::link(patient.host, "ns/ipc").ok() == self.theirs;
-            let sets = if seen { self.sets } else { &[] };
+            let theirs = usize::try_from(patient.ipc).ok().and_then(|it| self.sets.get(it));
+            let sets = theirs.map(Vec::as_slice).unwrap_or_default();
             if patient.inner == 1
                 && let Some(init) = threads.first()
             {

@@ -53,6 +53,7 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
     let Some(first) = tables.first() else { return Err(ContainerError::Gone) };
     let mut reader = Reader::new(base, first, spaces.numbers());
     reader.loopbacks = spaces.loopbacks().map_err(step("read the networks"))?;
+    reader.mailboxes = spaces.mailboxes().map_err(step("read the message queues"))?;
     reader.look_into_procs(&tables, spaces.pid_numbers());
     let mut mounts: Vec<Vec<Mount>> = tables.iter().map(|table| reader.read(table)).collect();
     for (place, mounts) in mounts.iter_mut().skip(1).enumerate() {
@@ -72,7 +73,7 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
     let nested = Nested {
         mounts: mounts.split_off(1),
         names: names.map_err(step("read the names"))?,
-        ipcs: u32::try_from(spaces.ipcs()).unwrap_or(u32::MAX),
+        ipcs: u32::try_from(spaces.ipcs().len()).unwrap_or(u32::MAX),
         networks: spaces.networks().iter().map(|_| Network::default()).collect(),
         cgroups: tops.into_iter().map(Option::unwrap_or_default).collect(),
         users: spaces.users(base).map_err(step("read the user namespaces"))?,

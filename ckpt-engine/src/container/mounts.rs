@@ -25,7 +25,7 @@ use super::{
     groups::Groups,
     late,
     nested::{Handles, Own, owner},
-    place, sysfs,
+    place,
 };
 use crate::sys::{
     mount::{
@@ -135,6 +135,7 @@ fn superblocks(
 ) -> Result<Vec<OwnedFd>, Failure> {
     let mut root = Some(root);
     let network = own.open("net").map_err(at("keep", "the network"))?;
+    let ipc = own.open("ipc").map_err(at("keep", "the IPC namespace"))?;
     let all: Vec<&OwnedFd> = std::iter::once(&network).chain(&handles.networks).collect();
     let of = |filesystem: &Filesystem| {
         let place = usize::try_from(filesystem.network).ok();
@@ -147,9 +148,14 @@ fn superblocks(
             FilesystemKind::Root => root.take().ok_or_else(|| io::ErrorKind::InvalidInput.into()),
             FilesystemKind::Namespace { ref kind, number } => handles.find(own, kind, number),
             FilesystemKind::Network => of(filesystem).and_then(OwnedFd::try_clone),
-            FilesystemKind::Sysfs if filesystem.network != 0 => of(filesystem).and_then(|other| {
-                sysfs::make_in(other.as_fd(), network.as_fd(), || make(filesystem))
-            }),
+            FilesystemKind::Sysfs if filesystem.network != 0 => of(filesystem)
+                .and_then(|other| make_in(other, &network, libc::CLONE_NEWNET, filesystem)),
+            FilesystemKind::Mqueue if filesystem.ipc != 0 => {
+                let place = usize::try_from(filesystem.ipc - 1).ok();
+                let other = place.and_then(|place| handles.ipcs.get(place));
+                let other = other.ok_or_else(|| io::ErrorKind::InvalidInput.into());
+                other.and_then(|other| make_in(other, &ipc, libc::CLONE_NEWIPC, filesystem))
+            }
             // Its place is kept, but nothing will ever show it.
             FilesystemKind::Proc if filesystem.pids != 0 => {
                 FilesystemContext::open("tmpfs").and_then(|context| context.mount(0))
@@ -173,6 +179,19 @@ fn superblocks(
         }
     }
     Ok(filesystems)
+}
+
+/// A file system of another namespace of this kind than the caller's, which is `own`.
+fn make_in(
+    other: &OwnedFd,
+    own: &OwnedFd,
+    kind: libc::c_int,
+    filesystem: &Filesystem,
+) -> io::Result<OwnedFd> {
+    join(other.as_fd(), kind)?;
+    let made = make(filesystem);
+    join(own.as_fd(), kind)?;
+    made
 }
 
 fn make(filesystem: &Filesystem) -> io::Result<OwnedFd> {

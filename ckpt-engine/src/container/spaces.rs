@@ -31,6 +31,7 @@ use super::{
     users::{UserSpaces, inode_of},
 };
 use crate::{
+    ipc,
     procfs::Status,
     sys::{
         namespace,
@@ -245,9 +246,29 @@ impl Spaces {
         self.kinds[1].get(1..).unwrap_or_default()
     }
 
-    /// How many IPC namespaces programs have made.
-    pub(super) fn ipcs(&self) -> usize {
-        self.kinds[2].len().saturating_sub(1)
+    /// The IPC namespaces, the container's own first.
+    pub fn ipc_namespaces(&self) -> &[OwnedFd] {
+        &self.kinds[2]
+    }
+
+    /// The IPC namespaces that programs have made.
+    pub fn ipcs(&self) -> &[OwnedFd] {
+        self.kinds[2].get(1..).unwrap_or_default()
+    }
+
+    /// The numbers of the IPC namespaces by the device of their message queues; empty if there is
+    /// only the container's own.
+    pub(super) fn mailboxes(&self) -> io::Result<HashMap<String, u32>> {
+        if self.ipcs().is_empty() {
+            return Ok(HashMap::new());
+        }
+        let mut devices = HashMap::new();
+        for (number, namespace) in (0..).zip(&self.kinds[2]) {
+            if let Some(device) = ipc::device_of(namespace.as_fd())? {
+                devices.insert(format!("{}:{}", major(device), minor(device)), number);
+            }
+        }
+        Ok(devices)
     }
 
     /// The cgroups that the cgroup namespaces of programs have as their tops. `None` for one that

@@ -10,10 +10,7 @@ use std::{
 
 use nix::{fcntl::AtFlags, sys::stat::fstatat};
 
-use crate::sys::{
-    mount::FilesystemContext,
-    namespace::{in_network_of, join},
-};
+use crate::sys::{mount::FilesystemContext, namespace::in_network_of};
 
 /// The inode of the loopback device in a `/sys`.
 pub(super) fn loopback(sysfs: BorrowedFd<'_>) -> Option<u64> {
@@ -25,16 +22,4 @@ pub(super) fn loopback(sysfs: BorrowedFd<'_>) -> Option<u64> {
 pub(super) fn loopback_of(network: &OwnedFd) -> io::Result<u64> {
     let mounted = in_network_of(network.as_fd(), || FilesystemContext::open("sysfs")?.mount(0))?;
     loopback(mounted.as_fd()).ok_or_else(|| io::ErrorKind::NotFound.into())
-}
-
-/// A `/sys` of another network than the caller's, which is in `own`.
-pub(super) fn make_in(
-    network: BorrowedFd<'_>,
-    own: BorrowedFd<'_>,
-    make: impl FnOnce() -> io::Result<OwnedFd>,
-) -> io::Result<OwnedFd> {
-    join(network, libc::CLONE_NEWNET)?;
-    let made = make();
-    join(own, libc::CLONE_NEWNET)?;
-    made
 }

@@ -51,6 +51,9 @@ pub(super) struct Reader {
     /// The numbers of pid namespaces by the device number of each `/proc`; `None` for those of
     /// namespaces that have ended.
     pub(super) procs: HashMap<String, Option<u32>>,
+    /// The numbers of IPC namespaces by the device number of their message queues; empty if there
+    /// is only one.
+    pub(super) mailboxes: HashMap<String, u32>,
 }
 
 impl Reader {
@@ -71,6 +74,7 @@ impl Reader {
             blockers: Vec::new(),
             loopbacks: HashMap::new(),
             procs: HashMap::new(),
+            mailboxes: HashMap::new(),
         }
     }
 
@@ -130,8 +134,9 @@ impl Reader {
         };
         let network = self.network(line, node, &kind)?;
         let pids = self.pids(line, &kind)?;
+        let ipc = self.ipc(line, &kind)?;
         let filesystem = self
-            .filesystem(line, kind, network, pids)
+            .filesystem(line, kind, (network, pids, ipc))
             .ok_or_else(|| "an id outside of those of the VE in its options".to_owned())?;
         Ok(Mount {
             point: line.point.clone(),
@@ -208,13 +213,21 @@ impl Reader {
         known.ok_or_else(|| "a /proc that does not show whose processes it is about".to_owned())
     }
 
+    /// The IPC namespace that message queues are of.
+    fn ipc(&self, line: &Line, kind: &FilesystemKind) -> Result<u32, String> {
+        if *kind != FilesystemKind::Mqueue || self.mailboxes.is_empty() {
+            return Ok(0);
+        }
+        let known = self.mailboxes.get(&line.device).copied();
+        known.ok_or_else(|| "message queues of an IPC namespace that has ended".to_owned())
+    }
+
     /// The number of the line's file system, which is added if it is new.
     fn filesystem(
         &mut self,
         line: &Line,
         kind: FilesystemKind,
-        network: u32,
-        pids: u32,
+        (network, pids, ipc): (u32, u32, u32),
     ) -> Option<u32> {
         // Device nodes of the host share one file system there; here each stands alone.
         let key = match &kind {
@@ -235,7 +248,7 @@ impl Reader {
         };
         let number = u32::try_from(self.filesystems.len()).ok()?;
         let source = line.source.clone();
-        self.filesystems.push(Filesystem { kind, source, options, network, pids });
+        self.filesystems.push(Filesystem { kind, source, options, network, pids, ipc });
         self.known.insert(key, number);
         Some(number)
     }

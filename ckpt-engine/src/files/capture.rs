@@ -2,8 +2,9 @@
 //! to be put back afterwards.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     fs, io,
+    os::fd::AsFd,
 };
 
 use ckpt_format::{
@@ -23,8 +24,11 @@ use super::{
 };
 use crate::{
     beside,
-    ipc::{self, Opened},
-    sys::descriptor::{self, Query},
+    ipc::{self, Mailboxes},
+    sys::{
+        descriptor::{self, Query},
+        task,
+    },
     unnamed,
 };
 
@@ -37,9 +41,9 @@ pub struct Captured {
     pub tables: BTreeMap<i32, Vec<Descriptor>>,
     /// The contents of [`Files::unnamed`], to be read.
     pub contents: Vec<(SharedObject, fs::File)>,
-    /// The message queues, in the order of [`ckpt_format::ipc::Ipc::mailboxes`]. Their messages
-    /// are still to be read.
-    pub mailboxes: Vec<Opened>,
+    /// The message queues of each IPC namespace, by its number. Their messages are still to be
+    /// read.
+    pub mailboxes: Vec<Mailboxes>,
     /// Puts the originals back as they were, if they are to run on.
     pub undo: Undo,
 }
@@ -118,7 +122,7 @@ pub(super) struct Capture<'a> {
     pub(super) files: Files,
     /// The contents of [`Files::unnamed`].
     contents: Vec<(SharedObject, fs::File)>,
-    pub(super) mailboxes: Vec<Opened>,
+    pub(super) mailboxes: Vec<Mailboxes>,
     /// Places in [`Files::pipes`] by inode.
     pub(super) pipes: HashMap<(u64, u64), u32>,
     /// Places in [`Files::terminals`] by number.
@@ -134,8 +138,8 @@ pub(super) struct Capture<'a> {
 /// The caller has stopped the network of the VE before, so that connections are quiet.
 pub fn capture(source: &Source<'_>) -> Result<Captured, Vec<Blocker>> {
     let mut capture = Capture::new(source)?;
-    capture.read_ipc()?;
-    let mut blockers = hidden_ipc(source);
+    capture.read_ipcs()?;
+    let mut blockers = Vec::new();
     let mut connections = capture.read_connections().into_iter();
     // The list grows while it is read: sockets hold files in flight.
     let mut place = 0;
@@ -218,25 +222,7 @@ fn look(source: &Source<'_>) -> Vec<Blocker> {
         blockers.extend(capture.found.blockers(source, place, &why));
     }
     blockers.extend(source.processes.iter().filter_map(traced));
-    blockers.extend(hidden_ipc(source));
     blockers
-}
-
-/// The objects of IPC namespaces that services have of their own, by one process in each.
-fn hidden_ipc(source: &Source<'_>) -> Vec<Blocker> {
-    let namespace = |host: i32| fs::read_link(format!("/proc/{host}/ns/ipc")).ok();
-    let mut seen = HashSet::from([namespace(source.init)]);
-    let own = source.processes.iter().filter(|holder| seen.insert(namespace(holder.host_pid)));
-    // One that has ended meanwhile holds nothing.
-    let filled = own.filter(|holder| !ipc::holds_nothing(holder.host_pid).unwrap_or(true));
-    let blocker = |holder: &Holder<'_>| Blocker {
-        pid: holder.pid,
-        command: holder.command.clone(),
-        fd: None,
-        object: "System V or POSIX objects in an IPC namespace of its own".to_owned(),
-        hint: "stop the service, or let it run without PrivateIPC".to_owned(),
-    };
-    filled.map(blocker).collect()
 }
 
 /// A process that a debugger holds cannot be held by us.
@@ -331,15 +317,23 @@ impl<'a> Capture<'a> {
         }
     }
 
-    /// Reads what is known by a number or a name in the VE's IPC namespace.
-    fn read_ipc(&mut self) -> Result<(), Vec<Blocker>> {
-        let (ipc, mailboxes) = ipc::capture(self.source.init, self.source.id_base)
-            .map_err(|error| unreadable_part("the objects of the IPC namespace", &error))?;
-        (self.files.ipc, self.mailboxes) = (ipc, mailboxes);
-        for mailbox in &mut self.files.ipc.mailboxes {
-            let inside = mailbox.notify.and_then(|notify| self.source.pid_inside(notify.pid));
-            mailbox.notify =
-                mailbox.notify.zip(inside).map(|(notify, pid)| Notify { pid, ..notify });
+    /// Reads what is known by a number or a name in the IPC namespaces of the VE.
+    fn read_ipcs(&mut self) -> Result<(), Vec<Blocker>> {
+        let failed = |error| unreadable_part("the objects of an IPC namespace", &error);
+        let init = task::pidfd_open(self.source.init).map_err(failed)?;
+        for namespace in std::iter::once(init.as_fd()).chain(self.source.ipcs.iter().copied()) {
+            let (mut ipc, mailboxes) =
+                ipc::capture(namespace, self.source.id_base).map_err(failed)?;
+            for mailbox in &mut ipc.mailboxes {
+                let inside = mailbox.notify.and_then(|notify| self.source.pid_inside(notify.pid));
+                mailbox.notify =
+                    mailbox.notify.zip(inside).map(|(notify, pid)| Notify { pid, ..notify });
+            }
+            match self.mailboxes.is_empty() {
+                true => self.files.ipc = ipc,
+                false => self.files.nested_ipcs.push(ipc),
+            }
+            self.mailboxes.push(mailboxes);
         }
         Ok(())
     }

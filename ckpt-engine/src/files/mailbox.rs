@@ -10,6 +10,7 @@ use std::{
 
 use ckpt_format::{
     files::{File, Files, Kind},
+    ipc::Mailbox,
     process::Descriptor,
 };
 
@@ -19,7 +20,7 @@ use super::{
     find::{Object, Refusal},
     rebuild::{Rebuild, RebuildError},
 };
-use crate::{ipc, sys::descriptor, unnamed};
+use crate::{ipc::Opened, sys::descriptor, unnamed};
 
 /// Whether it is one.
 pub(super) fn is_mailbox(object: &Object) -> bool {
@@ -31,15 +32,14 @@ pub(super) fn is_mailbox(object: &Object) -> bool {
 }
 
 /// Refuses one that tells a process of messages in a way that is not known outside of it.
-fn check(capture: &Capture<'_>, place: usize) -> Result<(), Refusal> {
-    let opened = &capture.mailboxes[place];
+fn check(opened: &Opened, described: &Mailbox) -> Result<(), Refusal> {
     if opened.told_by_thread.is_some() {
         return Err(Refusal::new(
             "a message queue whose next message starts a thread (mq_notify, SIGEV_THREAD)",
             "restart the program, or let it wait by mq_receive",
         ));
     }
-    if capture.files.ipc.mailboxes[place].notify.is_some() && opened.holds_letters()? {
+    if described.notify.is_some() && opened.holds_letters()? {
         return Err(Refusal::new(
             "a message queue with messages and with somebody to be told of the next (mq_notify)",
             "let the program read the messages, or end it",
@@ -50,31 +50,42 @@ fn check(capture: &Capture<'_>, place: usize) -> Result<(), Refusal> {
 
 pub(super) fn capture(capture: &mut Capture<'_>, id: usize) -> Result<Kind, Refusal> {
     let object = &capture.found.objects[id];
-    let known = capture.mailboxes.iter().position(|opened| opened.inode == object.inode());
+    let device = Some(object.inode().0);
+    let namespace = capture.mailboxes.iter().position(|all| all.device == device);
+    let number = namespace.and_then(|place| u32::try_from(place).ok());
+    let found = number.and_then(|number| capture.files.ipc_mut(number)).zip(namespace);
+    let (Some((ipc, place)), Some(namespace)) = (found, number) else {
+        return Err(Refusal::new(
+            "a message queue of an IPC namespace that is not there any more",
+            "end the program",
+        ));
+    };
+    let all = &mut capture.mailboxes[place].opened;
+    let known = all.iter().position(|opened| opened.inode == object.inode());
     let place = match known {
         Some(place) => place,
         None => {
             let path = format!("/proc/self/fd/{}", object.fd.as_raw_fd());
-            let opened = ipc::Opened::new(Path::new(&path))?;
+            let opened = Opened::new(Path::new(&path))?;
             let name = unnamed::lost_name(&object.link).unwrap_or(&object.link);
             let name = name.rsplit(|&byte| byte == b'/').next().unwrap_or(name).to_vec();
-            let described = opened.describe(name, true, capture.source.id_base)?;
-            capture.files.ipc.mailboxes.push(described);
-            capture.mailboxes.push(opened);
-            capture.mailboxes.len() - 1
+            ipc.mailboxes.push(opened.describe(name, true, capture.source.id_base)?);
+            all.push(opened);
+            all.len() - 1
         }
     };
-    check(capture, place)?;
+    check(&all[place], &ipc.mailboxes[place])?;
     let mailbox = u32::try_from(place).map_err(io::Error::other)?;
-    Ok(Kind::Mailbox { mailbox })
+    Ok(Kind::Mailbox { namespace, mailbox })
 }
 
 pub(super) fn rebuild(
     rebuild: &Rebuild<'_>,
-    mailbox: u32,
+    (namespace, mailbox): (u32, u32),
     flags: u32,
 ) -> Result<OwnedFd, RebuildError> {
-    let made = rebuild.target.mailboxes.get(mailbox as usize).ok_or(RebuildError::Damaged)?;
+    let all = rebuild.target.mailboxes.get(namespace as usize).ok_or(RebuildError::Damaged)?;
+    let made = all.get(mailbox as usize).ok_or(RebuildError::Damaged)?;
     rebuild
         .target
         .reopen(made.as_fd(), flags)
@@ -87,9 +98,14 @@ pub(super) fn finish(
     tables: &BTreeMap<i32, Vec<Descriptor>>,
     remote: &mut dyn Remote,
 ) -> Result<(), RebuildError> {
-    for (place, mailbox) in files.ipc.mailboxes.iter().enumerate() {
+    let mailboxes = (0..).zip(files.ipcs()).flat_map(|(namespace, ipc)| {
+        (0..)
+            .zip(&ipc.mailboxes)
+            .map(move |(mailbox, it)| (Kind::Mailbox { namespace, mailbox }, it))
+    });
+    for (kind, mailbox) in mailboxes {
         let Some(notify) = mailbox.notify else { continue };
-        let refers = |file: &File| matches!(file.kind, Kind::Mailbox { mailbox } if mailbox as usize == place);
+        let refers = |file: &File| file.kind == kind;
         let table = tables.get(&notify.pid).map(Vec::as_slice).unwrap_or_default();
         let held = table.iter().find(|held| files.get(held.file).is_some_and(refers));
         let Some(held) = held else { continue };

@@ -94,6 +94,9 @@ pub struct Source<'a> {
     /// The network namespaces that programs have made, see
     /// [`Spaces::networks`](crate::container::Spaces::networks).
     pub networks: Vec<BorrowedFd<'a>>,
+    /// The IPC namespaces that programs have made, see
+    /// [`Spaces::ipcs`](crate::container::Spaces::ipcs).
+    pub ipcs: Vec<BorrowedFd<'a>>,
 }
 
 /// One process that may hold files.

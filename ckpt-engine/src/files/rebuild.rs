@@ -39,8 +39,9 @@ pub struct Target {
     /// The memfds and files without a name by [`ckpt_format::memory::SharedObject::id`], with
     /// their contents, open for reading and writing.
     pub shared: HashMap<u64, OwnedFd>,
-    /// The message queues in the order of [`ckpt_format::ipc::Ipc::mailboxes`].
-    pub mailboxes: Vec<OwnedFd>,
+    /// The message queues of each IPC namespace, in the order of
+    /// [`ckpt_format::ipc::Ipc::mailboxes`].
+    pub mailboxes: Vec<Vec<OwnedFd>>,
     /// How far CLOCK_MONOTONIC of the source's host is ahead of ours.
     pub ahead_ns: i64,
     /// The mount namespaces of the VE, its own first; empty if there is no other.
@@ -276,7 +277,9 @@ impl Rebuild<'_> {
             Kind::DeletedDirectory { path } => {
                 return deleted::rebuild_directory(path, file.flags);
             }
-            Kind::Mailbox { mailbox } => return mailbox::rebuild(self, *mailbox, file.flags),
+            Kind::Mailbox { namespace, mailbox } => {
+                return mailbox::rebuild(self, (*namespace, *mailbox), file.flags);
+            }
             Kind::Namespace { name, pid, number } => {
                 return nsfs::rebuild(self.target, name, *pid, *number);
             }

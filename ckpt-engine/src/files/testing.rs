@@ -55,6 +55,7 @@ impl Child {
             mounts: None,
             namespaces: std::collections::HashMap::new(),
             networks: Vec::new(),
+            ipcs: Vec::new(),
         }
     }
 

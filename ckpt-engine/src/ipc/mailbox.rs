@@ -6,7 +6,7 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{
             ffi::OsStringExt,
             fs::{MetadataExt, OpenOptionsExt, fchown},
@@ -19,7 +19,7 @@ use ckpt_format::ipc::{Mailbox, Notify};
 use nix::sys::stat::{Mode, fchmod};
 
 use super::as_creator;
-use crate::sys::{mailbox, mount::FilesystemContext};
+use crate::sys::{mailbox, mount::FilesystemContext, namespace::in_ipc_of};
 
 /// `SIGEV_SIGNAL` and `SIGEV_NONE`.
 const BY_SIGNAL: i32 = 0;
@@ -28,9 +28,19 @@ const SILENTLY: i32 = 1;
 /// Priority and text of the messages in one mailbox.
 pub(crate) type Letters = Vec<(u32, Vec<u8>)>;
 
+/// The mailboxes of one IPC namespace that we have open ourselves, in the order of
+/// [`Ipc::mailboxes`](ckpt_format::ipc::Ipc::mailboxes).
+#[derive(Debug)]
+pub struct Mailboxes {
+    /// The device of their files, which is that of no other namespace; `None` without a file
+    /// system for them.
+    pub(crate) device: Option<u64>,
+    pub(crate) opened: Vec<Opened>,
+}
+
 /// A mailbox that we have open ourselves, without blocking.
 #[derive(Debug)]
-pub struct Opened {
+pub(crate) struct Opened {
     /// Its descriptor.
     pub(crate) file: File,
     /// The device and inode that all descriptors of it show.
@@ -95,14 +105,26 @@ impl Opened {
     }
 }
 
+/// The file system of the calling thread's namespace; `None` in a kernel without one.
+fn mounted() -> io::Result<Option<File>> {
+    match FilesystemContext::open("mqueue") {
+        Ok(context) => Ok(Some(File::from(context.mount(0)?))),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The device of the file system of an IPC namespace.
+pub(crate) fn device_of(namespace: BorrowedFd<'_>) -> io::Result<Option<u64>> {
+    in_ipc_of(namespace, || mounted()?.map(|root| Ok(root.metadata()?.dev())).transpose())
+}
+
 /// The mailboxes of the calling thread's namespace.
-pub(super) fn named(id_base: u32) -> io::Result<(Vec<Mailbox>, Vec<Opened>)> {
-    let root = match FilesystemContext::open("mqueue") {
-        Ok(context) => context.mount(0)?,
-        // A kernel without them.
-        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(Default::default()),
-        Err(error) => return Err(error),
+pub(super) fn named(id_base: u32) -> io::Result<(Vec<Mailbox>, Mailboxes)> {
+    let Some(root) = mounted()? else {
+        return Ok((Vec::new(), Mailboxes { device: None, opened: Vec::new() }));
     };
+    let device = Some(root.metadata()?.dev());
     let (mut mailboxes, mut all) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(format!("/proc/thread-self/fd/{}", root.as_raw_fd()))? {
         let entry = entry?;
@@ -110,7 +132,7 @@ pub(super) fn named(id_base: u32) -> io::Result<(Vec<Mailbox>, Vec<Opened>)> {
         mailboxes.push(opened.describe(entry.file_name().into_vec(), false, id_base)?);
         all.push(opened);
     }
-    Ok((mailboxes, all))
+    Ok((mailboxes, Mailboxes { device, opened: all }))
 }
 
 /// Takes all messages out of a mailbox whose users stand still, and puts them back in their

@@ -13,7 +13,10 @@ mod undo;
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
 };
 
 use ckpt_format::{
@@ -21,10 +24,10 @@ use ckpt_format::{
     memory::{SharedKind, SharedObject},
 };
 
-pub use self::mailbox::Opened;
+pub use self::mailbox::Mailboxes;
 use self::semaphore::rebuild_sets;
 pub(crate) use self::{
-    mailbox::{Letters, read_letters},
+    mailbox::{Letters, Opened, device_of, read_letters},
     undo::{adjustments, restore as restore_undo},
 };
 use crate::{
@@ -39,9 +42,21 @@ use crate::{
 /// Set in the ids of segments, whose numbers are those of their own table.
 const OF_A_SEGMENT: u64 = 1 << 63;
 
-/// The [`SharedObject::id`] of the segment with this number.
-pub(crate) fn segment_id(number: u64) -> u64 {
-    OF_A_SEGMENT | number
+/// The [`SharedObject::id`] of the segment with this number in the namespace with this inode. The
+/// number is the lower half.
+pub(crate) fn segment_id(namespace: u64, number: u64) -> u64 {
+    OF_A_SEGMENT | namespace << 32 | number
+}
+
+/// Whether a segment is one of the namespace with this inode.
+pub(crate) fn is_of(object: u64, namespace: u64) -> bool {
+    let number = object & u64::from(u32::MAX);
+    object == segment_id(namespace, number)
+}
+
+/// The inode of the IPC namespace of a process; 0 for one that has ended.
+pub(crate) fn namespace_of(pid: i32) -> u64 {
+    fs::metadata(procfs::path(pid, "ns/ipc")).map_or(0, |metadata| metadata.ino())
 }
 
 /// Whether an object is a segment.
@@ -70,11 +85,10 @@ fn limit_path(name: &str) -> String {
     format!("/proc/sys/{name}")
 }
 
-/// Everything of the IPC namespace of a process, as the host numbers it, but the letters in
-/// mailboxes; with our own descriptors for the mailboxes that have names.
-pub(crate) fn capture(host: i32, id_base: u32) -> io::Result<(Ipc, Vec<Opened>)> {
-    let process = task::pidfd_open(host)?;
-    namespace::in_ipc_of(process.as_fd(), || {
+/// Everything of an IPC namespace, or of that of a process, but the letters in mailboxes; with our
+/// own descriptors for the mailboxes that have names.
+pub(crate) fn capture(of: BorrowedFd<'_>, id_base: u32) -> io::Result<(Ipc, Mailboxes)> {
+    namespace::in_ipc_of(of, || {
         let read =
             |name: &&str| Some(((*name).to_owned(), fs::read_to_string(limit_path(name)).ok()?));
         let limits = LIMITS.iter().filter_map(read).collect();
@@ -92,17 +106,6 @@ pub(crate) fn capture(host: i32, id_base: u32) -> io::Result<(Ipc, Vec<Opened>)>
     })
 }
 
-/// Whether the IPC namespace of a process, as the host numbers it, holds nothing.
-pub(crate) fn holds_nothing(host: i32) -> io::Result<bool> {
-    let process = task::pidfd_open(host)?;
-    namespace::in_ipc_of(process.as_fd(), || {
-        Ok(table::segments(0)?.is_empty()
-            && table::semaphores(0)?.is_empty()
-            && table::queues(0)?.is_empty()
-            && mailbox::named(0)?.0.is_empty())
-    })
-}
-
 fn read_queue((entry, size_max): (Entry, usize)) -> io::Result<MessageQueue> {
     let mut messages = Vec::new();
     for place in 0.. {
@@ -114,23 +117,45 @@ fn read_queue((entry, size_max): (Entry, usize)) -> io::Result<MessageQueue> {
     Ok(MessageQueue { entry, bytes_max: ipc::queue_limit(entry.id)?, messages })
 }
 
-/// What the table tells about one segment of a process's namespace.
-pub(crate) fn segment(host: i32, object: u64, id_base: u32) -> io::Result<Segment> {
+/// What the table tells about a segment of a process's namespace, which has this number in the VE.
+pub(crate) fn segment(host: i32, object: u64, number: u32, id_base: u32) -> io::Result<Segment> {
     let process = task::pidfd_open(host)?;
+    let inode = namespace_of(host);
     let all = namespace::in_ipc_of(process.as_fd(), || table::segments(id_base))?;
     all.into_iter()
-        .find(|segment| segment_id(u64::from(segment.entry.id.cast_unsigned())) == object)
+        .find(|segment| id_of(inode, segment) == object)
+        .map(|segment| Segment { namespace: number, ..segment })
         .ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// The segments that nobody has attached: no process's memory shows them. `host` is a process in
-/// the namespace, as the host numbers it.
-pub fn detached_segments(host: i32, id_base: u32) -> io::Result<Vec<(SharedObject, File)>> {
-    let process = task::pidfd_open(host)?;
-    namespace::in_ipc_of(process.as_fd(), || {
+fn id_of(namespace: u64, segment: &Segment) -> u64 {
+    segment_id(namespace, u64::from(segment.entry.id.cast_unsigned()))
+}
+
+fn inode_of(namespace: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(File::from(namespace.try_clone_to_owned()?).metadata()?.ino())
+}
+
+/// How often each segment of a namespace is attached, by [`SharedObject::id`].
+pub(crate) fn attachments(namespace: BorrowedFd<'_>) -> io::Result<Vec<(u64, u64)>> {
+    let inode = inode_of(namespace)?;
+    let all = namespace::in_ipc_of(namespace, || table::attachments(0))?;
+    Ok(all.into_iter().map(|(segment, count)| (id_of(inode, &segment), count)).collect())
+}
+
+/// The segments that nobody has attached: no process's memory shows them. Of the namespace that
+/// has this number in the VE.
+pub fn detached_segments(
+    of: BorrowedFd<'_>,
+    number: u32,
+    id_base: u32,
+) -> io::Result<Vec<(SharedObject, File)>> {
+    let inode = inode_of(of)?;
+    namespace::in_ipc_of(of, || {
         let detached = table::attachments(id_base)?.into_iter().filter(|(_, count)| *count == 0);
         let open = |(segment, _): (Segment, u64)| {
-            let id = segment_id(u64::from(segment.entry.id.cast_unsigned()));
+            let id = id_of(inode, &segment);
+            let segment = Segment { namespace: number, ..segment };
             let kind = SharedKind::Segment(segment);
             Some((
                 SharedObject { id, size: segment.size, kind },
@@ -152,9 +177,9 @@ fn open_segment(segment: &Segment, read_only: bool) -> io::Result<File> {
     File::options().read(true).write(!read_only).open(path)
 }
 
-/// Makes a segment, empty, in the namespace of a process of the VE.
-pub(crate) fn make_segment(process: &OwnedFd, segment: &Segment, id_base: u32) -> io::Result<File> {
-    namespace::in_ipc_of(process.as_fd(), || {
+/// Makes a segment, empty, in an IPC namespace of the VE, or that of a process.
+pub(crate) fn make_segment(of: &OwnedFd, segment: &Segment, id_base: u32) -> io::Result<File> {
+    namespace::in_ipc_of(of.as_fd(), || {
         let entry = segment.entry;
         let size = usize::try_from(segment.size).map_err(io::Error::other)?;
         let key = if segment.removed { 0 } else { entry.key };
@@ -194,11 +219,11 @@ fn permissions(entry: &Entry, id_base: u32) -> Permissions {
     Permissions { uid: id_base + entry.uid, gid: id_base + entry.gid, mode: entry.mode }
 }
 
-/// Makes everything in the namespace of a process of the VE; returns descriptors for the
-/// mailboxes. The segments are there already, each attached where it was; those that have gone
+/// Makes everything in an IPC namespace of the VE, or that of a process; returns descriptors for
+/// the mailboxes. The segments are there already, each attached where it was; those that have gone
 /// since are removed.
-pub(crate) fn rebuild(process: &OwnedFd, wanted: &Ipc, id_base: u32) -> io::Result<Vec<OwnedFd>> {
-    namespace::in_ipc_of(process.as_fd(), || {
+pub(crate) fn rebuild(of: &OwnedFd, wanted: &Ipc, id_base: u32) -> io::Result<Vec<OwnedFd>> {
+    namespace::in_ipc_of(of.as_fd(), || {
         for there in table::segments(id_base)? {
             let segment = wanted.segments.iter().find(|it| it.entry.id == there.entry.id);
             let Some(segment) = segment else {
@@ -239,7 +264,7 @@ fn raise_mailbox_limits(wanted: &Ipc) -> io::Result<()> {
         if let (Some(now), Some(needed)) = (now, needed)
             && now < needed
         {
-            fs::write(limit_path(name), needed.to_string())?;
+            write_limit(&limit_path(name), &needed.to_string())?;
         }
     }
     Ok(())
@@ -250,7 +275,14 @@ fn set_limit(name: &str, text: &str) -> io::Result<()> {
     if !LIMITS.contains(&name) || fs::read_to_string(&path).is_ok_and(|now| now == text) {
         return Ok(());
     }
-    fs::write(path, text)
+    write_limit(&path, text)
+}
+
+/// Only root of the namespace may set its limits, whoever else has all capabilities.
+fn write_limit(path: &str, text: &str) -> io::Result<()> {
+    let root = fs::metadata(path)?;
+    identity::own_new_files(root.uid(), root.gid())?;
+    identity::act_as(root.uid(), root.gid(), || fs::write(path, text))
 }
 
 fn rebuild_queue(queue: &MessageQueue, id_base: u32) -> io::Result<()> {

@@ -63,6 +63,7 @@ pub(super) fn attachments(id_base: u32) -> io::Result<Vec<(Segment, u64)>> {
     let read_row = |row: Row<'_>| {
         let mode = row.mode()?;
         let segment = Segment {
+            namespace: 0,
             entry: row.entry("shmid", id_base)?,
             size: row.number("size")?,
             removed: mode & REMOVED != 0,

@@ -59,7 +59,10 @@ impl Skeleton {
             self.set_program(process)?;
             let bone = self.bone(process.pid)?;
             self.make_rings(bone, &process.rings)?;
-            ipc::restore_undo(&bone.thread, self.gate, &self.semaphores, &process.semaphore_undo)
+            let number = bone.namespaces.unwrap_or_default().ipc;
+            let sets = usize::try_from(number).ok().and_then(|it| self.semaphores.get(it));
+            let sets = sets.map(Vec::as_slice).unwrap_or_default();
+            ipc::restore_undo(&bone.thread, self.gate, sets, &process.semaphore_undo)
                 .map_err(bone.failed("set what its end does to semaphores"))?;
         }
         for process in &processes.processes {

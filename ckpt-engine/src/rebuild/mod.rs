@@ -197,8 +197,8 @@ pub struct Skeleton {
     vdso_len: u64,
     /// How far CLOCK_MONOTONIC of the source's host is ahead of ours.
     ahead_ns: i64,
-    /// The semaphores of its IPC namespace, once they are there.
-    semaphores: Vec<SemaphoreSet>,
+    /// The semaphores of each IPC namespace, once they are there.
+    semaphores: Vec<Vec<SemaphoreSet>>,
     /// The namespaces that processes can be in.
     nested: namespaces::Table,
 }

@@ -98,6 +98,11 @@ impl Table {
         self.kinds[0].iter().map(OwnedFd::try_clone).collect()
     }
 
+    /// An IPC namespace; `None` as well for the VE's own, if there is no other.
+    pub(super) fn ipc(&self, number: u32) -> Option<&OwnedFd> {
+        self.kinds[2].get(usize::try_from(number).ok()?)
+    }
+
     /// The network namespaces, in the same way.
     pub(super) fn networks(&self) -> io::Result<Vec<OwnedFd>> {
         self.kinds[3].iter().map(OwnedFd::try_clone).collect()

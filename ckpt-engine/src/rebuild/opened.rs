@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use ckpt_format::files::{File, Files, Kind};
 
-use super::{RebuildError, Skeleton};
+use super::{Inconsistency, RebuildError, Skeleton};
 use crate::{
     files::{self, Rebuilt, Target},
     ipc,
@@ -31,9 +31,14 @@ impl Skeleton {
             target.shared.insert(id, copy.into());
         }
         let init = task::pidfd_open(self.init()?).map_err(outside("find its namespaces"))?;
-        target.mailboxes = ipc::rebuild(&init, &captured.ipc, self.id_base)
-            .map_err(outside("make the objects of its IPC namespace"))?;
-        self.semaphores.clone_from(&captured.ipc.semaphores);
+        for (number, ipc) in (0..).zip(captured.ipcs()) {
+            let nested = self.nested.ipc(number).or((number == 0).then_some(&init));
+            let namespace = nested.ok_or(Inconsistency::UnknownNamespace(1))?;
+            let mailboxes = ipc::rebuild(namespace, ipc, self.id_base)
+                .map_err(outside("make the objects of its IPC namespace"))?;
+            target.mailboxes.push(mailboxes);
+            self.semaphores.push(ipc.semaphores.clone());
+        }
         target.opened = files::open_inside(captured, &init, self).map_err(RebuildError::Files)?;
         std::thread::scope(|scope| {
             let work = scope.spawn(|| {

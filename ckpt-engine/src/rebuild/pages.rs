@@ -182,7 +182,16 @@ impl Skeleton {
     fn make_shared(&self, object: &SharedObject) -> io::Result<File> {
         let init = || unnamed::process(self.init().map_err(io::Error::other)?);
         match &object.kind {
-            SharedKind::Segment(segment) => ipc::make_segment(&init()?, segment, self.id_base),
+            SharedKind::Segment(segment) => {
+                let unknown = || io::Error::from(io::ErrorKind::NotFound);
+                match self.nested.ipc(segment.namespace) {
+                    Some(namespace) => ipc::make_segment(namespace, segment, self.id_base),
+                    None if segment.namespace == 0 => {
+                        ipc::make_segment(&init()?, segment, self.id_base)
+                    }
+                    None => Err(unknown()),
+                }
+            }
             SharedKind::Deleted { path, mode, uid, gid, linkable } => {
                 let (mode, uid, gid, linkable) = (*mode, *uid, *gid, *linkable);
                 let blank = Blank { path, mode, uid, gid, linkable };

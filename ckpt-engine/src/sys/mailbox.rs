@@ -35,6 +35,15 @@ pub fn make(name: &CStr, messages_max: i64, size_max: i64) -> io::Result<OwnedFd
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// mq_open(3) of one that is there, to read and write. Does not block.
+pub fn open(name: &CStr) -> io::Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_CLOEXEC | libc::O_NONBLOCK;
+    // SAFETY: the name is terminated and lives through the call, which takes no attributes.
+    let fd = check(unsafe { libc::syscall(libc::SYS_mq_open, name.as_ptr(), flags, 0, 0) })?;
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
 /// mq_unlink(3).
 pub fn unlink(name: &CStr) -> io::Result<()> {
     // SAFETY: the name is terminated and lives through the call.

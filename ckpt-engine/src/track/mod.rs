@@ -14,6 +14,7 @@ mod direct;
 mod list;
 mod output;
 mod process;
+mod segments;
 mod shared;
 mod sharing;
 
@@ -104,6 +105,10 @@ pub enum TrackError {
     /// Nobody takes the records any more.
     #[error("the receiver of the memory stream is gone")]
     Sink,
+}
+
+fn who(pid: Option<i32>) -> String {
+    pid.map_or_else(String::new, |pid| format!(" by process {pid}"))
 }
 
 /// Where records go. `Err` means that nobody takes them any more.
@@ -458,20 +463,24 @@ impl Tracker {
     }
 
     fn refresh_shared(&mut self, members: &[Member]) -> Result<Vec<SharedObject>, TrackError> {
+        if let Some(spaces) = self.spaces.as_ref().filter(|_| self.frozen) {
+            segments::check(self.processes.values(), spaces)?;
+        }
         let tracked = members.iter().filter_map(|member| self.processes.get(&member.host));
-        let objects: HashMap<u64, (i32, (u64, u64))> = tracked
+        let objects: HashMap<u64, (i32, u32, (u64, u64))> = tracked
             .flat_map(|tracked| {
+                let (host, ipc) = (tracked.host(), tracked.namespaces().ipc);
                 let shared = tracked.space().shared.iter();
-                shared.map(|(&object, &range)| (object, (tracked.host(), range)))
+                shared.map(move |(&object, &range)| (object, (host, ipc, range)))
             })
             .collect();
         self.shared.retain(|id, _| objects.contains_key(id) || self.open.contains_key(id));
         let mut shared = Vec::with_capacity(objects.len());
-        for (&object, &(host, range)) in &objects {
+        for (&object, &(host, ipc, range)) in &objects {
             let tracked = match self.shared.entry(object) {
                 std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
                 std::collections::hash_map::Entry::Vacant(entry) => {
-                    match TrackedObject::open(host, range, object, self.id_base) {
+                    match TrackedObject::open(host, range, object, self.id_base, ipc) {
                         Ok(tracked) => entry.insert(tracked),
                         Err(source) if self.frozen => {
                             return Err(TrackError::Shared { object, source });

@@ -139,7 +139,8 @@ impl Tracked {
     pub fn patient(&self) -> Patient {
         let space = self.space();
         let rings = aio::any(&space.areas);
-        Patient { host: self.host, inner: self.inner, vdso: space.vdso(), rings }
+        let ipc = self.namespaces().ipc;
+        Patient { host: self.host, inner: self.inner, vdso: space.vdso(), ipc, rings }
     }
 
     /// The areas as last read.

@@ -25,8 +25,14 @@ pub(super) struct TrackedObject {
 }
 
 impl TrackedObject {
-    pub(super) fn open(host: i32, range: (u64, u64), id: u64, id_base: u32) -> io::Result<Self> {
-        let (file, object) = open_shared(host, range, id, id_base)?;
+    pub(super) fn open(
+        host: i32,
+        range: (u64, u64),
+        id: u64,
+        id_base: u32,
+        ipc: u32,
+    ) -> io::Result<Self> {
+        let (file, object) = open_shared(host, range, id, id_base, ipc)?;
         Ok(Self::new(file, object))
     }
 

@@ -173,9 +173,11 @@ impl Live {
 
     /// What travels with the memory although no process may map it.
     fn hold_contents(&mut self, mut all: Vec<(SharedObject, File)>) -> Result<(), CopyError> {
-        let segments = detached_segments(self.init, self.id_base)
-            .map_err(|source| CopyError::Process { pid: self.init, source })?;
-        all.extend(segments);
+        for (number, namespace) in (0..).zip(self.spaces.ipc_namespaces()) {
+            let segments = detached_segments(namespace.as_fd(), number, self.id_base)
+                .map_err(|source| CopyError::Process { pid: self.init, source })?;
+            all.extend(segments);
+        }
         self.tracker.hold(all);
         Ok(())
     }
@@ -220,10 +222,10 @@ impl Live {
             (Ok(()), Err(error)) => return (None, Err(error)),
         };
         watch.lap("contents and descriptors");
-        let sets = captured.files.ipc.semaphores.clone();
+        let sets = captured.files.ipcs().map(|ipc| ipc.semaphores.clone()).collect();
         let rest = || {
             let surgeon = self.watchdog.surgeon();
-            surgeon.read_letters(&captured.mailboxes, &mut captured.files.ipc)?;
+            surgeon.read_letters(&captured.mailboxes, &mut captured.files)?;
             self.hold_contents(std::mem::take(&mut captured.contents))?;
             self.tracker.last_objects(&mut pipe.clone())?;
             watch.lap("objects");
@@ -275,8 +277,9 @@ impl Live {
                 let _watch = Stopwatch::beside("descriptors");
                 let (mounts, namespaces) = (Some(mounts), spaces.numbers());
                 let networks = spaces.networks().iter().map(AsFd::as_fd).collect();
+                let ipcs = spaces.ipcs().iter().map(AsFd::as_fd).collect();
                 let source = holders.source(init, id_base);
-                files::capture(&files::Source { mounts, namespaces, networks, ..source })
+                files::capture(&files::Source { mounts, namespaces, networks, ipcs, ..source })
             });
             let sent = self.send_contents(memory, pipe);
             let captured =

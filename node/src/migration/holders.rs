@@ -65,6 +65,7 @@ impl Holders {
             mounts: None,
             namespaces: HashMap::new(),
             networks: Vec::new(),
+            ipcs: Vec::new(),
         }
     }
 }

@@ -85,7 +85,7 @@ pub(super) fn full(context: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) fn unlinked(context: &mut Context) -> Result<(), Failure> {
+pub(in crate::workload) fn unlinked(context: &mut Context) -> Result<(), Failure> {
     let mailbox = Mailbox::new("unlinked", 3)?;
     mailbox::unlink(&mailbox.name)?;
     // Another one with the same name is not the same.

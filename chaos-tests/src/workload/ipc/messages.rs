@@ -35,7 +35,7 @@ fn text(number: u64) -> Vec<u8> {
         .collect()
 }
 
-pub(super) fn queue(context: &mut Context) -> Result<(), Failure> {
+pub(in crate::workload) fn queue(context: &mut Context) -> Result<(), Failure> {
     let queue = Queue::new(1)?;
     let mut held: VecDeque<(i64, u64)> = VecDeque::new();
     let mut next = 0;

@@ -1,10 +1,10 @@
 //! What processes share by a number or a name.
 
-mod mailboxes;
-mod messages;
+pub(super) mod mailboxes;
+pub(super) mod messages;
 mod posix;
-mod segments;
-mod semaphores;
+pub(super) mod segments;
+pub(super) mod semaphores;
 
 use super::{Area, local};
 
@@ -32,6 +32,6 @@ pub(super) const AREA: Area = Area {
 };
 
 /// A key that no other program uses at the same time.
-fn key(number: i32) -> i32 {
+pub(super) fn key(number: i32) -> i32 {
     0x5e1f_0000 ^ (nix::unistd::getpid().as_raw() << 4) ^ number
 }

@@ -36,7 +36,7 @@ impl Drop for Segment {
     }
 }
 
-pub(super) fn shared(context: &mut Context) -> Result<(), Failure> {
+pub(in crate::workload) fn shared(context: &mut Context) -> Result<(), Failure> {
     let segment = Segment::new(1, BYTES, 0o600)?;
     let id = segment.0;
     let child = Child::start(context, "brother", |stop| {
@@ -76,7 +76,7 @@ pub(super) fn shared(context: &mut Context) -> Result<(), Failure> {
     child.finish()
 }
 
-pub(super) fn detached(context: &mut Context) -> Result<(), Failure> {
+pub(in crate::workload) fn detached(context: &mut Context) -> Result<(), Failure> {
     let segment = Segment::new(2, BYTES, 0o600)?;
     let mut turn = 0u64;
     while context.step(Duration::from_millis(15))? {
@@ -93,7 +93,7 @@ pub(super) fn detached(context: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) fn removed(context: &mut Context) -> Result<(), Failure> {
+pub(in crate::workload) fn removed(context: &mut Context) -> Result<(), Failure> {
     let segment = Segment::new(3, BYTES, 0o600)?;
     let ours = segment.attach(false)?;
     sysv::remove_segment(segment.0)?;

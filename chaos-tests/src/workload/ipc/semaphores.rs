@@ -55,7 +55,7 @@ pub(super) fn values(context: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) fn undo(context: &mut Context) -> Result<(), Failure> {
+pub(in crate::workload) fn undo(context: &mut Context) -> Result<(), Failure> {
     let set = Set::new(2, 3)?;
     let id = set.0;
     sysv::set_semaphore(id, 0, 20)?;

@@ -1,5 +1,6 @@
 //! Namespaces that a program has made.
 
+mod ipc;
 mod kept;
 mod mounts;
 mod others;
@@ -27,6 +28,14 @@ pub(super) const AREA: Area = Area {
         ),
         local("own-names", "a process with a host name of its own", others::names),
         local("own-ipc", "a process with an IPC namespace of its own", others::ipc),
+        local("own-segments", "segments in an IPC namespace of one's own", ipc::segments),
+        local("own-detached", "a segment there that nobody has attached", ipc::detached),
+        local("own-removed", "a removed segment there that is still attached", ipc::removed),
+        local("own-undo", "semaphores there that the end of a process changes", ipc::undo),
+        local("own-messages", "messages in an IPC namespace of one's own", ipc::messages),
+        local("own-mailboxes", "message queues there, also without a name", ipc::mailboxes),
+        local("own-limits", "limits there, and a mount of its message queues", ipc::limits),
+        local("kept-ipc", "an IPC namespace with objects and without a process", ipc::kept),
         local("own-network", "a process with only a loopback interface", others::network),
         local("users-service", "users of a service that knows two of them", users::service),
         local("users-root", "a user who is root in a user namespace", users::root),

@@ -38,7 +38,7 @@ impl Sleeper {
             let space = AddressSpace::read(host, &maps, None).unwrap();
             let stat = procfs::Stat::read(host).unwrap();
             if let (Some(vdso), 'S', true) = (space.vdso(), stat.state, executed) {
-                return Patient { host, inner: 1, vdso: Some(vdso), rings: false };
+                return Patient { host, inner: 1, vdso: Some(vdso), ipc: 0, rings: false };
             }
         }
     }
