@@ -1,6 +1,7 @@
 //! A cluster on one machine, workloads that check themselves, and clients that know every answer.
 
 pub mod client;
+pub mod pool;
 pub mod scene;
 pub mod stock;
 pub mod table;

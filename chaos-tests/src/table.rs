@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 
-use crate::scene::{Companion, Scene, SceneError};
+use crate::pool::Pool;
+use crate::scene::{Companion, Scene, SceneError, call};
 use crate::testbed::Host;
 use crate::workload::{AREAS, Area, Workload, named};
 
@@ -98,6 +99,8 @@ pub struct Table {
     scene: Scene,
     ostemplate: String,
     _companion: Companion,
+    /// For the workloads that hold such, twice: on both nodes.
+    pool: Pool,
     /// The node of the VE, if there is one.
     place: Option<Host>,
 }
@@ -107,7 +110,9 @@ impl Table {
     pub fn up(name: &str, ostemplate: &str) -> Result<Self, SceneError> {
         let scene = Scene::up(name, 2)?;
         let companion = scene.start_companion()?;
-        Ok(Self { scene, ostemplate: ostemplate.to_owned(), _companion: companion, place: None })
+        let pool = Pool::with(16).map_err(call("set huge pages aside"))?;
+        let ostemplate = ostemplate.to_owned();
+        Ok(Self { scene, ostemplate, _companion: companion, pool, place: None })
     }
 
     /// The workloads of these names, by area; all if there are none.
@@ -123,6 +128,12 @@ impl Table {
         AREAS.iter().map(chosen).filter(|chosen| !chosen.workloads.is_empty()).collect()
     }
 
+    /// Why a workload is not tried in a way.
+    fn exception(&self, name: &str, way: Way) -> Option<&'static str> {
+        let lacks = name.starts_with("hugetlb") && !self.pool.is_whole();
+        exception(name, way).or(lacks.then_some("the host sets no huge pages aside"))
+    }
+
     /// Tries the workloads of an area in all ways.
     pub fn area(&mut self, chosen: &Chosen) -> Result<Vec<Row>, SceneError> {
         let Chosen { area, workloads } = chosen;
@@ -132,13 +143,13 @@ impl Table {
         for way in Way::ALL {
             let names: Vec<_> = rows.iter().map(|row| row.name).collect();
             let tried: Vec<_> =
-                names.into_iter().filter(|name| exception(name, way).is_none()).collect();
+                names.into_iter().filter(|name| self.exception(name, way).is_none()).collect();
             let mut found = match tried.is_empty() {
                 true => BTreeMap::new(),
                 false => self.together(&tried, way)?,
             };
             for row in &mut rows {
-                let cell = match exception(row.name, way) {
+                let cell = match self.exception(row.name, way) {
                     Some(why) => Cell::None { why },
                     None => found
                         .remove(row.name)

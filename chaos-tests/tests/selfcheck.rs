@@ -4,6 +4,8 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
 
+use chaos_tests::pool::Pool;
+
 const SELFCHECK: &str = env!("CARGO_BIN_EXE_selfcheck");
 
 /// The companion on another host, here on loopback.
@@ -38,6 +40,7 @@ impl Drop for Peer {
 fn run(arguments: &[&str]) -> (Output, String) {
     let folder = tempfile::tempdir().expect("a folder");
     let peer = Peer::start();
+    let _pool = Pool::with(16).expect("the host can set huge pages aside");
     let output = Command::new(SELFCHECK)
         .args(["run", "--peer", &peer.address, "--dir"])
         .arg(folder.path())

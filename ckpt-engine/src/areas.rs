@@ -53,7 +53,10 @@ impl AddressSpace {
             self.unsupported.push((line.name.clone(), why));
             return;
         }
-        let backing = backing(pid, line);
+        let backing = match flags.huge_page {
+            page @ 1.. if !line.shared && line.name == HUGE => Backing::Huge { page },
+            _ => backing(pid, line),
+        };
         if let Backing::Shared { object } = backing {
             self.shared.insert(object, (line.start, line.end));
         }
@@ -64,7 +67,11 @@ impl AddressSpace {
             shared: line.shared,
             grows_down: flags.grows_down,
             may_write: flags.may_write,
-            offset: if line.inode == 0 && !is_segment(line) { 0 } else { line.offset },
+            offset: match backing {
+                Backing::Huge { .. } => 0,
+                _ if line.inode == 0 && !is_segment(line) => 0,
+                _ => line.offset,
+            },
             backing,
             advice: flags.advice,
         });
@@ -81,11 +88,14 @@ impl AddressSpace {
     }
 }
 
+/// What maps shows for `MAP_ANONYMOUS | MAP_HUGETLB`.
+const HUGE: &str = "/anon_hugepage (deleted)";
+
 fn unsupported(line: &MapLine, flags: AreaFlags) -> Option<&'static str> {
     if is_own(line) {
         None
-    } else if flags.hugetlb {
-        Some("memory of huge pages (hugetlb)")
+    } else if flags.huge_page != 0 && line.name.starts_with("/SYSV") {
+        Some("a System V segment of huge pages (SHM_HUGETLB)")
     } else if flags.io {
         Some("memory of a device")
     } else if flags.shadow_stack {
@@ -246,7 +256,7 @@ pub fn can_come_later(area: &Area) -> bool {
 
 fn same_content(old: &Area, new: &Area) -> bool {
     let place = |area: &Area| match area.backing {
-        Backing::Anonymous { .. } => 0,
+        Backing::Anonymous { .. } | Backing::Huge { .. } => 0,
         _ => area.start.wrapping_sub(area.offset),
     };
     let backing = match (&old.backing, &new.backing) {

@@ -14,6 +14,7 @@ mod errno;
 pub mod files;
 pub mod freeze;
 pub mod host;
+pub mod huge;
 pub mod inject;
 pub mod ipc;
 mod kin;

@@ -326,8 +326,8 @@ pub struct AreaFlags {
     pub grows_down: bool,
     /// The file was opened for writing: a shared mapping may become writable.
     pub may_write: bool,
-    /// Huge pages of hugetlbfs.
-    pub hugetlb: bool,
+    /// The size of a huge page in bytes (hugetlbfs); 0 in other areas.
+    pub huge_page: u64,
     /// Device memory: cannot be copied.
     pub io: bool,
     /// A shadow stack.
@@ -340,11 +340,15 @@ pub struct AreaFlags {
 pub fn parse_area_flags(smaps: &str) -> HashMap<u64, AreaFlags> {
     let mut all = HashMap::new();
     let mut start = None;
+    let mut page = 0;
     for line in smaps.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             if let Some(start) = start.take() {
-                all.insert(start, parse_flags(flags));
+                all.insert(start, parse_flags(flags, page));
             }
+        } else if let Some(size) = line.strip_prefix("KernelPageSize:") {
+            let kilobytes = size.trim().strip_suffix(" kB").and_then(|it| it.parse::<u64>().ok());
+            page = kilobytes.unwrap_or(0) << 10;
         } else if !line.starts_with(|first: char| first.is_ascii_uppercase()) {
             start = line.split_once('-').and_then(|(start, _)| u64::from_str_radix(start, 16).ok());
         }
@@ -352,13 +356,13 @@ pub fn parse_area_flags(smaps: &str) -> HashMap<u64, AreaFlags> {
     all
 }
 
-fn parse_flags(text: &str) -> AreaFlags {
+fn parse_flags(text: &str, page: u64) -> AreaFlags {
     let mut flags = AreaFlags::default();
     for word in text.split_whitespace() {
         match word {
             "gd" => flags.grows_down = true,
             "mw" => flags.may_write = true,
-            "ht" => flags.hugetlb = true,
+            "ht" => flags.huge_page = page,
             "io" | "pf" => flags.io = true,
             "sl" => flags.advice.sealed = true,
             "dp" => flags.advice.droppable = true,

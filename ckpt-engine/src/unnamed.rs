@@ -58,11 +58,20 @@ pub(crate) fn describe(file: &File, link: &[u8], id_base: u32) -> io::Result<Sha
     let inside = |id: u32| id.checked_sub(id_base).unwrap_or(65534);
     let (uid, gid) = (inside(metadata.uid()), inside(metadata.gid()));
     let size = metadata.len();
+    let huge = huge_page(file)?;
+    // The numbers of the kernel's own file systems would be taken for each other.
+    let own_id = match huge {
+        Some(_) => file_id(metadata.dev(), metadata.ino()),
+        None => metadata.ino(),
+    };
     if let Some(name) = memfd_name(link) {
         let name = String::from_utf8_lossy(name).into_owned();
         let seals = fcntl(file, FcntlArg::F_GET_SEALS)?.cast_unsigned();
-        let kind = SharedKind::Memfd { name, seals, mode, uid, gid };
-        return Ok(SharedObject { id: metadata.ino(), size, kind });
+        let kind = SharedKind::Memfd { name, seals, mode, uid, gid, huge: huge.unwrap_or(0) };
+        return Ok(SharedObject { id: own_id, size, kind });
+    }
+    if let Some(page) = huge {
+        return Ok(SharedObject { id: own_id, size, kind: SharedKind::Huge { page } });
     }
     let path = lost_name(link).unwrap_or(link).to_vec();
     let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or(&[]);
@@ -70,6 +79,14 @@ pub(crate) fn describe(file: &File, link: &[u8], id_base: u32) -> io::Result<Sha
     let linkable = name.strip_prefix(b"#").is_some_and(|rest| rest.iter().all(u8::is_ascii_digit));
     let id = file_id(metadata.dev(), metadata.ino());
     Ok(SharedObject { id, size, kind: SharedKind::Deleted { path, mode, uid, gid, linkable } })
+}
+
+/// The size of the huge pages that a file is made of, in bytes. No file of a VE's own is: only the
+/// kernel makes such for it.
+fn huge_page(file: &File) -> io::Result<Option<u64>> {
+    let found = nix::sys::statfs::fstatfs(file)?;
+    let is_huge = found.filesystem_type() == nix::sys::statfs::HUGETLBFS_MAGIC;
+    Ok(is_huge.then(|| u64::try_from(found.block_size()).unwrap_or(0)))
 }
 
 /// A file without a name, empty, in the file system that it belongs to.

@@ -70,6 +70,11 @@ pub enum Backing {
     Vsyscall,
     /// The ring of an AIO context: see [`Ring`](crate::process::Ring).
     Ring,
+    /// Zero-filled memory of this process alone, of huge pages (`MAP_HUGETLB`).
+    Huge {
+        /// The size of a page in bytes.
+        page: u64,
+    },
 }
 
 /// Flags of an area that are set by calls other than mmap(2), as in the `VmFlags` line of smaps.
@@ -133,6 +138,9 @@ pub enum SharedKind {
         uid: u32,
         /// Group inside the VE.
         gid: u32,
+        /// The size of its huge pages in bytes (`MFD_HUGETLB`); 0 for one without.
+        #[serde(default)]
+        huge: u64,
     },
     /// shmget(2).
     Segment(Segment),
@@ -150,6 +158,22 @@ pub enum SharedKind {
         /// Made by `O_TMPFILE`, so it may still be linked to a name.
         linkable: bool,
     },
+    /// `MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB`.
+    Huge {
+        /// The size of a page in bytes.
+        page: u64,
+    },
+}
+
+impl SharedKind {
+    /// The size of the huge pages that it is made of, in bytes.
+    pub fn huge_page(&self) -> Option<u64> {
+        match self {
+            Self::Huge { page } => Some(*page),
+            Self::Memfd { huge, .. } => Some(*huge).filter(|&huge| huge != 0),
+            _ => None,
+        }
+    }
 }
 
 /// A run of pages at one place.

@@ -107,6 +107,7 @@ fn write(path: &Path, level: u8, seed: u64) -> node::image::Written {
             host: Host::default(),
             own_files: OwnFiles::Listed,
             summary,
+            huge_bytes: BTreeMap::new(),
         })
         .expect("it works")
 }
@@ -188,6 +189,7 @@ fn small(path: &Path) -> Vec<u8> {
         host: Host::default(),
         own_files: OwnFiles::Included,
         summary,
+        huge_bytes: BTreeMap::new(),
     };
     writer.finish(manifest).expect("it works");
     fs::read(path).expect("it works")

@@ -355,6 +355,6 @@ impl Drop for Companion {
     }
 }
 
-fn call(what: &'static str) -> impl FnOnce(io::Error) -> SceneError {
+pub(crate) fn call(what: &'static str) -> impl FnOnce(io::Error) -> SceneError {
     move |source| SceneError::Call { what, source }
 }

@@ -143,12 +143,7 @@ fn stop_and_ask(
     let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
     let count = cpus.min(patients.len() / SHARE_MIN).max(1);
     let share = patients.len().div_ceil(count).max(1);
-    let ward = Ward {
-        ids,
-        sets,
-        filters: Mutex::new(filters),
-        told: Mutex::new(told.processes),
-    };
+    let ward = Ward { ids, sets, filters: Mutex::new(filters), told: Mutex::new(told.processes) };
     let shares = std::thread::scope(|scope| {
         let begun = patients.chunks(share).map(|patients| {
             let ((orders, ordered), (tell, told)) = (channel(), channel());

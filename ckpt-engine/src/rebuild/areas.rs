@@ -145,6 +145,26 @@ fn check_places(pid: i32, areas: &[Area], vdso_len: u64) -> Result<(), RebuildEr
     }
 }
 
+/// The protection of an area until all its pages are there: nobody may write huge pages against
+/// theirs, not even by `/proc/PID/mem`.
+fn while_filled(area: &Area) -> u8 {
+    match area.backing {
+        Backing::Huge { .. } => area.protection | libc::PROT_WRITE as u8,
+        _ => area.protection,
+    }
+}
+
+/// The flags of mmap(2) for huge pages of this size in bytes.
+fn huge_pages(page: u64) -> Result<i32, RebuildError> {
+    match page.is_power_of_two() && page > PAGE {
+        true => {
+            let size = page.trailing_zeros().cast_signed() << libc::MAP_HUGE_SHIFT;
+            Ok(libc::MAP_HUGETLB | size)
+        }
+        false => Err(Inconsistency::HugePages(page).into()),
+    }
+}
+
 /// A batch of calls for one process, with the paths that it opens.
 struct Work<'a> {
     skeleton: &'a Skeleton,
@@ -206,6 +226,7 @@ impl Work<'_> {
             Backing::Vdso | Backing::Vvar | Backing::Vsyscall => return Ok(()),
             // Until its context is made, other memory holds the place of a ring.
             Backing::Anonymous { .. } | Backing::Ring => flags |= libc::MAP_ANONYMOUS,
+            Backing::Huge { page } => flags |= libc::MAP_ANONYMOUS | huge_pages(*page)?,
             Backing::File { path, .. } => {
                 self.open(path, area.shared && area.may_write);
                 fd = 0;
@@ -218,7 +239,7 @@ impl Work<'_> {
                 fd = 0;
             }
         }
-        let protection = u64::from(area.protection);
+        let protection = u64::from(while_filled(area));
         let offset = if fd == 0 { area.offset + (start - area.start) } else { 0 };
         let arguments = [start, end - start, protection, flags as u64, fd, offset];
         self.batch.call("mmap", libc::SYS_mmap, &arguments);
@@ -327,7 +348,7 @@ impl Work<'_> {
                     self.name(name.as_deref(), start, end);
                 }
                 if old.protection != area.protection {
-                    let arguments = [start, end - start, u64::from(area.protection)];
+                    let arguments = [start, end - start, u64::from(while_filled(area))];
                     self.batch.call("mprotect", libc::SYS_mprotect, &arguments);
                 }
                 self.advise(area.advice, old.advice, start, end);

@@ -145,6 +145,7 @@ pub enum Inconsistency {
     NoInit,
     UnknownProcess(i32),
     UnknownObject(u64),
+    HugePages(u64),
     UnknownFile(u32),
     UnknownNamespace(i32),
     AreaOutside(i32),
@@ -160,6 +161,7 @@ impl std::fmt::Display for Inconsistency {
             Self::NoInit => write!(f, "the first process is not init"),
             Self::UnknownProcess(pid) => write!(f, "process {pid} was not announced"),
             Self::UnknownObject(id) => write!(f, "shared memory object {id} was not announced"),
+            Self::HugePages(page) => write!(f, "there are no huge pages of {page} bytes"),
             Self::UnknownFile(id) => write!(f, "open file {id} was not announced"),
             Self::UnknownNamespace(pid) => {
                 write!(f, "a namespace of process {pid} was not announced")

@@ -117,10 +117,12 @@ impl Skeleton {
                 for (run, bytes) in with_contents(runs, data) {
                     let end = shared.object.size.saturating_sub(run.start);
                     let bytes = &bytes[..bytes.len().min(end as usize)];
-                    shared
-                        .file
-                        .write_all_at(bytes, run.start)
-                        .map_err(|source| RebuildError::Shared { object, source })?;
+                    match shared.object.kind.huge_page() {
+                        None => shared.file.write_all_at(bytes, run.start),
+                        Some(_) if bytes.is_empty() => Ok(()),
+                        Some(page) => vm::write_huge(&shared.file, page, run.start, bytes),
+                    }
+                    .map_err(|source| RebuildError::Shared { object, source })?;
                 }
                 Ok(())
             }
@@ -341,9 +343,15 @@ fn overlaps_gate(run: &Run) -> bool {
 
 /// Makes an empty object that belongs to nobody else, of the right size and owner.
 fn make_own(object: &SharedObject, id_base: u32) -> io::Result<File> {
+    if object.kind.huge_page().is_some_and(|page| !page.is_power_of_two() || page <= PAGE) {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
     match &object.kind {
-        SharedKind::Memfd { name, mode, uid, gid, .. } => {
-            let file = File::from(task::memfd(name)?);
+        SharedKind::Memfd { name, mode, uid, gid, huge, .. } => {
+            let file = File::from(match *huge {
+                0 => task::memfd(name)?,
+                page => task::memfd_of_huge_pages(name, page)?,
+            });
             file.set_len(object.size)?;
             file.set_permissions(Permissions::from_mode(*mode))?;
             let uid = Uid::from_raw(id_base.wrapping_add(*uid));
@@ -351,11 +359,15 @@ fn make_own(object: &SharedObject, id_base: u32) -> io::Result<File> {
             fchown(&file, Some(uid), Some(gid))?;
             Ok(file)
         }
-        _ => {
-            let mapping = SharedMapping::anonymous((object.size as usize).max(1))?;
+        kind => {
+            let (len, page) = ((object.size as usize).max(1), kind.huge_page());
+            let mapping = match page {
+                Some(page) => SharedMapping::of_huge_pages(len, page)?,
+                None => SharedMapping::anonymous(len)?,
+            };
             let (start, end) = mapping.range();
             let pid = std::process::id() as i32;
-            let end = end.next_multiple_of(PAGE);
+            let end = end.next_multiple_of(page.unwrap_or(PAGE));
             let path = procfs::path(pid, &format!("map_files/{start:x}-{end:x}"));
             File::options().read(true).write(true).open(path)
         }

@@ -1,6 +1,8 @@
 //! What is put on the memory of a process last, because it keeps everybody off: guards, locks and
 //! seals.
 
+use ckpt_format::memory::Backing;
+
 use super::{Bone, RebuildError, Skeleton};
 
 const MADV_GUARD_INSTALL: u64 = 102;
@@ -20,8 +22,17 @@ impl Skeleton {
         let locks = whole.map(|area| ("mlock2", libc::SYS_mlock2, [area.start, area.len(), 0]));
         let sealed = areas.iter().filter(|area| area.advice.sealed);
         let seals = sealed.map(|area| ("mseal", SYS_MSEAL, [area.start, area.len(), 0]));
+        // See `while_filled`.
+        let huge = areas.iter().filter(|area| {
+            let writable = i32::from(area.protection) & libc::PROT_WRITE != 0;
+            matches!(area.backing, Backing::Huge { .. }) && !writable
+        });
+        let closed = huge.map(|area| {
+            let arguments = [area.start, area.len(), area.protection.into()];
+            ("mprotect", libc::SYS_mprotect, arguments)
+        });
         let mut batch = self.gate.batch();
-        for (name, number, arguments) in guards.chain(locks).chain(seals) {
+        for (name, number, arguments) in guards.chain(closed).chain(locks).chain(seals) {
             batch.call(name, number, &arguments);
             if batch.is_nearly_full() {
                 let full = std::mem::replace(&mut batch, self.gate.batch());

@@ -156,6 +156,17 @@ pub fn memfd(name: &str) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// The same, of huge pages of this size in bytes.
+pub fn memfd_of_huge_pages(name: &str, page: u64) -> io::Result<OwnedFd> {
+    let name = std::ffi::CString::new(name).map_err(io::Error::other)?;
+    let size = page.trailing_zeros() << libc::MFD_HUGE_SHIFT;
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | libc::MFD_HUGETLB | size;
+    // SAFETY: the name is a live C string.
+    let fd = check(unsafe { libc::memfd_create(name.as_ptr(), flags) }.into())?;
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
 /// `prctl(2)` request: timer_create(2) takes the id from the caller (Linux 6.16).
 pub const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 const PR_TIMER_CREATE_RESTORE_IDS_GET: u64 = 2;

@@ -1,6 +1,8 @@
 //! Memory of other processes, and shared mappings of our own.
 
-use std::{io, os::fd::AsRawFd};
+use std::{fs::File, io, os::fd::AsRawFd};
+
+use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::check;
 
@@ -105,10 +107,21 @@ impl SharedMapping {
         Self::map(len, libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1)
     }
 
+    /// The same of huge pages of this size in bytes.
+    pub fn of_huge_pages(len: usize, page: u64) -> io::Result<Self> {
+        let size = page.trailing_zeros().cast_signed() << libc::MAP_HUGE_SHIFT;
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        Self::map(len, flags | libc::MAP_HUGETLB | size, -1)
+    }
+
     fn map(len: usize, flags: i32, fd: i32) -> io::Result<Self> {
+        Self::map_from(len, flags, fd, 0)
+    }
+
+    fn map_from(len: usize, flags: i32, fd: i32, offset: i64) -> io::Result<Self> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, fd, 0) };
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, fd, offset) };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -140,6 +153,19 @@ impl SharedMapping {
         unsafe { source.copy_to_nonoverlapping(bytes.as_mut_ptr(), len) };
         bytes
     }
+}
+
+/// Writes into a file of huge pages of this size in bytes, which takes no write(2).
+pub fn write_huge(file: &File, page: u64, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let start = offset / page * page;
+    let len = (offset + bytes.len() as u64).next_multiple_of(page) - start;
+    let (from, wide) = (start as i64, len as i64);
+    // Without this a host without free pages would send a signal.
+    fallocate(file, FallocateFlags::empty(), from, wide)?;
+    let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+    let window = SharedMapping::map_from(len as usize, flags, file.as_raw_fd(), from)?;
+    window.write((offset - start) as usize, bytes);
+    Ok(())
 }
 
 impl Drop for SharedMapping {

@@ -102,13 +102,23 @@ pub enum TrackError {
         /// The process, as numbered in the VE.
         pid: i32,
     },
+    /// The process has got memory that cannot be moved since the VE was looked at.
+    #[error("process {pid} has {what} now")]
+    Unsupported {
+        /// The process, as numbered in the VE.
+        pid: i32,
+        /// What it has.
+        what: &'static str,
+    },
+    /// A process has left the IPC namespace in which it has attached a segment.
+    #[error("System V segment {number} is attached outside of its IPC namespace; end that program")]
+    Elsewhere {
+        /// The number of the segment.
+        number: u64,
+    },
     /// Nobody takes the records any more.
     #[error("the receiver of the memory stream is gone")]
     Sink,
-}
-
-fn who(pid: Option<i32>) -> String {
-    pid.map_or_else(String::new, |pid| format!(" by process {pid}"))
 }
 
 /// Where records go. `Err` means that nobody takes them any more.
@@ -427,8 +437,7 @@ impl Tracker {
             let heir = self.is_heir(&members[place], &members[parent].shape);
             let member = &mut members[place];
             member.shape.heir = heir;
-            // After its parent, and the founder of its pid namespace; an heir when the parent is
-            // complete.
+            // After its parent and the founder of its pid namespace; an heir after a whole parent.
             member.stage = stage + usize::from(heir);
         }
         Ok(members)
@@ -463,8 +472,8 @@ impl Tracker {
     }
 
     fn refresh_shared(&mut self, members: &[Member]) -> Result<Vec<SharedObject>, TrackError> {
-        if let Some(spaces) = self.spaces.as_ref().filter(|_| self.frozen) {
-            segments::check(self.processes.values(), spaces)?;
+        if self.frozen {
+            segments::check(self.processes.values(), self.spaces.as_deref())?;
         }
         let tracked = members.iter().filter_map(|member| self.processes.get(&member.host));
         let objects: HashMap<u64, (i32, u32, (u64, u64))> = tracked

@@ -307,6 +307,9 @@ impl Tracked {
             None if frozen => return Err(TrackError::Borrowed { pid }),
             None => return Ok(()),
         };
+        if frozen && let Some((_, what)) = life.space.unsupported.first() {
+            return Err(TrackError::Unsupported { pid, what });
+        }
         let mut due = life.take_owed();
         let mut standing = Standing::default();
         if frozen {

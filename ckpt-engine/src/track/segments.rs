@@ -15,11 +15,9 @@ use crate::{container::Spaces, ipc};
 /// Refuses what was attached elsewhere. With one namespace there is nothing to be told apart.
 pub(super) fn check<'a>(
     processes: impl Iterator<Item = &'a Tracked>,
-    spaces: &Spaces,
+    spaces: Option<&Spaces>,
 ) -> Result<(), TrackError> {
-    if spaces.ipcs().is_empty() {
-        return Ok(());
-    }
+    let Some(spaces) = spaces.filter(|spaces| !spaces.ipcs().is_empty()) else { return Ok(()) };
     let mut found: HashMap<u64, u64> = HashMap::new();
     for tracked in processes {
         let own = ipc::namespace_of(tracked.host());
@@ -28,7 +26,7 @@ pub(super) fn check<'a>(
                 && ipc::is_segment(object)
             {
                 if !ipc::is_of(object, own) {
-                    return Err(TrackError::Elsewhere { pid: Some(tracked.inner()) });
+                    return Err(elsewhere(object));
                 }
                 *found.entry(object).or_default() += 1;
             }
@@ -39,12 +37,13 @@ pub(super) fn check<'a>(
             .map_err(|source| TrackError::Shared { object: 0, source })?;
         for (object, count) in attached {
             if found.remove(&object).unwrap_or(0) != count {
-                return Err(TrackError::Elsewhere { pid: None });
+                return Err(elsewhere(object));
             }
         }
     }
-    match found.is_empty() {
-        true => Ok(()),
-        false => Err(TrackError::Elsewhere { pid: None }),
-    }
+    found.into_keys().next().map_or(Ok(()), |object| Err(elsewhere(object)))
+}
+
+fn elsewhere(object: u64) -> TrackError {
+    TrackError::Elsewhere { number: object & u64::from(u32::MAX) }
 }

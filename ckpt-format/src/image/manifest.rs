@@ -1,5 +1,7 @@
 //! What a checkpointed VE is, and what it needs to be restored.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{container::Container, network::Network};
@@ -26,6 +28,9 @@ pub struct Manifest {
     pub own_files: OwnFiles,
     /// How much of everything there is.
     pub summary: Summary,
+    /// The memory that it needs of huge pages, in bytes by the size of a page.
+    #[serde(default)]
+    pub huge_bytes: BTreeMap<u64, u64>,
 }
 
 /// The host on which a VE was captured, as far as that matters.

@@ -53,6 +53,9 @@ pub(super) fn check(context: &Context, offer: &Offer) -> Result<bool, Failure> {
         );
         return fail("no-memory", 31, message);
     }
+    if let Some(missing) = facts::missing_huge_pages(&offer.huge_bytes) {
+        return fail("no-huge-pages", 31, format!("the target has {missing}"));
+    }
     let state_dir = context.runtime.state_dir();
     let free = facts::disk_free(state_dir);
     let needed = offer.disk_bytes + DISK_RESERVE;

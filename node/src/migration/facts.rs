@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ckpt_engine::inject;
+use ckpt_engine::{huge, inject};
 use ckpt_format::image::Host;
 
 /// This host as a checkpoint notes it.
@@ -83,6 +83,24 @@ pub(super) fn memory_available() -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let number = line.and_then(|line| line.split_whitespace().next());
     number.and_then(|number| number.parse::<u64>().ok()).unwrap_or(0) << 10
+}
+
+/// What of huge pages, in bytes by their size, there is too little of here: what there is and
+/// what helps.
+pub(super) fn missing_huge_pages(needed: &huge::Sizes) -> Option<String> {
+    let missing = |(&page, &bytes): (&u64, &u64)| {
+        let page = page.max(1);
+        let (free, needed) = (huge::available(page) / page, bytes.div_ceil(page));
+        (free < needed).then(|| {
+            format!(
+                "{free} free huge pages of {} KiB, the VE needs {needed}: raise \
+                 vm.nr_hugepages there by {}",
+                page >> 10,
+                needed - free
+            )
+        })
+    };
+    needed.iter().find_map(missing)
 }
 
 /// What a file system has left, in bytes.

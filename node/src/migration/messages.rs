@@ -3,6 +3,8 @@
 //! Control messages are small and answered at once; everything of size travels as [`Item`]s on
 //! one bulk stream, whose order is the order in which the target applies them.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 pub(super) use ckpt_format::state::State;
 use ckpt_format::{
@@ -40,6 +42,8 @@ pub(super) struct Offer {
     pub(super) extended_state_len: u64,
     /// The memory that the VE uses, in bytes.
     pub(super) memory_bytes: u64,
+    /// The memory that it has of huge pages, or is promised, in bytes by the size of a page.
+    pub(super) huge_bytes: BTreeMap<u64, u64>,
     /// The files that the VE has changed, in bytes.
     pub(super) disk_bytes: u64,
     /// Only look whether it would work.

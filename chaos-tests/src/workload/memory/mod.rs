@@ -2,6 +2,7 @@
 
 mod advice;
 mod counters;
+mod hugetlb;
 mod maps;
 mod prefork;
 mod sizes;
@@ -33,6 +34,10 @@ pub(super) const AREA: Area = Area {
         local("sparse", "pages far apart in sixty-four gibibytes", sizes::sparse),
         local("areas", "three thousand areas that cannot be joined", sizes::areas),
         local("huge", "huge pages that stay huge", sizes::huge),
+        local("hugetlb", "huge pages that are set aside", hugetlb::private),
+        local("hugetlb-shared", "the same in common with a child", hugetlb::shared),
+        local("hugetlb-file", "a sealed memory file of such, mapped in both ways", hugetlb::file),
+        local("hugetlb-family", "such pages that a child has from its parent", hugetlb::family),
         local("growing-down", "a map that grows downwards", sizes::growing_down),
         local(
             "torrent",

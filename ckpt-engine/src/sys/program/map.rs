@@ -10,6 +10,10 @@ const MAP_DROPPABLE: i32 = 8;
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;
 
+/// How many pages a huge page has.
+pub const HUGE_PAGES: usize = 512;
+const HUGE: i32 = libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+
 /// What a map shows.
 #[derive(Clone, Copy, Debug)]
 pub enum Backing<'a> {
@@ -21,6 +25,10 @@ pub enum Backing<'a> {
     Unreserved,
     /// Fresh memory that the kernel may take away at any time (`MAP_DROPPABLE`).
     Droppable,
+    /// Fresh memory of huge pages that are set aside (`MAP_HUGETLB`).
+    Huge,
+    /// The same, shared with children.
+    HugeShared,
     /// Fresh memory that grows downwards when it is touched there (`MAP_GROWSDOWN`).
     GrowingDown,
     /// A file from its start; writes stay in this process.
@@ -51,6 +59,8 @@ impl Map {
                 (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1)
             }
             Backing::Droppable => (MAP_DROPPABLE | libc::MAP_ANONYMOUS, -1),
+            Backing::Huge => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | HUGE, -1),
+            Backing::HugeShared => (libc::MAP_SHARED | libc::MAP_ANONYMOUS | HUGE, -1),
             Backing::GrowingDown => {
                 (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_GROWSDOWN, -1)
             }

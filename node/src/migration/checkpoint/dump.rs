@@ -259,6 +259,7 @@ fn manifest(offer: Offer, with_files: bool) -> Box<dyn FnOnce(Clocks, Summary) -
             host: facts::host(),
             own_files: if with_files { OwnFiles::Included } else { OwnFiles::Listed },
             summary,
+            huge_bytes: offer.huge_bytes,
         }
     })
 }

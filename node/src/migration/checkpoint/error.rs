@@ -91,6 +91,12 @@ pub(super) enum CheckpointError {
         /// What it takes.
         needed_mib: u64,
     },
+    /// There are too few huge pages.
+    #[error("there are {missing}")]
+    NoHugePages {
+        /// How many there are, are needed, and what helps.
+        missing: String,
+    },
     /// The journal.
     #[error("cannot write the journal of the checkpoint")]
     Journal(#[source] std::io::Error),
@@ -148,6 +154,7 @@ impl CheckpointError {
             Self::NoMemory { .. } => {
                 Failure::new("no-memory", 6, chain(&self)).with_hint("stop something else first")
             }
+            Self::NoHugePages { .. } => Failure::new("no-huge-pages", 6, chain(&self)),
             Self::Cancelled => own("cancelled"),
             Self::OtherVe { .. } => Failure::new("other-ve", 21, chain(&self)),
             Self::Look(_)

@@ -32,7 +32,10 @@ pub(super) fn check(context: &Context, manifest: &Manifest) -> Result<Digest, Ch
             needed_mib: needed >> 20,
         });
     }
-    Ok(digest)
+    match facts::missing_huge_pages(&manifest.huge_bytes) {
+        Some(missing) => Err(CheckpointError::NoHugePages { missing }),
+        None => Ok(digest),
+    }
 }
 
 fn check_host(then: &Host, here: &Host) -> Result<(), CheckpointError> {

@@ -9,7 +9,7 @@ use std::{
 
 use ckpt_engine::{
     container::{self, Found, Spaces, cgroups, clock_offsets},
-    procfs,
+    huge, procfs,
     sys::netns::Netns,
     track::Tracker,
 };
@@ -282,6 +282,7 @@ pub(in crate::migration) fn look_at(
         vdso: facts::vdso_hash(),
         extended_state_len: facts::extended_state_len(),
         memory_bytes: memory_bytes(&freezer),
+        huge_bytes: huge_bytes(&freezer),
         disk_bytes,
         check_only: false,
     };
@@ -317,6 +318,11 @@ pub(in crate::migration) fn look_at(
         plain: 0.0,
     };
     Ok((live, message))
+}
+
+/// What a VE needs of huge pages, in bytes by their size.
+fn huge_bytes(freezer: &Path) -> huge::Sizes {
+    huge::needed(&procfs::cgroup_processes(freezer).unwrap_or_default())
 }
 
 /// A VE that has just come here may still have the hold of its arrival, which waits a little for
