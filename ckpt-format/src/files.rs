@@ -207,6 +207,15 @@ pub enum Kind {
         /// The watches by ascending number.
         watches: Vec<Watch>,
     },
+    /// fanotify_init(2).
+    Fanotify {
+        /// `FAN_REPORT_*`.
+        flags: u32,
+        /// `O_*` of the files that it would open.
+        event_flags: u32,
+        /// What is watched.
+        marks: Vec<Mark>,
+    },
     /// A unix socket.
     Unix(Box<UnixSocket>),
     /// A TCP socket.

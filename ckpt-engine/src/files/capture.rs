@@ -16,7 +16,7 @@ use ckpt_format::{
 };
 
 use super::{
-    Holder, Source, deleted, epoll, event,
+    Holder, Source, deleted, epoll, event, fanotify,
     find::{Found, Object, Refusal},
     inotify, lock, mailbox, memfd, nsfs, path, pipe, process,
     socket::{self, Protocol},
@@ -109,6 +109,7 @@ enum Class {
     Signal,
     Epoll,
     Inotify,
+    Fanotify,
     Process,
     Terminal(terminal::Side),
     Socket(Protocol),
@@ -213,6 +214,7 @@ fn look(source: &Source<'_>) -> Vec<Blocker> {
             Ok(Class::Socket(protocol)) => socket::check_peer(&capture, object, protocol).err()?,
             // It is remembered what is found.
             Ok(Class::Inotify) => inotify::capture(object, source.init).err()?,
+            Ok(Class::Fanotify) => fanotify::capture(object, source.init).err()?,
             other => other.err()?,
         };
         Some(capture.found.blockers(source, place, &why))
@@ -428,6 +430,7 @@ impl<'a> Capture<'a> {
             Class::Timer => timer::capture(&self.found.objects[place])?,
             Class::Epoll => Kind::Epoll { entries: Vec::new() },
             Class::Inotify => inotify::capture(&self.found.objects[place], self.source.init)?,
+            Class::Fanotify => fanotify::capture(&self.found.objects[place], self.source.init)?,
             Class::Process => process::capture(self.source, &self.found.objects[place])?,
             Class::Terminal(side) => terminal::capture(self, place, side)?,
             Class::Socket(protocol) => socket::capture(self, place, protocol)?,
@@ -477,6 +480,7 @@ fn anonymous(name: &[u8]) -> Result<Class, Refusal> {
         b"[signalfd]" => Class::Signal,
         b"[eventpoll]" => Class::Epoll,
         b"inotify" => Class::Inotify,
+        b"[fanotify]" => Class::Fanotify,
         other => return Err(known_anonymous(other)),
     })
 }
@@ -485,7 +489,6 @@ fn known_anonymous(name: &[u8]) -> Refusal {
     let (what, hint): (&str, &str) = match name {
         b"[io_uring]" => ("an io_uring ring", "stop the program, or start it without io_uring"),
         b"[userfaultfd]" => ("a userfaultfd", "stop the program"),
-        b"[fanotify]" => ("a fanotify group", "stop the program"),
         b"[perf_event]" => ("a performance counter", "stop the profiler"),
         b"bpf-prog" | b"bpf-map" | b"bpf_link" | b"btf" => ("a BPF object", "stop the program"),
         b"seccomp notify" => ("a seccomp supervisor", "stop the program"),

@@ -1,15 +1,11 @@
 //! inotify(7): watches with their numbers. Events that wait to be read are lost, because they
 //! cannot be read without being consumed.
 //!
-//! The kernel tells the inode of a watch and a handle of it, but no path: see [`search`].
+//! The kernel tells the inode of a watch and a handle of it, but no path: see [`watched`].
 
 use std::{
-    fs, io,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::MetadataExt,
-    },
-    path::{Path, PathBuf},
+    io,
+    os::fd::{AsFd, OwnedFd},
 };
 
 use ckpt_format::files::{Kind, Watch};
@@ -18,18 +14,17 @@ use super::{
     find::{Object, Refusal},
     info::parse,
     rebuild::{RebuildError, lossy},
-    search::{self, Mounts, Paths},
+    search::Mounts,
+    watched::{self, Watched, device, read_handle},
 };
-use crate::sys::{event, handle::Handle};
+use crate::sys::event;
 
 /// One `inotify` line of fdinfo.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Line {
     number: i32,
-    /// Device and inode.
-    inode: (u64, u64),
+    watched: Watched,
     mask: u32,
-    handle: Option<Handle>,
 }
 
 /// "inotify wd:1 ino:40 sdev:1a mask:2 ignored_mask:0 fhandle-bytes:8 ...", all in hex.
@@ -40,54 +35,22 @@ fn read_line(text: &str) -> io::Result<Line> {
     };
     Ok(Line {
         number: i32::try_from(value("wd:")?).map_err(io::Error::other)?,
-        inode: (device(value("sdev:")?), value("ino:")?),
+        watched: Watched {
+            inode: (device(value("sdev:")?), value("ino:")?),
+            handle: read_handle(text),
+        },
         mask: u32::try_from(value("mask:")?).map_err(io::Error::other)?,
-        handle: read_handle(text),
     })
-}
-
-/// Twenty bits of minor, as the kernel has it inside.
-fn device(inside: u64) -> u64 {
-    libc::makedev((inside >> 20) as u32, (inside & 0xf_ffff) as u32)
-}
-
-/// "fhandle-bytes:8 fhandle-type:1 f_handle:e8cb3500c97b61e4", where the file system has handles.
-fn read_handle(text: &str) -> Option<Handle> {
-    let value = |name| text.split_whitespace().find_map(|word: &str| word.strip_prefix(name));
-    let kind = u8::from_str_radix(value("fhandle-type:")?, 16).ok()?;
-    let digits = value("f_handle:")?;
-    let byte = |at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
-    let bytes = (0..digits.len()).step_by(2).map(byte).collect::<Option<_>>()?;
-    Some(Handle { kind: kind.into(), bytes })
-}
-
-/// Finds the paths of what is watched.
-fn paths(lines: &[Line], init: i32) -> io::Result<Paths> {
-    let mounts = Mounts::of(init)?;
-    let by_handle = |line: &Line| mounts.path_of(line.inode, line.handle.as_ref()?);
-    let found: Paths = lines.iter().map(|line| (line.inode, by_handle(line))).collect();
-    if found.values().all(Option::is_some) {
-        return Ok(found);
-    }
-    let (mut found, rest): (Paths, Paths) = found.into_iter().partition(|(_, it)| it.is_some());
-    let root = PathBuf::from(format!("/proc/{init}/root"));
-    // Service managers watch these, and there alone it is worth to look below /sys.
-    let cgroups = Path::new("/sys/fs/cgroup");
-    let device = fs::metadata(root.join("sys/fs/cgroup")).map_or(0, |metadata| metadata.dev());
-    let (of_cgroups, others): (Paths, Paths) =
-        rest.into_iter().partition(|((of, _), _)| *of == device);
-    found.extend(search::below(&root, cgroups, of_cgroups));
-    found.extend(search::below(&root, Path::new("/"), others));
-    Ok(found)
 }
 
 pub(super) fn capture(object: &Object, init: i32) -> Result<Kind, Refusal> {
     let info = object.info()?;
     let lines: Vec<Line> = info.lines_from("inotify ").map(read_line).collect::<io::Result<_>>()?;
-    let paths = paths(&lines, init)?;
+    let watched: Vec<&Watched> = lines.iter().map(|line| &line.watched).collect();
+    let paths = watched::paths(&watched, &Mounts::of(init)?, init)?;
     let mut watches = Vec::with_capacity(lines.len());
     for line in lines {
-        let Some(Some(path)) = paths.get(&line.inode) else {
+        let Some(Some(path)) = paths.get(&line.watched.inode) else {
             return Err(Refusal::new(
                 "an inotify watch on something that has no path in the VE",
                 "restart the program",
@@ -121,6 +84,7 @@ mod tests {
         super::testing::{Child, rebuild},
         *,
     };
+    use crate::sys::handle::Handle;
 
     #[test]
     fn a_line_tells_number_inode_and_handle() {
@@ -130,9 +94,9 @@ mod tests {
         )
         .unwrap();
         assert_eq!((line.number, line.mask), (27, 2));
-        assert_eq!(line.inode, (libc::makedev(1, 0x26), 0x8e1));
+        assert_eq!(line.watched.inode, (libc::makedev(1, 0x26), 0x8e1));
         let bytes = vec![10, 11, 0, 0, 0, 0, 0, 0];
-        assert_eq!(line.handle.unwrap(), Handle { kind: 0xfe, bytes });
+        assert_eq!(line.watched.handle.unwrap(), Handle { kind: 0xfe, bytes });
     }
 
     #[test]

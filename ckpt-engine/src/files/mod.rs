@@ -21,6 +21,7 @@
 //! | namespace | those that a process is in | |
 //! | message queue (POSIX) | all | the value of a notification |
 //! | inotify | watches with their numbers | queued events |
+//! | fanotify | marks | queued events |
 //! | unix socket | data, descriptors and credentials in flight, names, waiting clients | |
 //! | TCP | unread, unacknowledged and unsent data, options, connections not yet accepted | |
 //! | UDP, UDP-Lite | addresses, queue, groups | |
@@ -38,6 +39,7 @@ mod capture;
 mod deleted;
 mod epoll;
 mod event;
+mod fanotify;
 mod find;
 mod frames;
 mod info;
@@ -71,6 +73,7 @@ mod tests_network;
 mod timer;
 mod udp;
 mod unix;
+mod watched;
 
 pub use capture::{Captured, Undo, capture, check, mend};
 pub use rebuild::{RebuildError, Rebuilt, Target, open_inside, rebuild};

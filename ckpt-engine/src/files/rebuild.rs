@@ -18,8 +18,8 @@ use nix::{
 };
 
 use super::{
-    Argument, Remote, deleted, epoll, event, inotify, lock, mailbox, memfd, nsfs, path, pipe,
-    process, socket, tcp, terminal, timer, unix,
+    Argument, Remote, deleted, epoll, event, fanotify, inotify, lock, mailbox, memfd, nsfs, path,
+    pipe, process, socket, tcp, terminal, timer, unix, watched,
 };
 use crate::{
     beside,
@@ -174,9 +174,14 @@ pub fn open_inside(
 ) -> Result<HashMap<usize, OwnedFd>, RebuildError> {
     let mut opened = HashMap::new();
     for (place, file) in files.files.iter().enumerate() {
-        if let Kind::Path(named) = &file.kind
-            && let Some(inside) = path::open_inside(named, file, init, remote)?
-        {
+        let inside = match &file.kind {
+            Kind::Path(named) => path::open_inside(named, file, init, remote)?,
+            Kind::Fanotify { flags, event_flags, .. } => {
+                Some(fanotify::make((*flags, *event_flags), init, remote)?)
+            }
+            _ => None,
+        };
+        if let Some(inside) = inside {
             opened.insert(place, inside);
         }
     }
@@ -207,8 +212,13 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
         if rebuild.made[place].is_none() {
             let opened = target.opened.get(&place).map(OwnedFd::try_clone);
             rebuild.made[place] = Some(match opened {
-                Some(opened) => opened
-                    .map_err(|source| RebuildError::Kernel { object: "file of /proc", source })?,
+                Some(opened) => {
+                    let opened = opened.map_err(|source| RebuildError::Kernel {
+                        object: "file that a process opened",
+                        source,
+                    })?;
+                    rebuild.complete(file, opened)?
+                }
                 None => {
                     rebuild.enter(file.mounts)?;
                     rebuild.make(file)?
@@ -268,6 +278,17 @@ impl Rebuild<'_> {
         Ok(())
     }
 
+    /// Does the rest to what a task of the VE has opened.
+    fn complete(&mut self, file: &File, opened: OwnedFd) -> Result<OwnedFd, RebuildError> {
+        if let Kind::Fanotify { marks, .. } = &file.kind {
+            self.enter(file.mounts)?;
+            fanotify::mark(&opened, marks)?;
+            set_status(opened.as_fd(), file.flags)
+                .map_err(|source| RebuildError::Kernel { object: "file", source })?;
+        }
+        Ok(opened)
+    }
+
     fn make(&mut self, file: &File) -> Result<OwnedFd, RebuildError> {
         let fd = match &file.kind {
             Kind::Path(named) => return path::rebuild(named, file.flags),
@@ -318,6 +339,11 @@ pub(super) fn set_status(fd: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
 }
 
 impl Rebuilt {
+    /// The descriptions by their number, as far as they are held here.
+    pub(super) fn made(&self) -> impl Iterator<Item = Option<BorrowedFd<'_>>> {
+        self.made.iter().map(|made| made.as_ref().map(AsFd::as_fd))
+    }
+
     /// The description for this id, to be installed in descriptor tables.
     pub fn descriptor(&self, file: FileId) -> Option<BorrowedFd<'_>> {
         Some(self.made.get(file.0 as usize)?.as_ref()?.as_fd())
@@ -331,6 +357,7 @@ impl Rebuilt {
         tables: &BTreeMap<i32, Vec<Descriptor>>,
         remote: &mut dyn Remote,
     ) -> Result<(), RebuildError> {
+        watched::forget_rebuilding(self, files)?;
         unix::finish(files, tables, remote)?;
         terminal::finish(files, tables, remote)?;
         epoll::finish(files, tables, remote)?;

@@ -42,7 +42,16 @@ pub(super) type Paths = HashMap<Inode, Option<Vec<u8>>>;
 #[derive(Debug)]
 pub(super) struct Mounts {
     root: OwnedFd,
-    points: Vec<(u64, PathBuf)>,
+    points: Vec<Point>,
+}
+
+/// One of them.
+#[derive(Debug, PartialEq, Eq)]
+struct Point {
+    /// Its number in mountinfo.
+    number: u64,
+    device: u64,
+    path: PathBuf,
 }
 
 impl Mounts {
@@ -57,8 +66,27 @@ impl Mounts {
 
     /// The path of the inode that a handle of a file system names.
     pub(super) fn path_of(&self, inode: Inode, handle: &Handle) -> Option<Vec<u8>> {
-        let points = self.points.iter().filter(|(device, _)| *device == inode.0);
-        points.filter_map(|(_, point)| self.path_through(point, inode, handle)).next()
+        let points = self.points.iter().filter(|point| point.device == inode.0);
+        points.filter_map(|point| self.path_through(&point.path, inode, handle)).next()
+    }
+
+    /// Where a mount is, by its number in mountinfo.
+    pub(super) fn point_of(&self, number: u64) -> Option<Vec<u8>> {
+        let point = self.points.iter().find(|point| point.number == number)?;
+        self.in_sight(point)
+    }
+
+    /// A place where a file system is mounted.
+    pub(super) fn point_on(&self, device: u64) -> Option<Vec<u8>> {
+        let points = self.points.iter().filter(|point| point.device == device);
+        points.filter_map(|point| self.in_sight(point)).next()
+    }
+
+    /// The path of a mount, unless another one is over it.
+    fn in_sight(&self, point: &Point) -> Option<Vec<u8>> {
+        let opened = self.open(&point.path, OFlag::O_PATH).ok()?;
+        let found = descriptor::status(opened.as_fd()).ok()?.mount;
+        (found == point.number).then(|| point.path.as_os_str().as_bytes().to_vec())
     }
 
     fn path_through(&self, point: &Path, inode: Inode, handle: &Handle) -> Option<Vec<u8>> {
@@ -83,10 +111,11 @@ impl Mounts {
     }
 }
 
-/// "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw": device and mount point.
-fn read_line(line: &str) -> Option<(u64, PathBuf)> {
+/// "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw".
+fn read_line(line: &str) -> Option<Point> {
     let mut words = line.split(' ');
-    let (major, minor) = words.nth(2)?.split_once(':')?;
+    let number = words.next()?.parse().ok()?;
+    let (major, minor) = words.nth(1)?.split_once(':')?;
     let device = libc::makedev(major.parse().ok()?, minor.parse().ok()?);
     let point = words.nth(1)?;
     // Spaces and the like are written as three octal digits.
@@ -97,7 +126,8 @@ fn read_line(line: &str) -> Option<(u64, PathBuf)> {
         bytes.push(u8::from_str_radix(digits, 8).ok()?);
         bytes.extend(rest.as_bytes());
     }
-    Some((device, PathBuf::from(std::ffi::OsString::from_vec(bytes))))
+    let path = PathBuf::from(std::ffi::OsString::from_vec(bytes));
+    Some(Point { number, device, path })
 }
 
 /// Finds one inode below a directory of the VE.
@@ -184,7 +214,8 @@ mod tests {
     #[test]
     fn a_mount_point_with_a_space_is_read() {
         let line = "36 35 98:2 / /a\\040b\\134 rw,noatime master:1 - ext3 /dev/root rw";
-        assert_eq!(read_line(line).unwrap(), (libc::makedev(98, 2), PathBuf::from("/a b\\")));
+        let (device, path) = (libc::makedev(98, 2), PathBuf::from("/a b\\"));
+        assert_eq!(read_line(line).unwrap(), Point { number: 36, device, path });
     }
 
     #[test]

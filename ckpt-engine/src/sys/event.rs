@@ -102,6 +102,30 @@ pub fn inotify() -> io::Result<OwnedFd> {
     own(libc::c_long::from(unsafe { libc::inotify_init1(libc::IN_CLOEXEC) }))
 }
 
+/// fanotify_mark(2): adds to the marks of a group on a path without symbolic links.
+pub fn mark(group: BorrowedFd<'_>, how: u32, mask: u64, path: &[u8]) -> io::Result<()> {
+    let path = std::ffi::CString::new(path).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let how = libc::FAN_MARK_ADD | libc::FAN_MARK_DONT_FOLLOW | how;
+    let raw = group.as_raw_fd();
+    // SAFETY: `path` is NUL-terminated and only read.
+    check(unsafe { libc::fanotify_mark(raw, how, mask, libc::AT_FDCWD, path.as_ptr()) }).map(drop)
+}
+
+/// Takes out all events that wait in an inotify set or a fanotify group.
+pub fn drain(watches: BorrowedFd<'_>) -> io::Result<()> {
+    loop {
+        let mut waiting: libc::c_int = 0;
+        // SAFETY: the request writes one integer, which `waiting` is.
+        check(unsafe { libc::ioctl(watches.as_raw_fd(), libc::FIONREAD, &raw mut waiting) })?;
+        // Room for the largest event, which the kernel gives as a whole or not at all.
+        let mut room = vec![0; usize::try_from(waiting).unwrap_or(0).clamp(4096, 1 << 20)];
+        if waiting == 0 {
+            return Ok(());
+        }
+        nix::unistd::read(watches, &mut room)?;
+    }
+}
+
 /// inotify_add_watch(2) of a path without symbolic links, under this number.
 pub fn watch(inotify: BorrowedFd<'_>, number: i32, path: &[u8], mask: u32) -> io::Result<()> {
     const INOTIFY_IOC_SETNEXTWD: libc::c_ulong = 0x4004_4900;

@@ -91,6 +91,33 @@ pub struct EpollEntry {
     pub data: u64,
 }
 
+/// One mark of a fanotify(7) group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// How much is watched.
+    pub scope: Scope,
+    /// A path inside the VE that leads to it.
+    #[serde(with = "serde_bytes")]
+    pub path: Vec<u8>,
+    /// The events that are told: `FAN_*`.
+    pub mask: u64,
+    /// Those that are not.
+    pub ignored: u64,
+    /// `FAN_MARK_EVICTABLE` and those about ignored events.
+    pub flags: u32,
+}
+
+/// How much a [`Mark`] watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Scope {
+    /// One file or directory.
+    Inode,
+    /// Everything in a mount.
+    Mount,
+    /// Everything in a file system.
+    Filesystem,
+}
+
 /// One inotify(7) watch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watch {

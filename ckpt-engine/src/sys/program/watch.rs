@@ -1,4 +1,4 @@
-//! inotify(7).
+//! inotify(7) and fanotify(7).
 
 use std::ffi::CString;
 use std::io;
@@ -56,6 +56,62 @@ impl Watches {
         }
         Ok(told)
     }
+}
+
+/// A fanotify group of the kind that everybody may have, which tells names. It does not block.
+#[derive(Debug)]
+pub struct Group(OwnedFd);
+
+impl Group {
+    /// Without marks.
+    pub fn new() -> io::Result<Self> {
+        let flags = libc::FAN_CLASS_NOTIF
+            | libc::FAN_REPORT_DFID_NAME
+            | libc::FAN_CLOEXEC
+            | libc::FAN_NONBLOCK;
+        // SAFETY: integers only.
+        let fd = number(unsafe { libc::fanotify_init(flags, 0) })?;
+        // SAFETY: the kernel has just made this descriptor for us alone.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Changes the marks on a path: `how` is `FAN_MARK_*`.
+    pub fn mark(&self, how: u32, events: u64, path: &Path) -> io::Result<()> {
+        let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
+        let group = self.0.as_raw_fd();
+        // SAFETY: the path is terminated and lives during the call.
+        let result =
+            unsafe { libc::fanotify_mark(group, how, events, libc::AT_FDCWD, path.as_ptr()) };
+        number(result).map(drop)
+    }
+
+    /// Everything that waits to be read: the events, and the name if there is one.
+    pub fn read(&self) -> io::Result<Vec<(u64, String)>> {
+        let mut bytes = [0; 16 << 10];
+        let count = match nix::unistd::read(&self.0, &mut bytes) {
+            Err(nix::Error::EAGAIN) => 0,
+            count => count?,
+        };
+        let mut rest = &bytes[..count];
+        let mut told = Vec::new();
+        // struct fanotify_event_metadata: length, three more numbers, events, descriptor, process.
+        while let Some(head) = rest.first_chunk::<24>() {
+            let length = u32::from_ne_bytes([0, 1, 2, 3].map(|at| head[at])) as usize;
+            let events = u64::from_ne_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|at| head[8 + at]));
+            let event = rest.get(24..length).ok_or(io::ErrorKind::InvalidData)?;
+            told.push((events, name(event).unwrap_or_default()));
+            rest = &rest[length..];
+        }
+        Ok(told)
+    }
+}
+
+/// The name in what follows an event: a header of four bytes, the number of a file system, a handle
+/// with its length, and then the name.
+fn name(event: &[u8]) -> Option<String> {
+    let length = u32::from_ne_bytes(*event.get(12..)?.first_chunk()?) as usize;
+    let name = event.get(20 + length..)?.split(|&byte| byte == 0).next()?;
+    Some(String::from_utf8_lossy(name).into_owned())
 }
 
 fn number(result: libc::c_int) -> io::Result<i32> {
