@@ -66,6 +66,12 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
         let object = "a cgroup namespace that belongs to a user namespace, or whose top has nobody";
         blockers.push(unmovable(object, "end the program that is in it"));
     }
+    let times = spaces.times(init, pids).map_err(step("read the time namespaces"))?;
+    if times.contains(&None) {
+        let object =
+            "a time namespace that belongs to a user namespace, or whose clocks nobody shows";
+        blockers.push(unmovable(object, "end the program that is in it"));
+    }
     blockers.extend(uneven(&spaces, pids));
     blockers.extend(pids.iter().filter_map(|&pid| parted(pid)));
     let named = |names_of: &OwnedFd| names(names_of.as_fd());
@@ -78,6 +84,7 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
         cgroups: tops.into_iter().map(Option::unwrap_or_default).collect(),
         users: spaces.users(base).map_err(step("read the user namespaces"))?,
         owners: spaces.owners(),
+        times: times.into_iter().map(Option::unwrap_or_default).collect(),
     };
     for mounts in &nested.mounts {
         blockers.extend(hidden(mounts).map(|point| {
@@ -234,6 +241,15 @@ fn parse_offsets(offsets: &str) -> Clocks {
         monotonic_ns: offset("monotonic").unwrap_or(0),
         boottime_ns: offset("boottime").unwrap_or(0),
     }
+}
+
+/// As `/proc/PID/timens_offsets` takes them.
+pub(crate) fn offset_lines(offsets: Clocks) -> String {
+    let line = |clock: &str, ns: i64| {
+        let (seconds, rest) = (ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
+        format!("{clock} {seconds} {rest}\n")
+    };
+    line("monotonic", offsets.monotonic_ns) + &line("boottime", offsets.boottime_ns)
 }
 
 /// An offer arrives much sooner; hosts whose dates are further apart tell nothing about it.

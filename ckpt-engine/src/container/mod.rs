@@ -47,6 +47,9 @@ use nix::sys::{
     wait::{Id, WaitPidFlag, WaitStatus, waitid},
 };
 
+pub(crate) use self::{
+    capture::offset_lines, late::mount_late, refused::BASELINE_FILTERS, users::IdRanges,
+};
 pub use self::{
     capture::{Captured, Found, capture, clock_offsets, clocks_now, host_clocks},
     enter::{Entered, Entry, Program, enter, open_terminal},
@@ -61,7 +64,6 @@ use self::{
     error::step,
     order::{Order, Reply, Socket},
 };
-pub(crate) use self::{late::mount_late, refused::BASELINE_FILTERS, users::IdRanges};
 
 /// The number of ids that a container has for its users and groups.
 pub const ID_COUNT: u32 = 65_536;
@@ -173,6 +175,7 @@ impl Container {
         this.nested = Handles::from_counted(nested, received).ok_or(ContainerError::Foreign)?;
         let nested = &spec.plan.nested;
         this.nested.pid_owners.clone_from(&nested.owners.pids);
+        this.nested.times.clone_from(&nested.times);
         this.nested.user_parents = nested.users.iter().map(|users| users.parent).collect();
         let late = LateMount::collect(&spec.plan, waiting);
         this.nested.late = late.ok_or(ContainerError::Foreign)?;

@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use ckpt_format::container::{Names, Nested};
+use ckpt_format::container::{Clocks, Names, Nested};
 use nix::{
     fcntl::{OFlag, openat},
     sys::stat::Mode,
@@ -97,6 +97,9 @@ pub struct Handles {
     pub pid_owners: Vec<u32>,
     /// Which user namespace each of `users` is in.
     pub user_parents: Vec<u32>,
+    /// How far the clocks of time namespaces, which come with their first processes, are ahead of
+    /// those of the container.
+    pub times: Vec<Clocks>,
 }
 
 impl Handles {

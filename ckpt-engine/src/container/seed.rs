@@ -22,6 +22,7 @@ use nix::{
 };
 
 use super::{
+    capture::offset_lines,
     limits::drop_capabilities,
     mounts,
     nested::{self, Handles},
@@ -136,14 +137,6 @@ fn become_root() -> Result<(), Failure> {
     setresuid(user, user, user).map_err(system("become root"))?;
     let _ = new_session_keyring();
     Ok(())
-}
-
-fn offset_lines(offsets: Clocks) -> String {
-    let line = |clock: &str, ns: i64| {
-        let (seconds, rest) = (ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
-        format!("{clock} {seconds} {rest}\n")
-    };
-    line("monotonic", offsets.monotonic_ns) + &line("boottime", offsets.boottime_ns)
 }
 
 /// What pid 1 does before it waits.

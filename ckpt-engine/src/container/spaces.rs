@@ -13,7 +13,7 @@ use std::{
 
 use ckpt_format::{
     blocker::Blocker,
-    container::{Mount, Namespaces, Owners, Users},
+    container::{Clocks, Mount, Namespaces, Owners, Users},
 };
 use nix::{
     fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
@@ -24,6 +24,7 @@ use nix::{
 };
 
 use super::{
+    capture::clock_offsets,
     mountinfo::Line,
     numbered::{ENDED, PidSpaces},
     read_proc, roots, sysfs,
@@ -32,7 +33,7 @@ use super::{
 };
 use crate::{
     ipc,
-    procfs::Status,
+    procfs::{self, Status},
     sys::{
         namespace,
         program::descriptor::namespace_kind,
@@ -42,28 +43,28 @@ use crate::{
 
 /// The kinds of namespaces that a program in a container may have of its own, in the order of
 /// [`Namespaces`].
-const KINDS: [&str; 5] = ["mnt", "uts", "ipc", "net", "cgroup"];
+const KINDS: [&str; 6] = ["mnt", "uts", "ipc", "net", "cgroup", "time"];
 
 /// Where the networks are in [`KINDS`].
 const NETWORKS: usize = 3;
 
-/// The kind that all processes of a container must share.
-const COMMON: &str = "time";
+/// Where the clocks are in it.
+const TIMES: usize = 5;
 
 /// The namespaces of a running container: its own, and those that programs in it have made.
 #[derive(Debug, Default)]
 pub struct Spaces {
     /// By kind as in [`KINDS`]: the namespaces, the container's own first.
-    kinds: [Vec<OwnedFd>; 5],
+    kinds: [Vec<OwnedFd>; 6],
     /// Their numbers by inode.
-    numbers: [HashMap<u64, u32>; 5],
+    numbers: [HashMap<u64, u32>; 6],
     mounts: Vec<MountTable>,
     users: UserSpaces,
     pids: PidSpaces,
     /// The user namespaces that the pid namespaces of programs belong to.
     pid_owners: Vec<u32>,
     /// By kind, without the container's own: the user namespaces that they belong to.
-    owners: [Vec<u32>; 5],
+    owners: [Vec<u32>; 6],
 }
 
 /// An open mount table, with what it said when the container was captured.
@@ -176,7 +177,9 @@ impl Spaces {
         self.users.add(users)?;
         self.pids.add_process(pid)?;
         let mut kinds = KINDS.iter().enumerate();
-        kinds.try_for_each(|(kind, name)| self.add(kind, &format!("/proc/{pid}/ns/{name}")))
+        kinds.try_for_each(|(kind, name)| self.add(kind, &format!("/proc/{pid}/ns/{name}")))?;
+        // Nobody need have been born into it yet.
+        self.add(TIMES, &format!("/proc/{pid}/ns/time_for_children"))
     }
 
     fn add(&mut self, kind: usize, path: &str) -> io::Result<()> {
@@ -193,7 +196,7 @@ impl Spaces {
     /// The namespaces of a process; `None` if it is in one that was not there when the
     /// container was captured.
     pub fn number(&self, pid: i32) -> io::Result<Option<Namespaces>> {
-        let mut found = [0; 5];
+        let mut found = [0; 6];
         for ((kind, name), found) in KINDS.iter().enumerate().zip(&mut found) {
             let inode = fs::metadata(format!("/proc/{pid}/ns/{name}"))?.ino();
             match self.numbers[kind].get(&inode) {
@@ -201,12 +204,25 @@ impl Spaces {
                 None => return Ok(None),
             }
         }
-        let [mounts, names, ipc, network, cgroup] = found;
+        let [mounts, names, ipc, network, cgroup, time] = found;
+        let born = fs::metadata(format!("/proc/{pid}/ns/time_for_children"))?.ino();
+        let Some(&time_of_children) = self.numbers[TIMES].get(&born) else { return Ok(None) };
         let users = fs::metadata(format!("/proc/{pid}/ns/user"))?.ino();
         let Some(user) = self.users.number(users) else { return Ok(None) };
         let Some(own) = self.pids.of(pid)? else { return Ok(None) };
         let Some(children) = self.pids.of_children(pid, own)? else { return Ok(None) };
-        Ok(Some(Namespaces { mounts, names, ipc, network, cgroup, user, pid: own, children }))
+        Ok(Some(Namespaces {
+            mounts,
+            names,
+            ipc,
+            network,
+            cgroup,
+            user,
+            pid: own,
+            children,
+            time,
+            time_of_children,
+        }))
     }
 
     /// The number of the pid namespace of a process that may have ended already.
@@ -291,6 +307,25 @@ impl Spaces {
         namespaces.zip(&self.owners[4]).map(root).collect()
     }
 
+    /// How far the clocks of the time namespaces of programs are ahead of those of the container;
+    /// `None` for one that cannot be made again.
+    pub(super) fn times(&self, init: i32, pids: &[i32]) -> io::Result<Vec<Option<Clocks>>> {
+        let own = clock_offsets(init)?;
+        let mut found = vec![None; self.kinds[TIMES].len().saturating_sub(1)];
+        let any = !found.is_empty();
+        for &pid in pids.iter().filter(|_| any) {
+            let Ok(Some(of)) = self.number(pid) else { continue };
+            // The kernel shows the clocks of the children.
+            let place = usize::try_from(of.time_of_children).map_err(io::Error::other)?;
+            if let Some(place) = place.checked_sub(1) {
+                found[place] = clock_offsets(pid).ok().map(|clocks| clocks.since(own));
+            }
+        }
+        // Whoever makes it is in the container's own user namespace.
+        let owners = self.owners[TIMES].iter();
+        Ok(found.into_iter().zip(owners).map(|(it, &owner)| it.filter(|_| owner == 0)).collect())
+    }
+
     /// The user namespaces that programs have made, in a container whose ids start at `base`.
     pub(super) fn users(&self, base: u32) -> io::Result<Vec<Users>> {
         self.users.describe(base)
@@ -298,7 +333,7 @@ impl Spaces {
 
     /// Which user namespaces the others belong to.
     pub(super) fn owners(&self) -> Owners {
-        let [mounts, names, ipcs, networks, _] = self.owners.clone();
+        let [mounts, names, ipcs, networks, _, _] = self.owners.clone();
         Owners { mounts, names, ipcs, networks, pids: self.pid_owners.clone() }
     }
 
@@ -437,8 +472,6 @@ fn inside<T: Send>(
 /// The processes of a container that are in namespaces of their own which cannot be made again
 /// elsewhere.
 pub fn foreign_namespaces(init: i32, pids: &[i32]) -> Vec<Blocker> {
-    let of = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/{COMMON}"));
-    let Ok(own) = of(init) else { return Vec::new() };
     let mut spaces = PidSpaces::default();
     if spaces.add_process(init).is_err() {
         return Vec::new();
@@ -446,9 +479,9 @@ pub fn foreign_namespaces(init: i32, pids: &[i32]) -> Vec<Blocker> {
     let mut blockers = Vec::new();
     for &pid in pids {
         let outside = spaces.add_process(pid).is_ok_and(|inside| !inside);
-        let object = match of(pid).is_ok_and(|it| it != own) {
+        let object = match parts_clocks(pid) {
             _ if outside => "pid namespace that is not of the VE",
-            true => "time namespace of its own",
+            true => "time namespace for the children of one of several threads",
             false => continue,
         };
         blockers.push(Blocker {
@@ -460,6 +493,17 @@ pub fn foreign_namespaces(init: i32, pids: &[i32]) -> Vec<Blocker> {
         });
     }
     blockers
+}
+
+/// Whether a process with several threads bears children into another time namespace.
+fn parts_clocks(pid: i32) -> bool {
+    let threads = procfs::threads(pid).unwrap_or_default();
+    let link = |tid: &i32, name: &str| procfs::link(pid, &format!("task/{tid}/ns/{name}")).ok();
+    let elsewhere = |tid: &i32| {
+        link(tid, "time").is_some_and(|own| link(tid, "time_for_children") != Some(own))
+    };
+    // The link names its kind.
+    threads.len() > 1 && threads.iter().any(elsewhere)
 }
 
 fn command(pid: i32) -> String {

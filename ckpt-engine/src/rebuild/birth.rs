@@ -74,6 +74,7 @@ pub(super) struct By<'a> {
 impl<'a> By<'a> {
     pub(super) fn of(bone: &'a Bone) -> Self {
         let Bone { space, users, namespaces, .. } = *bone;
+        let namespaces = namespaces.map(Namespaces::of_child);
         Self { thread: &bone.thread, space, users, namespaces }
     }
 }

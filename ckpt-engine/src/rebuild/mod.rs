@@ -280,8 +280,9 @@ impl Skeleton {
     /// Takes the namespaces that were made for programs of the VE.
     pub fn set_nested(&mut self, handles: Handles) -> Result<(), RebuildError> {
         let failed = |source| RebuildError::Outside { pid: 1, what: "find its namespaces", source };
+        let times = handles.times.clone();
         self.nested = namespaces::Table::new(self.init()?, handles).map_err(failed)?;
-        Ok(())
+        self.make_clocks(&times)
     }
 
     /// Tells how far CLOCK_MONOTONIC of the source's host is ahead of ours, so that timers end

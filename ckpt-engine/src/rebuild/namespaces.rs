@@ -2,14 +2,14 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
+    fs::{self, File},
     io,
     os::fd::{AsRawFd, OwnedFd},
     path::Path,
 };
 
 use ckpt_format::{
-    container::{Children, Namespaces},
+    container::{Children, Clocks, Namespaces},
     process::Process,
 };
 
@@ -19,18 +19,22 @@ use super::{
     credentials,
 };
 use crate::{
-    container::{Handles, LateMount, cgroups, mount_late},
+    container::{Handles, LateMount, cgroups, clock_offsets, mount_late, offset_lines},
     inject::Stopped,
+    sys::namespace::CLONE_NEWTIME,
 };
 
 /// The kinds, as `/proc/PID/ns` names them.
-const KINDS: [&str; 4] = ["mnt", "uts", "ipc", "net"];
+const KINDS: [&str; 5] = ["mnt", "uts", "ipc", "net", "time"];
+
+/// Where the clocks are in it.
+const TIMES: usize = 4;
 
 /// The namespaces that processes of a VE can be in.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     /// By kind as in [`KINDS`]: the VE's own first; empty where there is no other.
-    kinds: [Vec<OwnedFd>; 4],
+    kinds: [Vec<OwnedFd>; 5],
     /// The user namespaces of programs.
     users: Vec<OwnedFd>,
     /// The tops of the cgroup namespaces of programs.
@@ -41,19 +45,21 @@ pub(super) struct Table {
     user_parents: Vec<u32>,
     /// In the same way: the user namespaces that pid namespaces belong to.
     pid_owners: Vec<u32>,
+    /// What the clocks of each time namespace are ahead of the host's.
+    offsets: Vec<Clocks>,
 }
 
 impl Table {
     pub(super) fn new(init: i32, handles: Handles) -> io::Result<Self> {
         let Handles { mounts, names, ipcs, networks, users, cgroups, late, .. } = handles;
         let Handles { user_parents, pid_owners, .. } = handles;
-        let mut kinds = [mounts, names, ipcs, networks];
+        let mut kinds = [mounts, names, ipcs, networks, Vec::new()];
         for (kind, name) in kinds.iter_mut().zip(KINDS) {
             if !kind.is_empty() {
                 kind.insert(0, File::open(format!("/proc/{init}/ns/{name}"))?.into());
             }
         }
-        Ok(Self { kinds, users, cgroups, late, user_parents, pid_owners })
+        Ok(Self { kinds, users, cgroups, late, user_parents, pid_owners, offsets: Vec::new() })
     }
 
     /// All that programs have made, by kind and number.
@@ -114,9 +120,9 @@ fn at<T>(list: &[T], number: u32) -> Option<&T> {
     list.get(usize::try_from(number).ok()?.checked_sub(1)?)
 }
 
-fn numbers(namespaces: Namespaces) -> [u32; 4] {
-    let Namespaces { mounts, names, ipc, network, .. } = namespaces;
-    [mounts, names, ipc, network]
+fn numbers(namespaces: Namespaces) -> [u32; 5] {
+    let Namespaces { mounts, names, ipc, network, time, .. } = namespaces;
+    [mounts, names, ipc, network, time]
 }
 
 impl Skeleton {
@@ -130,9 +136,75 @@ impl Skeleton {
         if bone.namespaces == Some(wanted) {
             return Ok(());
         }
-        self.go_to_namespaces(&bone.thread, pid, bone.namespaces, wanted)?;
-        if let Some(bone) = self.processes.get_mut(&pid) {
-            bone.namespaces = Some(wanted);
+        // Whoever joins one takes its children along: what is theirs alone comes afterwards.
+        let same = |now: Namespaces| now.time_of_children == wanted.time_of_children;
+        let parted = bone.namespaces.is_some_and(|now| now.time != now.time_of_children);
+        let now = match bone.namespaces {
+            Some(now) if parted && !same(now) => Some(Namespaces { time: u32::MAX, ..now }),
+            now => now,
+        };
+        let founded =
+            parted && bone.namespaces.is_some_and(|now| same(now) && now.time == wanted.time);
+        self.go_to_namespaces(&bone.thread, pid, now, wanted)?;
+        if wanted.time_of_children != wanted.time && !founded {
+            self.part_clocks(pid, wanted.time_of_children)?;
+        }
+        self.bone_mut(pid)?.namespaces = Some(wanted);
+        Ok(())
+    }
+
+    /// Makes the time namespaces of programs, by pid 1. How far their clocks are ahead of those of
+    /// the VE is told.
+    pub(super) fn make_clocks(&mut self, ahead: &[Clocks]) -> Result<(), RebuildError> {
+        if ahead.is_empty() {
+            return Ok(());
+        }
+        let outside = |source| RebuildError::Outside { pid: 1, what: "make its clocks", source };
+        let init = self.init()?;
+        let own = clock_offsets(init).map_err(outside)?;
+        let home = File::open(format!("/proc/{init}/ns/time")).map_err(outside)?;
+        let mut all = vec![home.try_clone().map_err(outside)?.into()];
+        for ahead in ahead {
+            let offsets = Clocks {
+                monotonic_ns: own.monotonic_ns.saturating_add(ahead.monotonic_ns),
+                boottime_ns: own.boottime_ns.saturating_add(ahead.boottime_ns),
+            };
+            all.push(self.new_clocks(1, offsets)?);
+            self.nested.offsets.push(offsets);
+        }
+        self.nested.kinds[TIMES] = all;
+        let bone = self.bone(1)?;
+        self.pass_descriptor(&bone.thread, 1, &home.into())?;
+        let mut batch = self.gate.batch();
+        batch.call("setns", libc::SYS_setns, &[0, 0]);
+        batch.call("close", libc::SYS_close, &[0]);
+        batch.run(&bone.thread)?.all().map_err(bone.failed("return to its clocks"))
+    }
+
+    /// Makes a time namespace for the children of a process.
+    fn new_clocks(&self, pid: i32, offsets: Clocks) -> Result<OwnedFd, RebuildError> {
+        let bone = self.bone(pid)?;
+        self.call(&bone.thread, pid, "unshare", libc::SYS_unshare, &[CLONE_NEWTIME as u64])?;
+        let outside = |source| RebuildError::Outside { pid, what: "set its clocks", source };
+        let host = bone.thread.tid;
+        fs::write(format!("/proc/{host}/timens_offsets"), offset_lines(offsets))
+            .map_err(outside)?;
+        Ok(File::open(format!("/proc/{host}/ns/time_for_children")).map_err(outside)?.into())
+    }
+
+    /// A process whose children are born into a time namespace that it is not in itself: only
+    /// whoever makes one can be so. What was there in its place is left by all.
+    fn part_clocks(&mut self, pid: i32, number: u32) -> Result<(), RebuildError> {
+        let unknown = || Inconsistency::UnknownNamespace(pid);
+        let offsets = at(&self.nested.offsets, number).copied().ok_or_else(unknown)?;
+        let made = self.new_clocks(pid, offsets)?;
+        let place = usize::try_from(number).map_err(|_| unknown())?;
+        *self.nested.kinds[TIMES].get_mut(place).ok_or_else(unknown)? = made;
+        for other in self.processes.values_mut().filter(|other| other.pid != pid) {
+            let is_there = |it: Namespaces| it.time == number || it.time_of_children == number;
+            if other.namespaces.is_some_and(is_there) {
+                other.namespaces = None;
+            }
         }
         Ok(())
     }

@@ -55,8 +55,11 @@ impl Skeleton {
         for leader in leaders {
             end(&leader)?;
         }
-        for shape in &shapes {
-            self.enter_namespaces(shape.pid, shape.namespaces)?;
+        // One that is made anew for the children of a process is entered anew by those before it.
+        for _ in 0..2 {
+            for shape in &shapes {
+                self.enter_namespaces(shape.pid, shape.namespaces)?;
+            }
         }
         Ok(())
     }

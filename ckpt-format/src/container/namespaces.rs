@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Mount;
+use super::{Clocks, Mount};
 use crate::network::Network;
 
 /// The namespaces that programs have made, by kind. Number 0 of each kind is the VE's own and
@@ -25,6 +25,9 @@ pub struct Nested {
     /// Which user namespaces the others belong to.
     #[serde(default)]
     pub owners: Owners,
+    /// Time namespaces: how far their clocks are ahead of those of the VE.
+    #[serde(default)]
+    pub times: Vec<Clocks>,
 }
 
 /// A user namespace: who is who in it.
@@ -101,6 +104,20 @@ pub struct Namespaces {
     /// Process numbers of its children.
     #[serde(default)]
     pub children: Children,
+    /// Clocks.
+    #[serde(default)]
+    pub time: u32,
+    /// Clocks of its children.
+    #[serde(default)]
+    pub time_of_children: u32,
+}
+
+impl Namespaces {
+    /// Those that the next child of the process begins with.
+    #[must_use]
+    pub fn of_child(self) -> Self {
+        Self { time: self.time_of_children, ..self }
+    }
 }
 
 /// The pid namespace that the next children of a process are born into.

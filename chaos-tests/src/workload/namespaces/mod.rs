@@ -1,5 +1,6 @@
 //! Namespaces that a program has made.
 
+mod clocks;
 mod ipc;
 mod kept;
 mod mounts;
@@ -36,6 +37,8 @@ pub(super) const AREA: Area = Area {
         local("own-mailboxes", "message queues there, also without a name", ipc::mailboxes),
         local("own-limits", "limits there, and a mount of its message queues", ipc::limits),
         local("kept-ipc", "an IPC namespace with objects and without a process", ipc::kept),
+        local("own-clocks", "a child in a time namespace, and its parent outside", clocks::own),
+        local("unborn-clocks", "a time namespace that nobody is in yet", clocks::unborn),
         local("own-network", "a process with only a loopback interface", others::network),
         local("users-service", "users of a service that knows two of them", users::service),
         local("users-root", "a user who is root in a user namespace", users::root),
