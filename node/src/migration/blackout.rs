@@ -26,12 +26,13 @@ use ckpt_engine::{
 };
 use ckpt_format::{
     blocker::Blocker,
-    container::{Cgroup, Clocks, Namespaces},
+    container::Clocks,
     memory::{Backing, SharedObject},
     network::{Frame, Network, Setting},
 };
 
 use super::{
+    around::{Around, Places},
     brake::Brake,
     holders::Holders,
     messages::{Item, State},
@@ -331,6 +332,15 @@ impl Live {
         fixed
     }
 
+    fn around(&self) -> Around {
+        Around {
+            freezer: self.freezer.clone(),
+            visible: self.visible.clone(),
+            id_base: self.id_base,
+            spaces: self.spaces.clone(),
+        }
+    }
+
     /// Files that processes can write without anybody noticing: they are mapped, shared and
     /// writable.
     fn mapped_files(&self) -> MappedFiles {
@@ -362,7 +372,6 @@ impl Live {
         if let Err(error) = ready {
             return Err((Box::new(self), error));
         }
-        // Up to here it ran.
         let start = Instant::now();
         let mut watch = Stopwatch::start("stop of a VE");
         let frozen = match Frozen::freeze(&self.freezer) {
@@ -433,7 +442,7 @@ impl Still {
         let networks = networks.map_err(|source| CopyError::Process { pid: live.init, source })?;
         let (expected, settings) = (live.expected.clone(), live.settings.clone());
         std::thread::scope(|scope| {
-            let around = Around::of(live);
+            let around = live.around();
             let around = scope.spawn(move || {
                 let network = state::capture(&networks, &expected, Some(&settings));
                 Ok::<_, CopyError>((network?, around.look()?))
@@ -529,37 +538,6 @@ impl Still {
 impl Drop for Still {
     fn drop(&mut self) {
         self.wake();
-    }
-}
-
-/// What is around the processes of a VE.
-struct Around {
-    freezer: PathBuf,
-    visible: PathBuf,
-    id_base: u32,
-    spaces: Arc<Spaces>,
-}
-
-/// The namespaces of processes, as numbered on the host; `None` for one that nobody knows.
-type Places = HashMap<i32, Option<Namespaces>>;
-
-impl Around {
-    fn of(live: &Live) -> Self {
-        Self {
-            freezer: live.freezer.clone(),
-            visible: live.visible.clone(),
-            id_base: live.id_base,
-            spaces: live.spaces.clone(),
-        }
-    }
-
-    /// The cgroups of a VE that stands still, and the namespaces of its processes.
-    fn look(&self) -> Result<(Vec<Cgroup>, Places), CopyError> {
-        let list = |source| CopyError::Process { pid: 0, source };
-        let pids = procfs::cgroup_processes(&self.freezer).map_err(list)?;
-        let place = |host| Some((host, self.spaces.number(host).ok()?));
-        let places = pids.into_iter().filter_map(place).collect();
-        Ok((cgroups::capture(&self.visible, self.id_base)?, places))
     }
 }
 

@@ -8,6 +8,7 @@
 //! file in the place of the link. [`postcopy`] lets a VE run before all its memory is there.
 
 mod admit;
+mod around;
 mod blackout;
 mod brake;
 mod builder;

@@ -151,7 +151,7 @@ fn switches(fields: &Fields, copier: &Copier) -> io::Result<u64> {
         Switch::ALL.into_iter().try_fold(0, |found, switch| {
             let before = flags()?;
             // What this processor cannot switch off nobody has switched off.
-            let Ok(off) = switch.off(&flags) else { return Ok(found) };
+            let Ok(off) = switch.off(flags) else { return Ok(found) };
             let after = flags()?;
             let off = off?;
             Ok::<u64, io::Error>(found | ((before ^ off) & (off ^ after)))
