@@ -239,3 +239,30 @@ pub enum Kind {
         by_controlling_name: bool,
     },
 }
+
+impl Kind {
+    /// Its name, for people who want to know where time goes.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Path(_) => "files",
+            Self::Deleted { .. } | Self::DeletedDirectory { .. } => "deleted files",
+            Self::Pipe { .. } => "pipes",
+            Self::Event(_) => "eventfds",
+            Self::Timer(_) => "timerfds",
+            Self::Signal { .. } => "signalfds",
+            Self::Epoll { .. } => "epoll",
+            Self::Memfd { .. } => "memfds",
+            Self::Process { .. } | Self::GoneProcess { .. } => "pidfds",
+            Self::Namespace { .. } => "namespaces",
+            Self::Mailbox { .. } => "message queues",
+            Self::Inotify { .. } => "inotify",
+            Self::Fanotify { .. } => "fanotify",
+            Self::Unix(_) => "unix",
+            Self::Tcp(_) => "TCP",
+            Self::Udp(_) => "UDP",
+            Self::Packet(_) => "packet",
+            Self::Netlink(_) => "netlink",
+            Self::PtyMaster { .. } | Self::PtySlave { .. } => "terminals",
+        }
+    }
+}

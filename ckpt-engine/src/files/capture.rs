@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs, io,
     os::fd::AsFd,
+    time::Instant,
 };
 
 use ckpt_format::{
@@ -20,6 +21,7 @@ use super::{
     find::{Found, Object, Refusal},
     inotify, lock, mailbox, memfd, nsfs, path, pipe, process,
     socket::{self, Protocol},
+    spent::Spent,
     tcp, terminal, timer, udp, unix,
 };
 use crate::{
@@ -142,9 +144,11 @@ pub fn capture(source: &Source<'_>) -> Result<Captured, Vec<Blocker>> {
     capture.read_ipcs()?;
     let mut blockers = Vec::new();
     let mut connections = capture.read_connections().into_iter();
+    let mut spent = Spent::new("captured");
     // The list grows while it is read: sockets hold files in flight.
     let mut place = 0;
     while place < capture.found.objects.len() {
+        let start = Instant::now();
         let read = match connections.next().flatten() {
             Some(read) => read.map(|(file, held)| {
                 capture.undo.hold(held);
@@ -153,7 +157,10 @@ pub fn capture(source: &Source<'_>) -> Result<Captured, Vec<Blocker>> {
             None => capture.read(place),
         };
         match read {
-            Ok(file) => capture.files.files.push(file),
+            Ok(file) => {
+                spent.add(&file.kind, start.elapsed());
+                capture.files.files.push(file);
+            }
             Err(why) => {
                 blockers.extend(capture.found.blockers(source, place, &why));
                 capture.files.files.push(unreadable());
@@ -161,6 +168,7 @@ pub fn capture(source: &Source<'_>) -> Result<Captured, Vec<Blocker>> {
         }
         place += 1;
     }
+    drop(spent);
     // What refers to others comes when all others are known.
     for place in 0..capture.found.objects.len() {
         if let Err(why) = capture.refer(place) {

@@ -59,6 +59,7 @@ mod rebuild;
 mod remote;
 mod search;
 mod socket;
+mod spent;
 mod table;
 mod tcp;
 mod terminal;

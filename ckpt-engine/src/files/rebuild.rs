@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    time::Instant,
 };
 
 use ckpt_format::{
@@ -19,7 +20,7 @@ use nix::{
 
 use super::{
     Argument, Remote, deleted, epoll, event, fanotify, inotify, lock, mailbox, memfd, nsfs, path,
-    pipe, process, socket, tcp, terminal, timer, unix, watched,
+    pipe, process, socket, spent::Spent, tcp, terminal, timer, unix, watched,
 };
 use crate::{
     beside,
@@ -208,7 +209,9 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
     identity::own_new_files(target.id_base, target.id_base)
         .map_err(|source| RebuildError::Kernel { object: "file owner", source })?;
     socket::rebuild(&mut rebuild)?;
+    let mut spent = Spent::new("rebuilt");
     for (place, file) in files.files.iter().enumerate() {
+        let start = Instant::now();
         if rebuild.made[place].is_none() {
             let opened = target.opened.get(&place).map(OwnedFd::try_clone);
             rebuild.made[place] = Some(match opened {
@@ -225,7 +228,9 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
                 }
             });
         }
+        spent.add(&file.kind, start.elapsed());
     }
+    drop(spent);
     rebuild.enter(0)?;
     rebuild.enter_network(0)?;
     terminal::settle(&mut rebuild)?;
