@@ -120,7 +120,7 @@ pub enum FilesystemKind {
         /// Its number; see [`Nested`].
         number: u32,
     },
-    /// A device node of the host, by its name below `/dev`; see [`HOST_DEVICES`].
+    /// A device node, by its name below `/dev`; see [`HOST_DEVICES`].
     Device {
         /// The name.
         name: String,
@@ -157,7 +157,12 @@ pub const HOST_DEVICES: &[(&str, u32, u32)] = &[
     ("random", 1, 8),
     ("urandom", 1, 9),
     ("tty", 5, 0),
+    (TUN_DEVICE, 10, 200),
 ];
+
+/// The one of [`HOST_DEVICES`] that is not the host's own node, which may be for its root alone. It
+/// makes links in the network of whoever opens it, and only for the root of that.
+pub const TUN_DEVICE: &str = "net/tun";
 
 impl Container {
     /// The place of the VE's own files in [`Self::filesystems`].

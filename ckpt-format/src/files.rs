@@ -81,7 +81,8 @@ pub struct File {
     /// [`Namespaces`](crate::container::Namespaces).
     #[serde(default)]
     pub mounts: u32,
-    /// The network namespace that a socket is in, in the same way.
+    /// The network namespace that a socket, or the link of a file of `/dev/net/tun`, is in, in the
+    /// same way.
     #[serde(default)]
     pub network: u32,
     /// What it is.
@@ -238,6 +239,8 @@ pub enum Kind {
         /// It was opened as `/dev/tty`.
         by_controlling_name: bool,
     },
+    /// A file of `/dev/net/tun`.
+    Tun(Box<TunFile>),
 }
 
 impl Kind {

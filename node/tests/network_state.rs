@@ -34,12 +34,12 @@ fn capture(
     known: Option<&[Setting]>,
 ) -> Result<Captured, NetworkError> {
     let known = known.map(|known| vec![known.to_vec()]);
-    let mut found = state::capture(from_ref(netns), expected, known.as_deref())?;
+    let mut found = state::capture(from_ref(netns), expected, 0, known.as_deref())?;
     Ok(Captured { network: found.networks.remove(0), blockers: found.blockers })
 }
 
 fn rebuild(netns: &Netns, network: &Network, routes: Routes) -> Result<(), NetworkError> {
-    state::rebuild(from_ref(netns), from_ref(network), routes)
+    state::rebuild(from_ref(netns), from_ref(network), 0, routes)
 }
 
 fn set_filter(netns: &Netns, network: &Network) -> Result<(), NetworkError> {
@@ -407,7 +407,7 @@ fn links_that_programs_made_are_the_same_in_all_networks() {
         [own, others[0], others[1]].map(|netns| netns.try_clone().unwrap())
     };
     let networks = all(&source.netns, [&blue, &red]);
-    let captured = state::capture(&networks, &expected(mac), None).unwrap();
+    let captured = state::capture(&networks, &expected(mac), 0, None).unwrap();
     let told: Vec<&str> = captured.blockers.iter().map(|it| it.object.as_str()).collect();
     assert_eq!(told, [""; 0]);
 
@@ -415,8 +415,8 @@ fn links_that_programs_made_are_the_same_in_all_networks() {
     let rebuilt = all(&target.netns, [&new_blue, &new_red]);
     let wanted: Vec<Network> = codec::decode(&codec::encode(&captured.networks)).unwrap();
     for _ in 0..2 {
-        state::rebuild(&rebuilt, &wanted, Routes::Exact).unwrap();
-        let again = state::capture(&rebuilt, &expected(mac), None).unwrap();
+        state::rebuild(&rebuilt, &wanted, 0, Routes::Exact).unwrap();
+        let again = state::capture(&rebuilt, &expected(mac), 0, None).unwrap();
         for (found, wanted) in again.networks.into_iter().zip(&captured.networks) {
             let alone =
                 |network: &Network| Captured { network: network.clone(), blockers: Vec::new() };
@@ -435,9 +435,9 @@ fn links_that_programs_made_are_the_same_in_all_networks() {
     }
     // A link that is gone on the source is gone on the target, and so is the other end of a pair.
     shell(&source.netns, "ip link del upper; ip link del port");
-    let captured = state::capture(&networks, &expected(mac), None).unwrap();
-    state::rebuild(&rebuilt, &captured.networks, Routes::Exact).unwrap();
-    let again = state::capture(&rebuilt, &expected(mac), None).unwrap();
+    let captured = state::capture(&networks, &expected(mac), 0, None).unwrap();
+    state::rebuild(&rebuilt, &captured.networks, 0, Routes::Exact).unwrap();
+    let again = state::capture(&rebuilt, &expected(mac), 0, None).unwrap();
     let names = |networks: &[Network]| -> Vec<Vec<String>> {
         let names = |network: &Network| network.links.iter().map(|it| it.name.clone()).collect();
         networks.iter().map(names).collect()

@@ -12,6 +12,7 @@
 
 mod capture;
 pub mod cgroups;
+mod devices;
 mod enter;
 mod error;
 mod groups;
@@ -140,8 +141,9 @@ impl Container {
         let users = File::open(format!("/proc/{seed_pid}/ns/user"))
             .map_err(step("open the user namespace"))?;
         let [root, view] = spec.layers.mount(users.as_fd(), spec.id_base)?;
-        socket.send(&Order::Mapped, &[root.as_fd()])?;
-        drop(root);
+        let devices = devices::make().map_err(step("make device nodes"))?;
+        socket.send(&Order::Mapped, &[root.as_fd(), devices.as_fd()])?;
+        drop((root, devices));
         let (born, mut early) = receive_born(&socket)?;
         let mut this = match born {
             (Reply::Born { pid }, mut descriptors) => {

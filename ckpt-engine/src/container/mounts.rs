@@ -17,9 +17,14 @@ use std::{
 };
 
 use ckpt_format::container::{
-    Container as Plan, Filesystem, FilesystemKind, HOST_DEVICES, Mount, inside, locked, parts,
+    Container as Plan, Filesystem, FilesystemKind, HOST_DEVICES, Mount, TUN_DEVICE, inside, locked,
+    parts,
 };
-use nix::mount::{MntFlags, umount2};
+use nix::{
+    fcntl::{OFlag, openat},
+    mount::{MntFlags, umount2},
+    sys::stat::Mode,
+};
 
 use super::{
     groups::Groups,
@@ -57,13 +62,13 @@ pub(super) struct Built {
 /// Attaches everything and makes it the root.
 pub(super) fn build(
     plan: &Plan,
-    root: OwnedFd,
+    (root, devices): (OwnedFd, OwnedFd),
     own: &Own,
     handles: &Handles,
 ) -> Result<Built, Failure> {
     let here = File::open("/").map_err(at("open", "/"))?;
     set_private_recursively(here.as_fd()).map_err(at("keep private", "/"))?;
-    let filesystems = superblocks(plan, root, own, handles)?;
+    let filesystems = superblocks(plan, (root, &devices), own, handles)?;
     let mut trees = Vec::new();
     let wanted = parts(plan).map_err(|point| at("find", point)(io::ErrorKind::NotFound.into()))?;
     for part in wanted {
@@ -129,11 +134,15 @@ fn waiting(plan: &Plan, tables: &[Vec<Prepared<'_>>]) -> io::Result<Vec<OwnedFd>
 /// Makes all file systems. What is of namespaces of programs is made of `handles`.
 fn superblocks(
     plan: &Plan,
-    root: OwnedFd,
+    (root, devices): (OwnedFd, &OwnedFd),
     own: &Own,
     handles: &Handles,
 ) -> Result<Vec<OwnedFd>, Failure> {
     let mut root = Some(root);
+    // Kernels before 6.15 clone attached mounts only. Where these stand does not matter: they go
+    // with the host's tree.
+    let aside = File::open("/proc").map_err(at("open", "/proc"))?;
+    attach(devices.as_fd(), aside.as_fd(), Path::new("")).map_err(at("attach", "devices"))?;
     let network = own.open("net").map_err(at("keep", "the network"))?;
     let ipc = own.open("ipc").map_err(at("keep", "the IPC namespace"))?;
     let all: Vec<&OwnedFd> = std::iter::once(&network).chain(&handles.networks).collect();
@@ -160,13 +169,11 @@ fn superblocks(
             FilesystemKind::Proc if filesystem.pids != 0 => {
                 FilesystemContext::open("tmpfs").and_then(|context| context.mount(0))
             }
+            FilesystemKind::Device { ref name } => device(name, devices),
             _ => make(filesystem),
         };
         filesystems.push(made.map_err(at("make", filesystem.kind.name()))?);
     }
-    // Kernels before 6.15 clone attached mounts only. Where these stand does not matter: they go
-    // with the host's tree.
-    let aside = File::open("/proc").map_err(at("open", "/proc"))?;
     for (made, filesystem) in filesystems.iter().zip(&plan.filesystems) {
         if !matches!(
             filesystem.kind,
@@ -194,15 +201,20 @@ fn make_in(
     made
 }
 
-fn make(filesystem: &Filesystem) -> io::Result<OwnedFd> {
-    if let FilesystemKind::Device { name } = &filesystem.kind {
-        if !HOST_DEVICES.iter().any(|(known, ..)| known == name) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let mut device = OpenOptions::new();
-        device.read(true).custom_flags(libc::O_PATH);
-        return Ok(device.open(Path::new("/dev").join(name))?.into());
+/// A device node: of the host, or of those that were made for containers.
+fn device(name: &str, devices: &OwnedFd) -> io::Result<OwnedFd> {
+    if !HOST_DEVICES.iter().any(|(known, ..)| *known == name) {
+        return Err(io::ErrorKind::InvalidInput.into());
     }
+    if name == TUN_DEVICE {
+        return Ok(openat(devices, name, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?);
+    }
+    let mut device = OpenOptions::new();
+    device.read(true).custom_flags(libc::O_PATH);
+    Ok(device.open(Path::new("/dev").join(name))?.into())
+}
+
+fn make(filesystem: &Filesystem) -> io::Result<OwnedFd> {
     let context = FilesystemContext::open(filesystem.kind.name())?;
     let source = Some(filesystem.source.as_str()).filter(|source| !source.is_empty());
     context.set("source", source.or(Some(filesystem.kind.name())))?;

@@ -25,7 +25,7 @@ const MESSAGE_MAX: usize = 160 << 10;
 pub(super) enum Order {
     /// Make a container; its channel comes beside it.
     Create { plan: Box<Plan>, links: Vec<(String, String)>, clock_offsets: Option<Clocks> },
-    /// The ids are mapped; the root comes beside it.
+    /// The ids are mapped; the root comes beside it, and the device nodes that are not the host's.
     Mapped,
     /// Become this program, as the container's init.
     Init { arguments: Vec<String>, environment: Vec<(String, String)> },

@@ -91,7 +91,7 @@ fn create(
     unshare(libc::CLONE_NEWUSER).map_err(at("leave the user namespace"))?;
     let told = socket.send(&Reply::Unshared, &[]);
     let root = match told.and_then(|()| socket.receive::<Order>()) {
-        Ok((Order::Mapped, mut descriptors)) => descriptors.pop(),
+        Ok((Order::Mapped, descriptors)) => <[OwnedFd; 2]>::try_from(descriptors).ok(),
         _ => None,
     };
     let root = root.ok_or_else(|| at("receive the root")(io::ErrorKind::UnexpectedEof.into()))?;
@@ -143,7 +143,7 @@ fn become_root() -> Result<(), Failure> {
 fn first_process(
     plan: &Plan,
     links: &[(String, String)],
-    root: OwnedFd,
+    [root, devices]: [OwnedFd; 2],
 ) -> Result<(Vec<OwnedFd>, Handles, Vec<OwnedFd>), Failure> {
     setsid().map_err(system("start a session"))?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
@@ -152,7 +152,8 @@ fn first_process(
     let own = nested::Own::find().map_err(at("find the namespaces"))?;
     let limit = raise_descriptor_limit().map_err(at("have room for descriptors"))?;
     let mut handles = nested::make(&plan.nested, &own)?;
-    let mounts::Built { trees, namespaces, late } = mounts::build(plan, root, &own, &handles)?;
+    let mounts::Built { trees, namespaces, late } =
+        mounts::build(plan, (root, devices), &own, &handles)?;
     handles.mounts = namespaces;
     drop(own);
     restore_descriptor_limit(limit).map_err(at("limit the descriptors"))?;

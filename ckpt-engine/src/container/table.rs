@@ -7,7 +7,7 @@ use ckpt_format::{
     container::{Filesystem, FilesystemKind, HOST_DEVICES, Mount, MountOption},
 };
 
-use super::{ID_COUNT, mountinfo::Line};
+use super::{ID_COUNT, devices, mountinfo::Line};
 use crate::sys::mount::attribute;
 
 /// One mount namespace as found.
@@ -306,6 +306,9 @@ fn host_device(line: &Line, node: Option<Node>) -> Result<Option<&'static str>, 
         (Some(_), _) => HOST_DEVICES.iter().find(known),
         // Something is mounted over it, so nobody can look.
         (None, "devtmpfs") => HOST_DEVICES.iter().find(named),
+        (None, "tmpfs") if line.source == devices::SOURCE => {
+            return Ok(HOST_DEVICES.iter().find(named).map(|(name, ..)| *name));
+        }
         (None, _) => return Ok(None),
     };
     match (found, node) {

@@ -22,7 +22,7 @@ use super::{
     inotify, lock, mailbox, memfd, nsfs, path, pipe, process,
     socket::{self, Protocol},
     spent::Spent,
-    tcp, terminal, timer, udp, unix,
+    tcp, terminal, timer, tun, udp, unix,
 };
 use crate::{
     beside,
@@ -60,6 +60,7 @@ pub struct Undo {
     pub(super) connections: Vec<tcp::Repaired>,
     pub(super) terminals: Vec<terminal::Drained>,
     pub(super) datagrams: Vec<udp::Seen>,
+    pub(super) frames: Vec<tun::Taken>,
 }
 
 impl Undo {
@@ -70,6 +71,7 @@ impl Undo {
         self.connections.drain(..).for_each(tcp::Repaired::seal);
         self.terminals.drain(..).for_each(terminal::Drained::seal);
         self.datagrams.drain(..).for_each(udp::Seen::seal);
+        self.frames.drain(..).for_each(tun::Taken::seal);
     }
 
     /// Puts this back as well.
@@ -114,6 +116,7 @@ enum Class {
     Fanotify,
     Process,
     Terminal(terminal::Side),
+    Tun,
     Socket(Protocol),
 }
 
@@ -316,6 +319,9 @@ impl<'a> Capture<'a> {
                     return terminal::check(&self.found, object, side)
                         .map(|()| Class::Terminal(side));
                 }
+                if tun::is_tun(object) {
+                    return tun::check(&self.networks, object).map(|()| Class::Tun);
+                }
                 path::check_device(object).map(|()| Class::ByPath)
             }
             libc::S_IFIFO => pipe::check(&self.found, object).map(|()| Class::Pipe),
@@ -441,11 +447,13 @@ impl<'a> Capture<'a> {
             Class::Fanotify => fanotify::capture(&self.found.objects[place], self.source.init)?,
             Class::Process => process::capture(self.source, &self.found.objects[place])?,
             Class::Terminal(side) => terminal::capture(self, place, side)?,
+            Class::Tun => tun::capture(self, place)?,
             Class::Socket(protocol) => socket::capture(self, place, protocol)?,
         };
         let object = &self.found.objects[place];
         let network = match class {
             Class::Socket(_) => self.networks.of_socket(object)?.number,
+            Class::Tun => tun::network(&self.networks, object)?.number,
             _ => 0,
         };
         self.described(object, kind, network)

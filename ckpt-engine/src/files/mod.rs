@@ -27,6 +27,7 @@
 //! | UDP, UDP-Lite | addresses, queue, groups | |
 //! | raw, ping and packet sockets | addresses, options, groups | queue |
 //! | netlink | groups, port, questions without an answer | news |
+//! | tun and tap | the queues of a link, frames that wait | filters are refused |
 //! | pseudo terminal | settings, data in both directions, session | |
 
 use std::{collections::HashMap, os::fd::BorrowedFd};
@@ -72,6 +73,7 @@ mod tests_datagrams;
 #[cfg(test)]
 mod tests_network;
 mod timer;
+mod tun;
 mod udp;
 mod unix;
 mod watched;

@@ -43,7 +43,6 @@ fn device_name(object: &Object) -> Option<&'static str> {
 
 /// Devices worth a name of their own in a message.
 const KNOWN: &[(u32, u32, &str, &str)] = &[
-    (10, 200, "/dev/net/tun, a network device", "stop the VPN or virtual machine"),
     (10, 229, "/dev/fuse, a file system in user space", "unmount it"),
     (10, 232, "/dev/kvm, a virtual machine", "stop the virtual machine"),
     (10, 126, "/dev/userfaultfd", "stop the program"),

@@ -20,7 +20,7 @@ use nix::{
 
 use super::{
     Argument, Remote, deleted, epoll, event, fanotify, inotify, lock, mailbox, memfd, nsfs, path,
-    pipe, process, socket, spent::Spent, tcp, terminal, timer, unix, watched,
+    pipe, process, socket, spent::Spent, tcp, terminal, timer, tun, unix, watched,
 };
 use crate::{
     beside,
@@ -118,6 +118,14 @@ pub enum RebuildError {
     Kernel {
         /// The kind of object.
         object: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file cannot be tied to its network link.
+    #[error("cannot attach a file to the network link {name}")]
+    Link {
+        /// The link's name.
+        name: String,
         /// Why.
         source: io::Error,
     },
@@ -297,6 +305,12 @@ impl Rebuild<'_> {
     fn make(&mut self, file: &File) -> Result<OwnedFd, RebuildError> {
         let fd = match &file.kind {
             Kind::Path(named) => return path::rebuild(named, file.flags),
+            Kind::Tun(tun) => {
+                self.enter_network(file.network)?;
+                let made = tun::rebuild(tun, file.flags);
+                self.enter_network(0)?;
+                return made;
+            }
             Kind::Deleted { object, offset } => {
                 return deleted::rebuild(self, *object, *offset, file.flags);
             }

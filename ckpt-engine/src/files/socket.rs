@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     beside,
-    sys::{namespace::in_network_of, socket},
+    sys::{descriptor, namespace::in_network_of, socket},
 };
 
 /// The protocols whose sockets can be moved.
@@ -135,6 +135,21 @@ impl Networks {
         self.all.iter().find(|network| network.cookie == cookie).ok_or_else(|| {
             Refusal::new(
                 "a socket of another network than the VE's",
+                "end the program, or the command that was started from the host with it",
+            )
+        })
+    }
+
+    /// The network behind a descriptor of its namespace.
+    pub(super) fn of_namespace(&self, namespace: BorrowedFd<'_>) -> Result<&Network, Refusal> {
+        let wanted = descriptor::status(namespace)?.inode;
+        let is = |network: &&Network| {
+            let status = descriptor::status(network.namespace.as_fd());
+            status.is_ok_and(|status| status.inode == wanted)
+        };
+        self.all.iter().find(is).ok_or_else(|| {
+            Refusal::new(
+                "a file of /dev/net/tun of another network than the VE's",
                 "end the program, or the command that was started from the host with it",
             )
         })

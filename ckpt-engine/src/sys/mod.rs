@@ -7,6 +7,7 @@ pub mod ancillary;
 pub mod bpf;
 pub mod clone;
 pub mod descriptor;
+pub mod ethtool;
 pub mod event;
 pub mod handle;
 pub mod heap;
@@ -29,6 +30,7 @@ pub mod task;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tty;
+pub mod tun;
 pub mod userfault;
 pub mod users;
 pub mod vm;

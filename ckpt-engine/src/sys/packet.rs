@@ -8,6 +8,8 @@ use std::{
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::socket;
+
 /// A sender of raw frames. It never receives anything.
 #[derive(Debug)]
 pub struct PacketSender {
@@ -45,6 +47,18 @@ impl PacketSender {
         // Protocol 0: nothing is ever received.
         bind(&fd, interface, 0)?;
         Ok(Self { fd })
+    }
+
+    /// What is sent from now on goes straight to the interface: no queueing discipline holds it
+    /// back, and nobody who listens there sees it.
+    pub fn go_straight(&self) -> io::Result<()> {
+        let on: libc::c_int = 1;
+        socket::set_option(
+            self.fd.as_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_QDISC_BYPASS,
+            &on.to_ne_bytes(),
+        )
     }
 
     /// Sends one frame, with its header where the sender has one.

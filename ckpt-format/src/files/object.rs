@@ -129,3 +129,37 @@ pub struct Watch {
     /// `IN_*`.
     pub mask: u32,
 }
+
+/// A file of `/dev/net/tun`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunFile {
+    /// The device node.
+    pub node: PathFile,
+    /// The link that it is a queue of.
+    pub queue: Option<TunQueue>,
+}
+
+/// A queue of a tun or tap link, and what the link has by its files alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunQueue {
+    /// The link's name.
+    pub link: String,
+    /// The flags of `TUNSETIFF`.
+    pub flags: u16,
+    /// The link stays when all its files are closed.
+    pub persistent: bool,
+    /// The queue takes no part for now.
+    pub detached: bool,
+    /// The link seems to be plugged in.
+    pub carrier: bool,
+    /// How much may be written and not passed on, in bytes.
+    pub send_buffer: i32,
+    /// The length of the `virtio_net_hdr` before each frame, if there is one.
+    pub header_size: i32,
+    /// That header is little-endian on every host.
+    pub little_endian: bool,
+    /// `TUN_F_*`: what the reader does in the place of the kernel.
+    pub offload: u32,
+    /// The frames that wait to be read, each as it would be read.
+    pub frames: Vec<serde_bytes::ByteBuf>,
+}

@@ -441,10 +441,11 @@ impl Still {
         let networks = live.networks.iter().map(Netns::try_clone).collect::<Result<Vec<_>, _>>();
         let networks = networks.map_err(|source| CopyError::Process { pid: live.init, source })?;
         let (expected, settings) = (live.expected.clone(), live.settings.clone());
+        let id_base = live.id_base;
         std::thread::scope(|scope| {
             let around = live.around();
             let around = scope.spawn(move || {
-                let network = state::capture(&networks, &expected, Some(&settings));
+                let network = state::capture(&networks, &expected, id_base, Some(&settings));
                 Ok::<_, CopyError>((network?, around.look()?))
             });
             let (undo, state) = live.rest(frozen, self.clocks, memory, pipe);

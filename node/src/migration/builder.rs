@@ -299,7 +299,7 @@ fn finish(
     site.networks.truncate(kept);
     site.networks.splice(..1, std::iter::once(&state.network).cloned());
     site.networks.extend(nested.iter().cloned());
-    state::rebuild(&site.namespaces, &site.networks, Routes::ForRestore)?;
+    state::rebuild(&site.namespaces, &site.networks, site.id_base, Routes::ForRestore)?;
     watch.lap("network");
     // Both say how far the same clock, the VE's, is ahead of that of a host.
     skeleton.set_source_clock(site.clock_offsets.since(state.clock_offsets).monotonic_ns);

@@ -369,7 +369,7 @@ pub(super) fn site(
         namespaces.push(Netns::from_fd(namespace));
     }
     networks.extend(plan.nested.networks.iter().cloned());
-    state::rebuild(&namespaces, &networks, Routes::ForRestore)?;
+    state::rebuild(&namespaces, &networks, prepared.id_base, Routes::ForRestore)?;
     state::check_filter(&namespaces, &networks)?;
     let hold = match &prepared.interface {
         Some(interface) => {

@@ -62,6 +62,14 @@ pub enum NetworkError {
         /// Its name.
         name: String,
     },
+    /// A link of a program cannot be made.
+    #[error("cannot make the network link {name}")]
+    Link {
+        /// Its name.
+        name: String,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
     /// A link was made, but has other settings than on the source.
     #[error("this kernel makes the network link {name} in another way")]
     ChangedLink {

@@ -3,6 +3,7 @@
 mod bridges;
 mod elsewhere;
 mod stacked;
+mod tunnels;
 mod wire;
 
 use nix::mount::{MsFlags, mount};
@@ -23,6 +24,8 @@ pub(super) const AREA: Area = Area {
         local("network-files", "a /sys of another network", elsewhere::files),
         local("bridge", "a bridge between two networks, with settings", bridges::run),
         local("stacked", "links that stand on other links", stacked::run),
+        local("tunnel", "a tun link, whose packets a program answers", tunnels::tunnel),
+        local("taps", "taps with several queues, at rest, and without a program", tunnels::taps),
     ],
 };
 

@@ -228,13 +228,14 @@ fn survey(handle: &Handle) -> Result<(Found, Network), MigrateError> {
         Err(found) => {
             blockers.extend(found);
             let own = Netns::of_process(init).map_err(MigrateError::Inside)?;
-            blockers.extend(state::capture(&[own], &expected(handle), None)?.blockers);
+            blockers
+                .extend(state::capture(&[own], &expected(handle), handle.id_base, None)?.blockers);
             return Err(MigrateError::Blocked(blockers));
         }
     };
     let namespaces = networks(init, &found.spaces).map_err(MigrateError::Inside)?;
     let state::Captured { mut networks, blockers: of_networks } =
-        state::capture(&namespaces, &expected(handle), None)?;
+        state::capture(&namespaces, &expected(handle), handle.id_base, None)?;
     blockers.extend(of_networks);
     if !blockers.is_empty() {
         return Err(MigrateError::Blocked(blockers));

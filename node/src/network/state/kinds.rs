@@ -15,14 +15,15 @@ pub(super) struct Kind {
     unless_zero: &'static [u16],
     /// They are not taken all at once: what differs from a new link is set afterwards.
     pub(super) afterwards: bool,
+    /// What differs cannot be set afterwards: the link is made anew.
+    pub(super) fixed: bool,
 }
 
 const fn kind(name: &'static str) -> Kind {
-    Kind { name, states: &[], flags: &[], unless_zero: &[], afterwards: false }
+    Kind { name, states: &[], flags: &[], unless_zero: &[], afterwards: false, fixed: false }
 }
 
-/// What is not in here is made by other means (`tun`), needs keys (`wireguard`), or its settings
-/// depend on each other (`bond`).
+/// What is not in here needs keys (`wireguard`), or its settings depend on each other (`bond`).
 const KINDS: &[Kind] = &[
     kind("veth"),
     // Root, timers and counts; a number of the kernel that is not used any more (26).
@@ -40,6 +41,8 @@ const KINDS: &[Kind] = &[
     kind("vrf"),
     Kind { flags: &[28], unless_zero: &[22], ..kind("vxlan") },
     kind("nlmon"),
+    // Whether it stays is a matter of its files; queues are counted.
+    Kind { states: &[6, 8, 9], fixed: true, ..kind("tun") },
     kind("ipip"),
     kind("sit"),
     kind("gre"),

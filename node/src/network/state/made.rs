@@ -12,12 +12,13 @@ use std::{
 };
 
 use ckpt_engine::sys::netns::Netns;
-use ckpt_format::network::{Link, LinkPlace, Made, Network, Port};
-use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST};
+use ckpt_format::network::{Link, LinkPlace, Mac, Made, Network, Port};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 
 use super::{
     attributes::{all, as_text, different, number, put, put_nested, put_text, text, value},
     kinds::{self, Kind},
+    setup, tun,
 };
 use crate::network::{
     NetworkError,
@@ -26,11 +27,10 @@ use crate::network::{
 
 /// `struct ifinfomsg`.
 pub(super) const HEADER: usize = 16;
-const NEW_LINK: u16 = 16;
+pub(super) const NEW_LINK: u16 = 16;
 const REMOVE_LINK: u16 = 17;
 const GET_LINK: u16 = 18;
-const SET_LINK: u16 = 19;
-const NEW_PROPERTIES: u16 = 108;
+pub(super) const SET_LINK: u16 = 19;
 const NEW_NUMBER: u16 = 88;
 const GET_NUMBER: u16 = 90;
 
@@ -38,20 +38,20 @@ const ADDRESS: u16 = 1;
 const NAME: u16 = 3;
 const MTU: u16 = 4;
 const PARENT: u16 = 5;
-const CONTROLLER: u16 = 10;
+pub(super) const CONTROLLER: u16 = 10;
 const QUEUE_LENGTH: u16 = 13;
-const INFO: u16 = 18;
-const NOTE: u16 = 20;
-const GROUP: u16 = 27;
+pub(super) const INFO: u16 = 18;
+pub(super) const NOTE: u16 = 20;
+pub(super) const GROUP: u16 = 27;
 const NAMESPACE: u16 = 28;
 const PARENT_NAMESPACE: u16 = 37;
-const PROPERTIES: u16 = 52;
-const OTHER_NAME: u16 = 53;
+pub(super) const PROPERTIES: u16 = 52;
+pub(super) const OTHER_NAME: u16 = 53;
 
-const INFO_KIND: u16 = 1;
-const INFO_DATA: u16 = 2;
-const PORT_KIND: u16 = 4;
-const PORT_DATA: u16 = 5;
+pub(super) const INFO_KIND: u16 = 1;
+pub(super) const INFO_DATA: u16 = 2;
+pub(super) const PORT_KIND: u16 = 4;
+pub(super) const PORT_DATA: u16 = 5;
 
 const NEW: u16 = 0x600;
 
@@ -67,7 +67,7 @@ impl Told {
         text(&self.attributes, NAME).unwrap_or_default()
     }
 
-    fn info(&self) -> &[u8] {
+    pub(super) fn info(&self) -> &[u8] {
         value(&self.attributes, INFO).unwrap_or_default()
     }
 
@@ -105,6 +105,8 @@ pub(super) struct Atlas {
     pub(super) names: Vec<HashMap<u32, String>>,
     /// By network: the numbers by which it knows the others.
     pub(super) known: Vec<Vec<(u32, u32)>>,
+    /// The host's number of the VE's user and group 0.
+    id_base: u32,
 }
 
 impl Atlas {
@@ -113,8 +115,9 @@ impl Atlas {
         netlinks: &mut [Netlink],
         namespaces: &[Netns],
         lists: &[Vec<Told>],
+        id_base: u32,
     ) -> Result<Self, NetworkError> {
-        let mut atlas = Self::default();
+        let mut atlas = Self { id_base, ..Self::default() };
         for (netlink, list) in netlinks.iter_mut().zip(lists) {
             atlas.names.push(list.iter().map(|told| (told.index, told.name())).collect());
             // Only those that a link refers to: most networks know but one other.
@@ -191,7 +194,11 @@ pub(super) fn read(
             Some(place.ok_or("whose other end is outside of the VE")?)
         }
     };
-    let settings = kind.settings(value(told.info(), INFO_DATA).unwrap_or_default());
+    let mut settings = kind.settings(value(told.info(), INFO_DATA).unwrap_or_default());
+    if kind.name == "tun" {
+        settings =
+            tun::inside(&settings, atlas.id_base).ok_or("of a user who is outside of the VE")?;
+    }
     if kind.name == "bridge" && kinds::filters_vlans(&settings) {
         return Err("that keeps VLANs apart");
     }
@@ -216,6 +223,7 @@ pub(super) struct Maker<'a> {
     netlinks: &'a mut [Netlink],
     namespaces: &'a [Netns],
     networks: &'a [Network],
+    id_base: u32,
     /// What is there, by network and name.
     found: Vec<HashMap<String, Link>>,
 }
@@ -225,8 +233,9 @@ impl<'a> Maker<'a> {
         netlinks: &'a mut [Netlink],
         namespaces: &'a [Netns],
         networks: &'a [Network],
+        id_base: u32,
     ) -> Self {
-        Self { netlinks, namespaces, networks, found: Vec::new() }
+        Self { netlinks, namespaces, networks, id_base, found: Vec::new() }
     }
 
     /// True if anything was made or removed.
@@ -259,7 +268,7 @@ impl<'a> Maker<'a> {
         for netlink in self.netlinks.iter_mut() {
             lists.push(list(netlink)?);
         }
-        let atlas = Atlas::of(self.netlinks, self.namespaces, &lists)?;
+        let atlas = Atlas::of(self.netlinks, self.namespaces, &lists, self.id_base)?;
         self.found.clear();
         for (network, list) in lists.iter().enumerate() {
             let mut found = HashMap::new();
@@ -309,7 +318,11 @@ impl<'a> Maker<'a> {
                 let wanted = self.networks.get(network);
                 let wanted = wanted.and_then(|it| it.links.iter().find(|it| it.name == *name));
                 let fits = wanted.is_some_and(|wanted| {
-                    let same = |it: &Made| (&it.kind, &it.parent) == (&made.kind, &made.parent);
+                    let fixed = Kind::find(&made.kind).is_some_and(|kind| kind.fixed);
+                    let same = |it: &Made| {
+                        (&it.kind, &it.parent) == (&made.kind, &made.parent)
+                            && (!fixed || different(&it.settings, &made.settings).is_empty())
+                    };
                     wanted.made.as_ref().is_some_and(same)
                         && (wanted.index == link.index || wanted.index == 0)
                 });
@@ -375,6 +388,11 @@ impl<'a> Maker<'a> {
         link: &Link,
     ) -> Result<Vec<(usize, Link)>, NetworkError> {
         let Some(made) = &link.made else { return Ok(Vec::new()) };
+        if made.kind == "tun" {
+            let (netlink, netns) = (&mut self.netlinks[network], &self.namespaces[network]);
+            tun::make(netlink, netns, link, made, self.id_base)?;
+            return Ok(vec![(network, link.clone())]);
+        }
         let no_link = |place: &LinkPlace| super::no_link(&place.link);
         let mut body = body(link);
         let mut from = network;
@@ -434,9 +452,9 @@ impl<'a> Maker<'a> {
                 let of = of.map_or(0, |of| of.index);
                 let found = found.clone();
                 let netlink = &mut self.netlinks[network];
-                change_names(netlink, link, &found)?;
-                change_settings(netlink, link, &found)?;
-                change_port(netlink, link, &found, of)?;
+                setup::change_names(netlink, link, &found)?;
+                setup::change_settings(netlink, link, &found)?;
+                setup::change_port(netlink, link, &found, of)?;
             }
         }
         Ok(())
@@ -464,88 +482,15 @@ impl<'a> Maker<'a> {
     }
 }
 
-fn change_names(netlink: &mut Netlink, link: &Link, found: &Link) -> Result<(), NetworkError> {
-    let mut body = header(found.index);
-    if link.group != found.group {
-        put(&mut body, GROUP, &link.group.to_ne_bytes());
-    }
-    if link.note != found.note {
-        put(&mut body, NOTE, link.note.clone().unwrap_or_default().as_bytes());
-    }
-    if body.len() > HEADER {
-        change(netlink, "set up a link", SET_LINK, 0, &body)?;
-    }
-    let mut names = Vec::new();
-    for name in link.other_names.iter().filter(|name| !found.other_names.contains(name)) {
-        put_text(&mut names, OTHER_NAME, name);
-    }
-    if !names.is_empty() {
-        let mut body = header(found.index);
-        put_nested(&mut body, PROPERTIES, &names);
-        change(
-            netlink,
-            "give a link its names",
-            NEW_PROPERTIES,
-            NLM_F_CREATE | NLM_F_APPEND,
-            &body,
-        )?;
-    }
-    Ok(())
+/// Gives a link its hardware address.
+pub(super) fn set_address(netlink: &mut Netlink, name: &str, mac: Mac) -> Result<(), NetworkError> {
+    let mut body = header(0);
+    put_text(&mut body, NAME, name);
+    put(&mut body, ADDRESS, &mac.bytes());
+    Ok(change(netlink, &format!("set the address of {name}"), SET_LINK, 0, &body)?)
 }
 
-fn change_settings(netlink: &mut Netlink, link: &Link, found: &Link) -> Result<(), NetworkError> {
-    let (Some(wanted), Some(made)) = (&link.made, &found.made) else { return Ok(()) };
-    let left = different(&wanted.settings, &made.settings);
-    if left.is_empty() {
-        return Ok(());
-    }
-    let mut info = Vec::new();
-    put_text(&mut info, INFO_KIND, &wanted.kind);
-    put_nested(&mut info, INFO_DATA, &left);
-    let mut body = header(found.index);
-    put_nested(&mut body, INFO, &info);
-    let what = format!("set up the {} link {}", wanted.kind, link.name);
-    Ok(change(netlink, &what, NEW_LINK, 0, &body)?)
-}
-
-/// Makes a link a port of the link with the index `of`, or of none.
-fn change_port(
-    netlink: &mut Netlink,
-    link: &Link,
-    found: &Link,
-    of: u32,
-) -> Result<(), NetworkError> {
-    let names = |port: &Option<Port>| port.as_ref().map(|port| port.of.clone());
-    let joins = names(&link.port) != names(&found.port);
-    if joins {
-        let mut body = header(found.index);
-        put(&mut body, CONTROLLER, &of.to_ne_bytes());
-        change(netlink, &format!("make {} a port", link.name), SET_LINK, 0, &body)?;
-    }
-    let Some(port) = &link.port else { return Ok(()) };
-    let now = match &found.port {
-        Some(port) if !joins => port.settings.clone(),
-        _ => port_settings(netlink, found.index)?,
-    };
-    let left = different(&port.settings, &now);
-    if left.is_empty() || port.kind.is_empty() {
-        return Ok(());
-    }
-    let mut info = Vec::new();
-    put_text(&mut info, PORT_KIND, &port.kind);
-    put_nested(&mut info, PORT_DATA, &left);
-    let mut body = header(found.index);
-    put_nested(&mut body, INFO, &info);
-    Ok(change(netlink, &format!("set up the port {}", link.name), NEW_LINK, 0, &body)?)
-}
-
-fn port_settings(netlink: &mut Netlink, index: u32) -> Result<Vec<u8>, NetworkError> {
-    let list = list(netlink)?;
-    let told = list.iter().find(|told| told.index == index);
-    Ok(told.and_then(|told| value(told.info(), PORT_DATA)).unwrap_or_default().to_vec())
-}
-
-fn header(index: u32) -> Vec<u8> {
+pub(super) fn header(index: u32) -> Vec<u8> {
     let mut header = vec![0; HEADER];
     header[4..8].copy_from_slice(&index.to_ne_bytes());
     header

@@ -28,7 +28,9 @@ mod neighbours;
 mod routes;
 mod rules;
 mod settings;
+mod setup;
 mod stations;
+mod tun;
 
 /// The initial congestion window of routes while connections are rebuilt, in segments.
 ///
@@ -64,19 +66,20 @@ pub struct Captured {
 }
 
 /// Reads the network namespaces of a VE, its own first. `expected` are the interfaces that the VE
-/// was given.
+/// was given, `id_base` is the host's number of its user and group 0.
 ///
 /// The settings take a few milliseconds; in the blackout give those of the last capture in
 /// `known_settings`.
 pub fn capture(
     namespaces: &[Netns],
     expected: &[Expected],
+    id_base: u32,
     known_settings: Option<&[Vec<Setting>]>,
 ) -> Result<Captured, NetworkError> {
     let mut captured = Captured::default();
     let mut netlinks = open(namespaces)?;
     let lists = netlinks.iter_mut().map(made::list).collect::<Result<Vec<_>, _>>()?;
-    let mut atlas = Atlas::of(&mut netlinks, namespaces, &lists)?;
+    let mut atlas = Atlas::of(&mut netlinks, namespaces, &lists, id_base)?;
     let fresh = if known_settings.is_none() { settings::fresh()? } else { BTreeMap::new() };
     for (number, (netns, netlink)) in namespaces.iter().zip(&mut netlinks).enumerate() {
         let blockers = &mut captured.blockers;
@@ -132,10 +135,11 @@ fn old_filters(netns: &Netns, blockers: &mut Vec<Blocker>) -> Result<(), Network
 pub fn rebuild(
     namespaces: &[Netns],
     networks: &[Network],
+    id_base: u32,
     routes: Routes,
 ) -> Result<(), NetworkError> {
     let mut netlinks = open(namespaces)?;
-    Maker::new(&mut netlinks, namespaces, networks).work()?;
+    Maker::new(&mut netlinks, namespaces, networks, id_base).work()?;
     let mut prepared = Vec::new();
     // What is sent to the other end of a pair is lost until that is up.
     for ((netns, network), netlink) in namespaces.iter().zip(networks).zip(&mut netlinks) {
