@@ -42,6 +42,23 @@ pub struct Network {
     /// Entries of bridges and tunnels that say who is behind which port.
     #[serde(default)]
     pub stations: Vec<Station>,
+    /// The sets of ipset, in the order of their numbers.
+    #[serde(default)]
+    pub ip_sets: Vec<IpSet>,
+}
+
+/// A set of ipset(8).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpSet {
+    /// Its name.
+    pub name: String,
+    /// Its number, by which rules refer to it.
+    pub number: u16,
+    /// The attributes by which `IPSET_CMD_CREATE` makes it.
+    #[serde(with = "serde_bytes")]
+    pub settings: Vec<u8>,
+    /// Its entries: attributes as `IPSET_CMD_ADD` takes them (`IPSET_ATTR_ADT`), several at a time.
+    pub entries: Vec<serde_bytes::ByteBuf>,
 }
 
 /// One part of a packet filter, as the kernel tells it and takes it: a message of nfnetlink.

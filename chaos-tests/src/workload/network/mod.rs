@@ -2,6 +2,7 @@
 
 mod bridges;
 mod elsewhere;
+mod sets;
 mod stacked;
 mod tunnels;
 mod wire;
@@ -24,6 +25,7 @@ pub(super) const AREA: Area = Area {
         local("network-files", "a /sys of another network", elsewhere::files),
         local("bridge", "a bridge between two networks, with settings", bridges::run),
         local("stacked", "links that stand on other links", stacked::run),
+        local("ip-sets", "sets of ipset with counters and times, and a rule", sets::run),
         local("tunnel", "a tun link, whose packets a program answers", tunnels::tunnel),
         local("taps", "taps with several queues, at rest, and without a program", tunnels::taps),
     ],

@@ -83,6 +83,61 @@ impl Wire {
         Ok(Self(socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?))
     }
 
+    /// The same about the packet filter.
+    pub(super) fn open_filter() -> Result<Self, Failure> {
+        Ok(Self(socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER)?))
+    }
+
+    /// Sends several requests at once, each with its type, flags and body; those with the flag for it
+    /// are answered.
+    pub(super) fn batch(&self, requests: &[(u16, u16, Vec<u8>)]) -> Result<(), Failure> {
+        const ACKNOWLEDGE: u16 = 4;
+        let mut bytes = Vec::new();
+        for (kind, flags, body) in requests {
+            bytes.extend(((16 + body.len()) as u32).to_ne_bytes());
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend((flags | 1).to_ne_bytes());
+            bytes.extend([7, 0, 0, 0, 0, 0, 0, 0]);
+            bytes.extend(body);
+        }
+        socket::send(self.0.as_fd(), &bytes, &Along::default(), 0)?;
+        let mut buffer = vec![0; 64 << 10];
+        for _ in requests.iter().filter(|(_, flags, _)| flags & ACKNOWLEDGE != 0) {
+            let length = socket::receive(self.0.as_fd(), &mut buffer, 0)?.length;
+            let code = buffer.get(16..length).and_then(|body| body.first_chunk());
+            match code.map(|code| i32::from_ne_bytes(*code)) {
+                Some(0) => {}
+                code => return Err(Failure::new(format!("request refused: {code:?}"))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for a list; returns the body of each answer.
+    pub(super) fn list(&self, kind: u16, body: &[u8]) -> Result<Vec<Vec<u8>>, Failure> {
+        const DUMP: u16 = 0x300;
+        let mut bytes = ((16 + body.len()) as u32).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend((DUMP | 1).to_ne_bytes());
+        bytes.extend([7, 0, 0, 0, 0, 0, 0, 0]);
+        bytes.extend(body);
+        socket::send(self.0.as_fd(), &bytes, &Along::default(), 0)?;
+        let (mut answers, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
+        loop {
+            let length = socket::receive(self.0.as_fd(), &mut buffer, 0)?.length;
+            let mut rest = &buffer[..length];
+            while rest.len() >= 16 {
+                let end = u32::from_ne_bytes([0, 1, 2, 3].map(|at| rest[at])) as usize;
+                match u16::from_ne_bytes([rest[4], rest[5]]) {
+                    3 => return Ok(answers),
+                    2 => return Err(Failure::new("a list is refused")),
+                    _ => answers.push(rest[16..end].to_vec()),
+                }
+                rest = &rest[end.next_multiple_of(4).min(rest.len())..];
+            }
+        }
+    }
+
     /// Asks for something; returns the first answer.
     pub(super) fn ask(&self, kind: u16, flags: u16, body: &[u8]) -> Result<Vec<u8>, Failure> {
         let mut bytes = ((16 + body.len()) as u32).to_ne_bytes().to_vec();

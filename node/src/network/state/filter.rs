@@ -9,11 +9,14 @@
 use std::io;
 
 use ckpt_engine::sys::netns::Netns;
-use ckpt_format::network::{FilterPart, Network};
+use ckpt_format::network::{FilterPart, IpSet, Network};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST};
 use nix::sys::socket::SockProtocol;
 
-use super::attributes::{self, only, put, without};
+use super::{
+    attributes::{self, only, put, without},
+    sets,
+};
 use crate::network::{
     NetworkError,
     netlink::{Netlink, NetlinkError},
@@ -21,9 +24,8 @@ use crate::network::{
     system,
 };
 
-/// `NFNL_SUBSYS_CTNETLINK`, `NFNL_SUBSYS_IPSET`.
+/// `NFNL_SUBSYS_CTNETLINK`.
 const FLOWS: u16 = 1;
-const IP_SETS: u16 = 6;
 /// `struct nfgenmsg`.
 const FAMILY: usize = 4;
 /// How much goes into one batch of flows, in messages.
@@ -58,17 +60,9 @@ pub(super) fn capture(netns: &Netns) -> Result<(Vec<FilterPart>, Vec<FilterPart>
     Ok((parts, flows))
 }
 
-/// Whether there are sets of ipset, which are not moved.
-pub(super) fn has_ip_sets(netns: &Netns) -> Result<bool, NetworkError> {
-    const LIST: u16 = 7;
-    const VERSION: [u8; 8] = [5, 0, 1, 0, 7, 0, 0, 0];
-    let request = |sequence| {
-        let mut bytes = Vec::new();
-        let kind = IP_SETS << 8 | LIST;
-        message(&mut bytes, kind, NLM_F_REQUEST | NLM_F_DUMP, sequence, 2, 0, &VERSION);
-        bytes
-    };
-    Ok(open(netns)?.bodies("list the sets of ipset", request).is_ok_and(|sets| !sets.is_empty()))
+/// Reads the sets that rules can refer to.
+pub(super) fn capture_sets(netns: &Netns) -> Result<Vec<IpSet>, NetworkError> {
+    Ok(sets::capture(&mut open(netns)?)?)
 }
 
 fn open(netns: &Netns) -> Result<Netlink, NetworkError> {
@@ -163,7 +157,16 @@ fn flows(netlink: &mut Netlink) -> Result<Vec<FilterPart>, NetlinkError> {
 /// Replaces the packet filter of the namespace by the captured one, all at one moment.
 pub(super) fn rebuild(netns: &Netns, network: &Network) -> Result<(), NetworkError> {
     let mut netlink = open(netns)?;
-    if !network.filter.is_empty() || !list(&mut netlink, &TABLES, 0, &[])?.is_empty() {
+    let is_there = !list_tables(&mut netlink)?.is_empty();
+    if !network.ip_sets.is_empty() || !sets::capture(&mut netlink)?.is_empty() {
+        // Rules hold the sets that they refer to.
+        if is_there {
+            replace(&mut netlink, &[])?;
+        }
+        sets::remove(&mut netlink)?;
+        sets::rebuild(&mut netlink, network)?;
+    }
+    if !network.filter.is_empty() || is_there {
         replace(&mut netlink, &network.filter)?;
     }
     for flows in network.flows.chunks(FLOWS_AT_ONCE) {
@@ -186,12 +189,31 @@ pub(super) fn rebuild(netns: &Netns, network: &Network) -> Result<(), NetworkErr
 
 /// Whether this kernel takes the packet filter. Nothing stays.
 pub(super) fn check(netns: &Netns, network: &Network) -> Result<(), NetworkError> {
-    if network.filter.is_empty() {
+    if network.filter.is_empty() && network.ip_sets.is_empty() {
         return Ok(());
     }
     let mut netlink = open(netns)?;
-    replace(&mut netlink, &network.filter)?;
-    replace(&mut netlink, &[])
+    if !network.ip_sets.is_empty() {
+        sets::rebuild(&mut netlink, network)?;
+    }
+    if !network.filter.is_empty() {
+        replace(&mut netlink, &network.filter)?;
+        replace(&mut netlink, &[])?;
+    }
+    if !network.ip_sets.is_empty() {
+        sets::remove(&mut netlink)?;
+    }
+    Ok(())
+}
+
+/// The tables; none where this kernel has no nftables.
+fn list_tables(netlink: &mut Netlink) -> Result<Vec<FilterPart>, NetlinkError> {
+    match list(netlink, &TABLES, 0, &[]) {
+        Err(error) if matches!(error.errno(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {
+            Ok(Vec::new())
+        }
+        tables => tables,
+    }
 }
 
 fn replace(netlink: &mut Netlink, parts: &[FilterPart]) -> Result<(), NetworkError> {

@@ -27,6 +27,7 @@ mod made;
 mod neighbours;
 mod routes;
 mod rules;
+mod sets;
 mod settings;
 mod setup;
 mod stations;
@@ -99,6 +100,7 @@ pub fn capture(
             neighbours: neighbours::capture(netlink, &names)?,
             settings: known.map_or_else(|| settings::capture(netns, &fresh), Ok)?,
             known: std::mem::take(&mut atlas.known[number]),
+            ip_sets: filter::capture_sets(netns)?,
         });
         old_filters(netns, blockers)?;
     }
@@ -111,10 +113,6 @@ fn open(namespaces: &[Netns]) -> Result<Vec<Netlink>, NetworkError> {
 
 /// The packet filters of old are not moved.
 fn old_filters(netns: &Netns, blockers: &mut Vec<Blocker>) -> Result<(), NetworkError> {
-    if filter::has_ip_sets(netns)? {
-        let hint = "remove the sets (ipset destroy) or stop the VE before the move";
-        blockers.push(blocker("sets of ipset", hint));
-    }
     let tables = [("ip_tables_names", "iptables rules"), ("ip6_tables_names", "ip6tables rules")];
     let read = || {
         tables.map(|(table, _)| std::fs::read_to_string(format!("/proc/thread-self/net/{table}")))
