@@ -14,6 +14,7 @@ use ckpt_engine::sys::{
 use super::wire::{ADDRESS, Attributes, GROUP, INFO, MTU, QUEUE, Wire, host, ip};
 use crate::workload::context::Context;
 use crate::workload::outcome::{Failure, ensure, same};
+use crate::workload::process::proc_text;
 
 const PAUSE: Duration = Duration::from_millis(5);
 /// Link settings that must stay.
@@ -123,12 +124,10 @@ pub(super) fn taps(context: &mut Context) -> Result<(), Failure> {
     tun::change(file.as_fd(), Change::HeaderSize, VNET as i32)?;
     // Checksums and segments of TCP are left to the reader.
     tun::change(file.as_fd(), Change::Offload, 0x1 | 0x2 | 0x4)?;
-    {
-        let kept = open()?;
-        tun::attach(kept.as_fd(), "kept-tap", tun::TAP)?;
-        tun::change(kept.as_fd(), Change::Persist, 1)?;
-        tun::change(kept.as_fd(), Change::Owner, 1000)?;
-    }
+    keep_tap()?;
+    let six = open()?;
+    tun::attach(six.as_fd(), "made-six", tun::TUN)?;
+    wire.up("made-six")?;
     std::fs::write("/proc/sys/net/ipv6/conf/made-tap/disable_ipv6", "1")?;
     wire.change("made-tap", Attributes::default().with(ADDRESS, &MAC))?;
     wire.address("made-tap", ip(61, 1))?;
@@ -143,6 +142,7 @@ pub(super) fn taps(context: &mut Context) -> Result<(), Failure> {
             wire.describe("kept-tap", &KEPT)?,
             look(file.as_fd(), "made-tap")?,
             look(resting.as_fd(), "made-tap")?.0,
+            addresses("made-six")?,
         ))
     };
     let before = describe(&wire)?;
@@ -179,11 +179,29 @@ pub(super) fn taps(context: &mut Context) -> Result<(), Failure> {
     tun::attach(idle.as_fd(), "late-tap", tun::TAP)?;
     wire.index("late-tap")?;
     tun::attach(open()?.as_fd(), "kept-tap", tun::TAP)?;
-    drop((file, resting, idle));
-    for gone in ["made-tap", "late-tap"] {
+    drop((file, resting, idle, six));
+    for gone in ["made-tap", "late-tap", "made-six"] {
         same("a tap without a program", wire.index(gone).is_err(), true)?;
     }
     wire.remove("kept-tap")
+}
+
+/// A tap that stays without a file, for a user.
+fn keep_tap() -> Result<(), Failure> {
+    let kept = open()?;
+    tun::attach(kept.as_fd(), "kept-tap", tun::TAP)?;
+    tun::change(kept.as_fd(), Change::Persist, 1)?;
+    Ok(tun::change(kept.as_fd(), Change::Owner, 1000)?)
+}
+
+/// The IPv6 addresses of a link. The kernel makes that of a tun up.
+fn addresses(link: &str) -> Result<Vec<String>, Failure> {
+    let table = proc_text("/proc/thread-self/net/if_inet6")?;
+    let is = |line: &&str| line.split_whitespace().last() == Some(link);
+    let address = |line: &str| line.split_whitespace().next().map(str::to_owned);
+    let found: Vec<_> = table.lines().filter(is).filter_map(address).collect();
+    ensure(!found.is_empty(), || format!("{link} has no address"))?;
+    Ok(found)
 }
 
 /// The station at the other end.
