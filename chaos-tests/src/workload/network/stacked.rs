@@ -28,6 +28,7 @@ fn links(base: u32) -> Vec<(&'static str, &'static str, Attributes)> {
         .with(15, &4789u16.to_be_bytes());
     vec![
         on("macvlan", "on-base", Attributes::default().number(1, 4)),
+        on("macvtap", "tap-on-base", Attributes::default().number(1, 4)),
         alone("vxlan", "tunnel", vxlan),
         alone("ifb", "intermediate", Attributes::default()),
         alone("dummy", "nothing", Attributes::default()),

@@ -36,6 +36,8 @@ const KINDS: &[Kind] = &[
     kind("ifb"),
     // Addresses in the list are counted by another one; the queue in use is a state.
     Kind { states: &[6, 8], ..kind("macvlan") },
+    // Its character device is the host's: in a VE it is but a link.
+    Kind { states: &[6, 8], ..kind("macvtap") },
     kind("ipvlan"),
     kind("vlan"),
     kind("vrf"),
