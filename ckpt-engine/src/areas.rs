@@ -49,7 +49,7 @@ impl AddressSpace {
     }
 
     fn add(&mut self, pid: i32, line: &MapLine, flags: AreaFlags) {
-        if let Some(why) = unsupported(line, flags) {
+        if let Some(why) = unsupported(pid, line, flags) {
             self.unsupported.push((line.name.clone(), why));
             return;
         }
@@ -91,9 +91,11 @@ impl AddressSpace {
 /// What maps shows for `MAP_ANONYMOUS | MAP_HUGETLB`.
 const HUGE: &str = "/anon_hugepage (deleted)";
 
-fn unsupported(line: &MapLine, flags: AreaFlags) -> Option<&'static str> {
+fn unsupported(pid: i32, line: &MapLine, flags: AreaFlags) -> Option<&'static str> {
     if is_own(line) {
         None
+    } else if line.name.starts_with("socket:[") && !is_frames(pid, line) {
+        Some("memory of a socket that is no ring of frames")
     } else if flags.huge_page != 0 && line.name.starts_with("/SYSV") {
         Some("a System V segment of huge pages (SHM_HUGETLB)")
     } else if flags.io {
@@ -120,6 +122,7 @@ fn backing(pid: i32, line: &MapLine) -> Backing {
         "[vvar]" | "[vvar_vclock]" => Backing::Vvar,
         "[vsyscall]" => Backing::Vsyscall,
         _ if aio::is_ring(line) => Backing::Ring,
+        name if name.starts_with("socket:[") => Backing::Frames,
         _ if is_segment(line) => {
             Backing::Shared { object: ipc::segment_id(ipc::namespace_of(pid), line.inode) }
         }
@@ -137,6 +140,13 @@ fn backing(pid: i32, line: &MapLine) -> Backing {
         }
         path => Backing::File { path: path.to_owned(), inode: line.inode },
     }
+}
+
+/// Whether it shows the ring of a packet socket in the process's network. A file has a path.
+fn is_frames(pid: i32, line: &MapLine) -> bool {
+    let table = std::fs::read_to_string(procfs::path(pid, "net/packet")).unwrap_or_default();
+    let inode = line.inode.to_string();
+    line.shared && table.lines().any(|socket| socket.split_whitespace().nth(8) == Some(&inode))
 }
 
 /// Whether it shows a System V segment. That has its own number, from 0 on, in place of an inode's.

@@ -11,6 +11,7 @@ pub mod capture;
 pub mod container;
 mod due;
 mod errno;
+mod eye;
 pub mod files;
 pub mod freeze;
 pub mod host;

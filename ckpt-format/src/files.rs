@@ -266,6 +266,7 @@ impl Kind {
             Self::Packet(_) => "packet",
             Self::Netlink(_) => "netlink",
             Self::PtyMaster { .. } | Self::PtySlave { .. } => "terminals",
+            Self::Tun(_) => "tun",
         }
     }
 }

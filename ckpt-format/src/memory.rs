@@ -75,6 +75,8 @@ pub enum Backing {
         /// The size of a page in bytes.
         page: u64,
     },
+    /// The ring of a packet socket: see [`PacketRing`](crate::files::PacketRing).
+    Frames,
 }
 
 /// Flags of an area that are set by calls other than mmap(2), as in the `VmFlags` line of smaps.

@@ -1,34 +1,18 @@
-//! Looks at what the kernel keeps about the AIO contexts of a process and tells nobody.
-//!
-//! A small program shown the task (a BPF iterator) says where the memory description is, and what
-//! stands at an address that it is given; where in the kernel's structures things are, the kernel
-//! itself describes ([`Types`]). Counters that each processor has for itself are found by a map of
-//! that kind: where the kernel has put its parts tells where those of others are.
+//! What the kernel keeps about the AIO contexts of a process and tells nobody.
 
-use std::{
-    fs,
-    io::{self, Read},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::OnceLock,
-};
+use std::{io, sync::OnceLock};
 
 use crate::{
     btf::Types,
-    sys::bpf::{
-        self, MapKind,
-        code::{ADD, COPY, Code, EXIT, IF_EQUAL, LOAD, SET, STORE, STORE_REGISTER, helper},
-    },
+    eye::{self, Eye},
 };
 
 /// Where things are in the structures of this kernel, in bytes.
 #[derive(Clone, Copy, Debug)]
 struct Places {
-    iterator: u32,
-    task_memory: u32,
     memory_contexts: u32,
     table_size: u32,
     table_entries: u32,
-    map_parts: u32,
     user: u32,
     processors: u32,
     max_requests: u32,
@@ -44,12 +28,9 @@ impl Places {
         let types = Types::read()?;
         let context = |member| types.offset("kioctx", member);
         Ok(Self {
-            iterator: types.function("bpf_iter_task")?,
-            task_memory: types.offset("task_struct", "mm")?,
             memory_contexts: types.offset("mm_struct", "ioctx_table")?,
             table_size: types.offset("kioctx_table", "nr")?,
             table_entries: types.offset("kioctx_table", "table")?,
-            map_parts: types.offset("bpf_array", "pptrs")?,
             user: context("user_id")?,
             processors: context("cpu")?,
             max_requests: context("max_reqs")?,
@@ -61,17 +42,9 @@ impl Places {
         })
     }
 
-    /// Whether the program has room for all it reads.
-    fn fit(&self) -> bool {
-        self.map_parts.is_multiple_of(8) && self.map_parts + 8 <= u32::from(MAP_MAX.unsigned_abs())
-    }
-
     fn known() -> io::Result<&'static Self> {
         static PLACES: OnceLock<Option<Places>> = OnceLock::new();
-        PLACES
-            .get_or_init(|| Self::find().ok().filter(Self::fit))
-            .as_ref()
-            .ok_or(io::ErrorKind::Unsupported.into())
+        PLACES.get_or_init(|| Self::find().ok()).as_ref().ok_or(io::ErrorKind::Unsupported.into())
     }
 }
 
@@ -79,6 +52,7 @@ impl Places {
 pub(super) fn prepare() {
     // Where it is unknown that is told when it is needed.
     let _ = Places::known();
+    eye::prepare();
 }
 
 /// An AIO context of a process as the kernel has it.
@@ -102,8 +76,8 @@ pub(super) struct Context {
 pub(super) fn contexts(host: i32) -> io::Result<Vec<Context>> {
     const TABLE_MAX: u64 = 1 << 16;
     let places = Places::known()?;
-    let eye = Eye::on(host, places)?;
-    let memory = eye.look(0, 0)?.memory;
+    let eye = Eye::on(host)?;
+    let memory = eye.memory()?;
     let table = match memory {
         0 => 0,
         memory => eye.number(memory, places.memory_contexts)?,
@@ -119,144 +93,26 @@ pub(super) fn contexts(host: i32) -> io::Result<Vec<Context>> {
     for slot in 0..size {
         let entry = eye.number(table + slot * 8, places.table_entries)?;
         if entry != 0 {
-            contexts.push(eye.context(entry, places)?);
+            contexts.push(context(&eye, entry, places)?);
         }
     }
     Ok(contexts)
 }
 
-/// A program that looks at one task.
-struct Eye {
-    question: OwnedFd,
-    /// The map that shows where the parts of processors are. It and the program live as long as
-    /// the link.
-    link: OwnedFd,
-}
-
-/// What it says.
-#[derive(Clone, Copy)]
-struct Sight {
-    /// The memory description of the task.
-    memory: u64,
-    /// How far the part of the processor is from the common address.
-    distance: u64,
-    /// What stands at the address.
-    value: u64,
-}
-
-impl Eye {
-    fn on(host: i32, places: &Places) -> io::Result<Self> {
-        let question = bpf::map(MapKind::Array, 16)?;
-        let parts = bpf::map(MapKind::PerProcessor, 8)?;
-        let program = program(question.as_fd(), parts.as_fd(), places);
-        let program = bpf::load_for_tasks(&program, places.iterator)?;
-        let link = bpf::link_to_task(program.as_fd(), host)?;
-        Ok(Self { question, link })
-    }
-
-    fn look(&self, address: u64, processor: u64) -> io::Result<Sight> {
-        let mut question = [0u8; 16];
-        question[..8].copy_from_slice(&address.to_ne_bytes());
-        question[8..].copy_from_slice(&processor.to_ne_bytes());
-        bpf::set_entry(self.question.as_fd(), &question)?;
-        let mut answer = [0u8; ANSWER];
-        let mut iterator = fs::File::from(bpf::iterator(self.link.as_fd())?);
-        // Of a task that is gone nothing is said.
-        iterator.read_exact(&mut answer)?;
-        let number = |index: usize| {
-            let bytes = answer[8 * index..][..8].try_into().expect("eight bytes");
-            u64::from_ne_bytes(bytes)
-        };
-        if address != 0 && number(0) != 0 {
-            return Err(io::Error::from_raw_os_error(libc::EFAULT));
-        }
-        let distance = number(2).wrapping_sub(number(3));
-        Ok(Sight { memory: number(1), distance, value: number(4) })
-    }
-
-    fn number(&self, structure: u64, offset: u32) -> io::Result<u64> {
-        Ok(self.look(structure.wrapping_add(offset.into()), 0)?.value)
-    }
-
-    fn word(&self, structure: u64, offset: u32) -> io::Result<u32> {
-        // Little-endian: the lower half.
-        Ok(self.number(structure, offset)? as u32)
-    }
-
-    fn context(&self, at: u64, places: &Places) -> io::Result<Context> {
-        let events = self.word(at, places.events)?;
-        let parts = self.number(at, places.processors)?;
-        let mut free = self.word(at, places.free)?;
-        for processor in 0..possible_processors()? {
-            let distance = self.look(0, processor)?.distance;
-            free = free.wrapping_add(self.word(parts.wrapping_add(distance), 0)?);
-        }
-        let completed = self.word(at, places.completed)?;
-        let list = at.wrapping_add(places.cancelable.into());
-        Ok(Context {
-            user: self.number(at, places.user)?,
-            max_requests: self.word(at, places.max_requests)?,
-            events,
-            tail: self.word(at, places.tail)?,
-            in_flight: events.wrapping_sub(1).wrapping_sub(free).wrapping_sub(completed),
-            waits: self.number(list, 0)? != list,
-        })
-    }
-}
-
-/// "0-3": the last one tells how many there can be.
-fn possible_processors() -> io::Result<u64> {
-    let text = fs::read_to_string("/sys/devices/system/cpu/possible")?;
-    let last = text.trim().rsplit(['-', ',']).next().and_then(|last| last.parse::<u64>().ok());
-    last.map(|last| last + 1).ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
-
-/// Bytes of an answer: whether the look failed; memory description; the processor's part and the
-/// common address of the map; what was seen.
-const ANSWER: usize = 40;
-
-/// How much of the description of a map there is room for on the stack.
-const MAP_MAX: i16 = 440;
-
-/// Answers the question in the map about the task that it is shown.
-fn program(question: BorrowedFd<'_>, parts: BorrowedFd<'_>, places: &Places) -> Vec<u64> {
-    /// Where the answer is, and the key of both maps, below the end of the stack.
-    const AT: i16 = -(ANSWER as i16);
-    const KEY: i16 = AT - 8;
-    const MAP: i16 = KEY - MAP_MAX;
-    let parts_at = i16::try_from(places.map_parts).unwrap_or(0);
-    let mut code = Code::default();
-    // 6: the text to be written, 7: the task, 8: the question.
-    code.add(LOAD, 7, 1, 8, 0).add(LOAD, 6, 1, 0, 0).add(LOAD, 6, 6, 0, 0);
-    let no_task = code.jump(IF_EQUAL, 7, 0);
-    for slot in 0..=ANSWER as i16 / 8 {
-        code.add(STORE, 10, 0, KEY + 8 * slot, 0);
-    }
-    // The memory description.
-    code.stack(1, AT + 8).add(SET, 2, 0, 0, 8).add(COPY, 3, 7, 0, 0);
-    code.add(ADD, 3, 0, 0, places.task_memory.cast_signed()).call(helper::READ_KERNEL);
-    // The question.
-    code.map(1, question).stack(2, KEY).call(helper::LOOK_UP);
-    let no_question = code.jump(IF_EQUAL, 0, 0);
-    code.add(COPY, 8, 0, 0, 0);
-    // Where the map has its part of the processor.
-    code.map(1, parts).stack(2, KEY).add(LOAD, 3, 8, 8, 0).call(helper::LOOK_UP_OF_PROCESSOR);
-    code.add(STORE_REGISTER, 10, 0, AT + 16, 0);
-    // All of the map up to there: its address may not be counted with.
-    code.stack(1, MAP).add(SET, 2, 0, 0, i32::from(parts_at) + 8).map(3, parts);
-    code.call(helper::READ_KERNEL);
-    code.add(LOAD, 1, 10, MAP + parts_at, 0).add(STORE_REGISTER, 10, 1, AT + 24, 0);
-    // What stands at the address.
-    code.add(LOAD, 3, 8, 0, 0);
-    let no_address = code.jump(IF_EQUAL, 3, 0);
-    code.stack(1, AT + 32).add(SET, 2, 0, 0, 8).call(helper::READ_KERNEL);
-    code.add(STORE_REGISTER, 10, 0, AT, 0);
-    code.land(no_address);
-    code.add(COPY, 1, 6, 0, 0).stack(2, AT).add(SET, 3, 0, 0, ANSWER as i32);
-    code.call(helper::WRITE);
-    code.land(no_question).land(no_task);
-    code.add(SET, 0, 0, 0, 0).add(EXIT, 0, 0, 0, 0);
-    code.finish()
+fn context(eye: &Eye, at: u64, places: &Places) -> io::Result<Context> {
+    let events = eye.word(at, places.events)?;
+    let parts = eye.number(at, places.processors)?;
+    let free = eye.word(at, places.free)?.wrapping_add(eye.sum(parts)?);
+    let completed = eye.word(at, places.completed)?;
+    let list = at.wrapping_add(places.cancelable.into());
+    Ok(Context {
+        user: eye.number(at, places.user)?,
+        max_requests: eye.word(at, places.max_requests)?,
+        events,
+        tail: eye.word(at, places.tail)?,
+        in_flight: events.wrapping_sub(1).wrapping_sub(free).wrapping_sub(completed),
+        waits: eye.number(list, 0)? != list,
+    })
 }
 
 #[cfg(test)]

@@ -327,7 +327,7 @@ impl<'a> Capture<'a> {
             libc::S_IFIFO => pipe::check(&self.found, object).map(|()| Class::Pipe),
             libc::S_IFSOCK => {
                 let network = self.networks.of_socket(object)?;
-                self.networks.protocol(object, network).map(Class::Socket)
+                self.networks.protocol(self.source, object, network).map(Class::Socket)
             }
             _ => Err(unknown(object)),
         }
@@ -408,7 +408,7 @@ impl<'a> Capture<'a> {
         beside::each(&self.found.objects, |object| {
             let is_socket = object.file_type() == libc::S_IFSOCK && !object.is_path_only();
             let network = is_socket.then(|| self.networks.of_socket(object).ok()).flatten()?;
-            match self.networks.protocol(object, network) {
+            match self.networks.protocol(self.source, object, network) {
                 Ok(Protocol::Tcp { v6, multipath }) => {
                     Some(self.read_connection(object, network, v6, multipath))
                 }

@@ -1,15 +1,21 @@
 //! Sockets for whole frames (`AF_PACKET`): of DHCP clients and servers, and of sniffers. The
-//! frames that wait in them are lost, as any frame may be.
+//! frames that wait in them are lost, as any frame may be, but for those in a [`ring`].
+
+mod ring;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use ckpt_format::files::{Kind, PacketMembership, PacketSocket};
+use ckpt_format::{
+    files::{FileId, Files, Kind, PacketMembership, PacketRing, PacketSocket, SocketOption},
+    process::Descriptor,
+};
 
 use super::{
+    Argument, Remote, Source,
     find::{Object, Refusal},
     options::{self, Family},
     rebuild::RebuildError,
@@ -21,9 +27,12 @@ use crate::sys::socket::{self, End};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Entry {
     memberships: Vec<PacketMembership>,
-    ring: bool,
-    /// Group and type of `PACKET_FANOUT`.
-    fanout: Option<u32>,
+    /// `struct tpacket_req3` of what is received.
+    receives: Option<[u32; 7]>,
+    /// There is one of what is sent.
+    sends: bool,
+    /// It is in a group (`PACKET_FANOUT`).
+    fanout: bool,
 }
 
 /// All packet sockets of a network, by inode.
@@ -64,8 +73,15 @@ fn read(body: &[u8]) -> io::Result<Entry> {
                     });
                 }
             }
-            2 | 3 => entry.ring = true,
-            4 => entry.fanout = Some(word(value, 0)?),
+            2 => {
+                let mut layout = [0; 7];
+                for (at, to) in layout.iter_mut().enumerate() {
+                    *to = word(value, at * 4)?;
+                }
+                entry.receives = Some(layout);
+            }
+            3 => entry.sends = true,
+            4 => entry.fanout = true,
             _ => {}
         }
         attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -81,68 +97,155 @@ fn entry<'a>(object: &Object, entries: &'a Entries) -> Result<&'a Entry, Refusal
 }
 
 /// Refuses what never can be moved.
-pub(super) fn check(object: &Object, entries: &Entries) -> Result<(), Refusal> {
-    if entry(object, entries)?.ring {
+pub(super) fn check(
+    source: &Source<'_>,
+    object: &Object,
+    entries: &Entries,
+) -> Result<(), Refusal> {
+    let entry = entry(object, entries)?;
+    if entry.sends {
         return Err(Refusal::new(
-            "a packet socket whose ring of frames is shared with the kernel (a sniffer)",
-            "end the program, or let it capture without a ring",
+            "a packet socket with a ring of frames to be sent (PACKET_TX_RING)",
+            "end the program, or let it send without a ring",
         ));
     }
-    Ok(())
+    // Groups whose frames a program shares out, which nobody can read.
+    if let Some(group) = group(object, entry)?
+        && matches!(group.to_ne_bytes()[2], 6 | 7)
+    {
+        return Err(Refusal::new(
+            "packet sockets among which a BPF program shares out frames (PACKET_FANOUT)",
+            "end the program",
+        ));
+    }
+    entry.receives.as_ref().map_or(Ok(()), |layout| ring::check(source, object, layout))
 }
 
-pub(super) fn capture(object: &Object, entries: &Entries) -> Result<Kind, Refusal> {
+/// Number, type and flags of its group.
+fn group(object: &Object, entry: &Entry) -> io::Result<Option<i32>> {
+    let value = || options::number(object.fd(), libc::SOL_PACKET, libc::PACKET_FANOUT);
+    entry.fanout.then(value).transpose()
+}
+
+pub(super) fn capture(
+    source: &Source<'_>,
+    object: &Object,
+    entries: &Entries,
+) -> Result<Kind, Refusal> {
     let fd = object.fd();
     let entry = entry(object, entries)?;
     let address = socket::address(fd, End::Local)?;
     let mut options = options::capture(fd, Family::Packet)?;
-    options.extend(entry.fanout.map(|fanout| ckpt_format::files::SocketOption {
+    options.extend(group(object, entry)?.map(|group| SocketOption {
         level: libc::SOL_PACKET,
         name: libc::PACKET_FANOUT,
-        value: fanout.to_ne_bytes().to_vec(),
+        value: group.to_ne_bytes().to_vec(),
     }));
     let bytes = address.get(2..4).and_then(|bytes| bytes.try_into().ok());
+    let ring = entry.receives.map(|layout| ring::capture(source, object, layout)).transpose()?;
     Ok(Kind::Packet(Box::new(PacketSocket {
         socket_type: options::number(fd, libc::SOL_SOCKET, libc::SO_TYPE)?,
         protocol: bytes.unwrap_or_default(),
         device: word(&address, 4)?,
         memberships: entry.memberships.clone(),
         options,
+        ring,
     })))
 }
 
-pub(super) fn rebuild(packet: &PacketSocket) -> Result<OwnedFd, RebuildError> {
-    make(packet).map_err(|source| RebuildError::Kernel { object: "packet socket", source })
+fn failed(source: io::Error) -> RebuildError {
+    RebuildError::Kernel { object: "packet socket", source }
 }
 
-fn make(packet: &PacketSocket) -> io::Result<OwnedFd> {
-    // Without a protocol it receives nothing before it is complete.
-    let made = socket::socket(libc::AF_PACKET, packet.socket_type, 0)?;
-    let fd = made.as_fd();
-    let of_group = |option: &&ckpt_format::files::SocketOption| {
-        (option.level, option.name) == (libc::SOL_PACKET, libc::PACKET_FANOUT)
+/// A socket that listens to nothing yet, with its ring. Those with one come first: what rings are
+/// advanced by is seen by all others.
+pub(super) fn make(packet: &PacketSocket) -> Result<OwnedFd, RebuildError> {
+    let make = || {
+        // Without a protocol it receives nothing before it is complete.
+        let made = socket::socket(libc::AF_PACKET, packet.socket_type, 0)?;
+        // What the layout of frames depends on cannot be set beside a ring, and a filter would
+        // keep frames out of it.
+        options::rebuild(made.as_fd(), &of_packets(packet, false))?;
+        if let Some(ring) = &packet.ring {
+            ring::rebuild(made.as_fd(), ring)?;
+        }
+        Ok(made)
     };
-    let (late, early): (Vec<_>, Vec<_>) =
-        packet.options.iter().cloned().partition(|option| of_group(&option));
-    options::rebuild(fd, &early)?;
-    options::rebuild_buffers(fd, &early)?;
-    if packet.protocol != [0; 2] {
-        let mut address = (libc::AF_PACKET as u16).to_ne_bytes().to_vec();
-        address.extend(packet.protocol);
-        address.extend(packet.device.to_ne_bytes());
-        address.extend([0; 12]);
-        socket::bind(fd, &address)?;
-    }
-    for membership in &packet.memberships {
-        let mut request = membership.device.to_ne_bytes().to_vec();
-        request.extend(membership.kind.to_ne_bytes());
-        request.extend((membership.address.len() as u16).to_ne_bytes());
-        request.extend(&membership.address);
-        request.resize(16, 0);
-        for _ in 0..membership.count.min(64) {
-            socket::set_option(fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &request)?;
+    make().map_err(failed)
+}
+
+/// The options of packet sockets, or those that all sockets have.
+fn of_packets(packet: &PacketSocket, others: bool) -> Vec<SocketOption> {
+    let is =
+        |option: &&SocketOption| (option.level == libc::SOL_PACKET) != others && !is_group(option);
+    packet.options.iter().filter(is).cloned().collect()
+}
+
+fn is_group(option: &SocketOption) -> bool {
+    (option.level, option.name) == (libc::SOL_PACKET, libc::PACKET_FANOUT)
+}
+
+/// Lets it listen.
+pub(super) fn complete(fd: BorrowedFd<'_>, packet: &PacketSocket) -> Result<(), RebuildError> {
+    let complete = || {
+        let others = of_packets(packet, true);
+        options::rebuild(fd, &others)?;
+        options::rebuild_buffers(fd, &others)?;
+        if packet.protocol != [0; 2] {
+            socket::bind(fd, &ring::address(packet.protocol, packet.device))?;
+        }
+        for membership in &packet.memberships {
+            let mut request = membership.device.to_ne_bytes().to_vec();
+            request.extend(membership.kind.to_ne_bytes());
+            request.extend((membership.address.len() as u16).to_ne_bytes());
+            request.extend(&membership.address);
+            request.resize(16, 0);
+            for _ in 0..membership.count.min(64) {
+                socket::set_option(fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &request)?;
+            }
+        }
+        let group: Vec<_> = packet.options.iter().filter(|it| is_group(it)).cloned().collect();
+        options::rebuild(fd, &group)
+    };
+    complete().map_err(failed)
+}
+
+/// Has the processes map their rings.
+pub(super) fn finish(
+    files: &Files,
+    tables: &BTreeMap<i32, Vec<Descriptor>>,
+    remote: &mut dyn Remote,
+) -> Result<(), RebuildError> {
+    for (place, file) in files.files.iter().enumerate() {
+        let Kind::Packet(packet) = &file.kind else { continue };
+        let Some(ring) = &packet.ring else { continue };
+        let id = FileId(u32::try_from(place).map_err(|_| RebuildError::Damaged)?);
+        for map in &ring.maps {
+            let mut table = tables.get(&map.pid).into_iter().flatten();
+            let held = table.find(|held| held.file == id).ok_or(RebuildError::Damaged)?;
+            map_ring(ring, map.pid, (map.start, map.protection), held.fd, remote)?;
         }
     }
-    options::rebuild(fd, &late)?;
-    Ok(made)
+    Ok(())
+}
+
+fn map_ring(
+    ring: &PacketRing,
+    pid: i32,
+    (start, protection): (u64, u8),
+    fd: i32,
+    remote: &mut dyn Remote,
+) -> Result<(), RebuildError> {
+    let length = u64::from(ring.layout[0]) * u64::from(ring.layout[1]);
+    // Nothing else may be replaced by it.
+    if !remote.has_frames(pid, start, length) {
+        return Err(RebuildError::Damaged);
+    }
+    let flags = (libc::MAP_SHARED | libc::MAP_FIXED) as u64;
+    let number = u64::from(fd.cast_unsigned());
+    let arguments = [start, length, u64::from(protection), flags, number, 0];
+    remote
+        .call(pid, libc::SYS_mmap, arguments.map(Argument::Value))
+        .map(drop)
+        .map_err(|source| RebuildError::Remote { pid, object: "ring of frames", source })
 }

@@ -19,8 +19,8 @@ use nix::{
 };
 
 use super::{
-    Argument, Remote, deleted, epoll, event, fanotify, inotify, lock, mailbox, memfd, nsfs, path,
-    pipe, process, socket, spent::Spent, tcp, terminal, timer, tun, unix, watched,
+    Argument, Remote, deleted, epoll, event, fanotify, frames, inotify, lock, mailbox, memfd, nsfs,
+    path, pipe, process, socket, spent::Spent, tcp, terminal, timer, tun, unix, watched,
 };
 use crate::{
     beside,
@@ -381,6 +381,7 @@ impl Rebuilt {
         terminal::finish(files, tables, remote)?;
         epoll::finish(files, tables, remote)?;
         mailbox::finish(files, tables, remote)?;
+        frames::finish(files, tables, remote)?;
         // Before the signals, because whoever takes a lease becomes the owner.
         lock::finish(files, tables, remote)?;
         for (place, file) in files.files.iter().enumerate() {

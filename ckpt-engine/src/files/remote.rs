@@ -24,6 +24,11 @@ pub trait Remote {
         Some(pid)
     }
 
+    /// Whether this is where a process has the ring of a packet socket.
+    fn has_frames(&self, _pid: i32, _start: u64, _length: u64) -> bool {
+        true
+    }
+
     /// A process in a mount namespace: its numbers in the VE's pid namespace and on the host.
     fn member(&self, _mounts: u32) -> Option<(i32, i32)> {
         None

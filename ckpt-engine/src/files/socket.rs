@@ -156,7 +156,12 @@ impl Networks {
     }
 
     /// Which protocol a socket speaks, when it is one that can be moved.
-    pub(super) fn protocol(&self, object: &Object, network: &Network) -> Result<Protocol, Refusal> {
+    pub(super) fn protocol(
+        &self,
+        source: &Source<'_>,
+        object: &Object,
+        network: &Network,
+    ) -> Result<Protocol, Refusal> {
         let fd = object.fd();
         let number = |name| options::number(fd, libc::SOL_SOCKET, name);
         let (domain, kind) = (number(libc::SO_DOMAIN)?, number(libc::SO_TYPE)?);
@@ -177,7 +182,7 @@ impl Networks {
                 Ok(Protocol::Datagram(variety))
             }
             (libc::AF_PACKET, ..) => {
-                frames::check(object, &network.packet).map(|()| Protocol::Packet)
+                frames::check(source, object, &network.packet).map(|()| Protocol::Packet)
             }
             (libc::AF_NETLINK, _, protocol) => {
                 netlink::check(object, protocol, &network.netlink)?;
@@ -236,13 +241,14 @@ pub(super) fn capture(
         Protocol::Datagram(variety) => {
             let object = &capture.found.objects[place];
             let network = capture.networks.of_socket(object)?;
-            let (kind, seen) = udp::capture(object, network, variety)?;
+            let (kind, seen) = udp::capture(capture.source, object, network, variety)?;
             capture.undo.datagrams.extend(seen);
             Ok(kind)
         }
         Protocol::Packet => {
             let object = &capture.found.objects[place];
-            frames::capture(object, &capture.networks.of_socket(object)?.packet)
+            let network = capture.networks.of_socket(object)?;
+            frames::capture(capture.source, object, &network.packet)
         }
         Protocol::Netlink { protocol } => netlink::capture(&capture.found.objects[place], protocol),
         Protocol::Unix { socket_type } => unix::capture(capture, place, socket_type),
@@ -276,6 +282,14 @@ pub(super) fn rebuild(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
     let failed = |source: io::Error| RebuildError::Kernel { object: "socket", source };
     let files = rebuild.files;
     for (place, file) in files.files.iter().enumerate() {
+        if let Kind::Packet(packet) = &file.kind
+            && packet.ring.is_some()
+        {
+            rebuild.enter_network(file.network)?;
+            rebuild.made[place] = Some(frames::make(packet)?);
+        }
+    }
+    for (place, file) in files.files.iter().enumerate() {
         if has_connection(&file.kind) {
             continue;
         }
@@ -285,7 +299,14 @@ pub(super) fn rebuild(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
         let fd = match &file.kind {
             Kind::Tcp(tcp) => tcp::bind(tcp)?,
             Kind::Udp(udp) => udp::rebuild(udp)?,
-            Kind::Packet(packet) => frames::rebuild(packet)?,
+            Kind::Packet(packet) => {
+                let made = match rebuild.made[place].take() {
+                    Some(made) => made,
+                    None => frames::make(packet)?,
+                };
+                frames::complete(made.as_fd(), packet)?;
+                made
+            }
             Kind::Netlink(netlink) => netlink::rebuild(netlink)?,
             _ => continue,
         };

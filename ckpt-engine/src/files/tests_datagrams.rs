@@ -147,6 +147,20 @@ fn a_question_to_the_kernel_is_answered_after_a_move() {
 }
 
 #[test]
+fn a_datagram_that_is_begun_is_waited_for() {
+    new_network();
+    let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    sender.connect(receiver.local_addr().unwrap()).unwrap();
+    socket::send(sender.as_fd(), b"first ", &Along::default(), libc::MSG_MORE).unwrap();
+    let child = Child::holding(&[sender.as_fd()]);
+    let refused = super::capture(&child.source()).unwrap_err();
+    assert!(refused[0].object.contains("in several parts"), "{refused:?}");
+    socket::send(sender.as_fd(), b"second", &Along::default(), 0).unwrap();
+    super::capture(&child.source()).unwrap();
+}
+
+#[test]
 fn objects_that_cannot_be_moved_are_named() {
     new_network();
     let mptcp = make(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP);

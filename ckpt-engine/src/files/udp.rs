@@ -5,13 +5,14 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::OnceLock,
 };
 
 use ckpt_format::files::{Datagram, Kind, UdpSocket};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{
-    address,
+    Source, address,
     find::{Object, Refusal},
     multicast,
     options::{self, Family},
@@ -19,9 +20,13 @@ use super::{
     rebuild::RebuildError,
     socket::Network,
 };
-use crate::sys::{
-    descriptor::{self, Count, count},
-    socket::{self, Along},
+use crate::{
+    btf::Types,
+    eye::Eye,
+    sys::{
+        descriptor::{self, Count, count},
+        socket::{self, Along},
+    },
 };
 
 /// What kind of socket.
@@ -46,6 +51,7 @@ pub(super) fn check(object: &Object, network: &Network, variety: Variety) -> Res
 
 /// Reads a socket. The second value makes its queue readable again.
 pub(super) fn capture(
+    source: &Source<'_>,
     object: &Object,
     network: &Network,
     variety: Variety,
@@ -54,7 +60,7 @@ pub(super) fn capture(
     let Variety { v6, raw, protocol } = variety;
     let local = address::local(fd)?;
     let queue = if variety.has_queue() { queue(fd)? } else { Vec::new() };
-    if protocol == libc::IPPROTO_UDP && is_corked(fd)? {
+    if variety.has_queue() && has_begun(source, object, protocol)? {
         return Err(Refusal::new(
             "a datagram that is written in several parts and not yet sent",
             "try again when the program has sent it",
@@ -87,11 +93,27 @@ pub(super) fn capture(
     Ok((kind, seen))
 }
 
-/// Whether a datagram is being put together (`UDP_CORK`). It cannot be read. One that is written
-/// with `MSG_MORE` cannot be told from one that waits for its receiver's address.
-fn is_corked(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    let corked = options::number(fd, libc::SOL_UDP, libc::UDP_CORK)? != 0;
-    Ok(corked && count(fd, Count::Outstanding)? > 0)
+/// Whether a datagram is being put together (`UDP_CORK`, `MSG_MORE`). It cannot be read.
+///
+/// One that waits for its receiver's address counts as not sent, too. The kernel tells the two
+/// apart nowhere, so it is looked at, where it can be: else the datagram is lost.
+fn has_begun(source: &Source<'_>, object: &Object, protocol: i32) -> io::Result<bool> {
+    let fd = object.fd();
+    if count(fd, Count::Outstanding)? == 0 {
+        return Ok(false);
+    }
+    let corked =
+        protocol == libc::IPPROTO_UDP && options::number(fd, libc::SOL_UDP, libc::UDP_CORK)? != 0;
+    Ok(corked || is_pending(source, object).unwrap_or(false))
+}
+
+fn is_pending(source: &Source<'_>, object: &Object) -> io::Result<bool> {
+    static PENDING: OnceLock<Option<u32>> = OnceLock::new();
+    let find = || Types::read().and_then(|types| types.offset("udp_sock", "pending")).ok();
+    let pending = PENDING.get_or_init(find).ok_or(io::ErrorKind::Unsupported)?;
+    let &(place, fd) = object.holders.first().ok_or(io::ErrorKind::NotFound)?;
+    let eye = Eye::on(source.processes[place].host_pid)?;
+    Ok(eye.word(eye.socket(fd, object.status.inode)?, pending)? != 0)
 }
 
 /// A queue that holds empty datagrams. The kernel shows each of these once only to somebody who

@@ -224,8 +224,10 @@ impl Work<'_> {
         let mut fd = u64::MAX;
         match &area.backing {
             Backing::Vdso | Backing::Vvar | Backing::Vsyscall => return Ok(()),
-            // Until its context is made, other memory holds the place of a ring.
-            Backing::Anonymous { .. } | Backing::Ring => flags |= libc::MAP_ANONYMOUS,
+            // Until a ring is made, other memory holds its place.
+            Backing::Anonymous { .. } | Backing::Ring | Backing::Frames => {
+                flags |= libc::MAP_ANONYMOUS
+            }
             Backing::Huge { page } => flags |= libc::MAP_ANONYMOUS | huge_pages(*page)?,
             Backing::File { path, .. } => {
                 self.open(path, area.shared && area.may_write);

@@ -1,5 +1,6 @@
 //! System calls made by processes of the skeleton on behalf of the files that are rebuilt.
 
+use ckpt_format::memory::{Area, Backing};
 use nix::errno::Errno;
 
 use super::{Bone, RebuildError, Skeleton};
@@ -30,6 +31,14 @@ impl Remote for Skeleton {
         }
         done.result(call)
             .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
+    }
+
+    fn has_frames(&self, pid: i32, start: u64, length: u64) -> bool {
+        let areas = self.processes.get(&pid).map(|bone| bone.areas.as_slice()).unwrap_or_default();
+        let is = |area: &Area| {
+            (area.start, area.len(), &area.backing) == (start, length, &Backing::Frames)
+        };
+        areas.iter().any(is)
     }
 
     fn number(&self, seen_by: i32, pid: i32) -> Option<i32> {

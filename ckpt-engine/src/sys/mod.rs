@@ -23,6 +23,7 @@ pub mod pagemap;
 pub mod pids;
 pub mod program;
 pub mod ptrace;
+pub mod ring;
 pub mod seccomp;
 pub mod socket;
 pub mod tap;

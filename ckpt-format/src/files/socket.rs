@@ -266,7 +266,8 @@ pub struct Membership {
     pub exclude: bool,
 }
 
-/// A socket that sends and receives whole frames (`AF_PACKET`). What waits in it is lost.
+/// A socket that sends and receives whole frames (`AF_PACKET`). What waits in it is lost, but for
+/// what is in its ring.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PacketSocket {
     /// `SOCK_RAW` or `SOCK_DGRAM`.
@@ -279,6 +280,36 @@ pub struct PacketSocket {
     pub memberships: Vec<PacketMembership>,
     /// The options.
     pub options: Vec<SocketOption>,
+    /// The memory that it receives into.
+    #[serde(default)]
+    pub ring: Option<PacketRing>,
+}
+
+/// Memory of the kernel that a packet socket receives into (`PACKET_RX_RING`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacketRing {
+    /// `TPACKET_V1` and so on: 0, 1, 2.
+    pub version: u32,
+    /// `struct tpacket_req3`: size and number of blocks, size and number of frames, milliseconds
+    /// until a block is handed over, private bytes of a block, features.
+    pub layout: [u32; 7],
+    /// Where the kernel puts the next frame; of version 3, which block it is filling.
+    pub position: u32,
+    /// What the program has not given back yet: frames, or blocks of version 3, by their number.
+    pub unread: Vec<(u32, serde_bytes::ByteBuf)>,
+    /// Where it is mapped.
+    pub maps: Vec<PacketMap>,
+}
+
+/// One map of a [`PacketRing`], which is always mapped as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacketMap {
+    /// The process inside the VE.
+    pub pid: i32,
+    /// The address.
+    pub start: u64,
+    /// `PROT_*`.
+    pub protection: u8,
 }
 
 /// One `PACKET_ADD_MEMBERSHIP`.

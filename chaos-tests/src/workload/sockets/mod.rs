@@ -5,6 +5,7 @@ mod netlink;
 mod peeking;
 mod plain;
 mod queues;
+mod sniffers;
 mod tcp;
 mod tcp_kinds;
 mod tcp_peer;
@@ -86,6 +87,10 @@ pub(super) const AREA: Area = Area {
         local("raw-echo-v6", "the same with IPv6", datagrams::raw_echo6),
         local("raw-protocol", "a protocol of its own over IP", datagrams::raw_protocol),
         local("frames", "a packet socket for one kind of frame", datagrams::frames),
+        local("sniffer-v1", "a sniffer with a ring of frames", sniffers::first),
+        local("sniffer-v2", "the same with the second version of it", sniffers::second),
+        local("sniffer-blocks", "a sniffer with a ring of blocks, as tcpdump", sniffers::blocks),
+        local("sniffer-group", "sniffers that share frames out among them", sniffers::fanout),
         local("netlink", "lists of links and addresses", netlink::lists),
         local("netlink-waiting", "an answer of the kernel that waits to be read", netlink::waiting),
         local("netlink-single", "answers about one thing", netlink::single),
