@@ -11,7 +11,7 @@ use std::{
 use ckpt_format::files::Kind;
 
 use super::testing::{Child, new_network, rebuild, rebuild_in};
-use crate::sys::{descriptor, socket};
+use crate::sys::{descriptor, socket, tun};
 
 #[test]
 fn udp_keeps_addresses_and_waiting_datagrams() {
@@ -216,4 +216,25 @@ fn packet_filters_go_along() {
     drop(child);
     let copy = rebuild(&captured);
     assert_eq!(socket::filter(copy.of(number).as_fd()).unwrap(), accept);
+}
+
+#[test]
+fn a_file_of_a_tap_is_attached_to_its_link_again() {
+    new_network();
+    let open = || File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    let (file, idle) = (open(), open());
+    let flags = tun::TAP | tun::VNET_HEADER;
+    tun::attach(file.as_fd(), "tap-moved", flags).unwrap();
+    tun::change(file.as_fd(), tun::Change::Persist, 1).unwrap();
+    tun::change(file.as_fd(), tun::Change::SendBuffer, 54_321).unwrap();
+    let child = Child::holding(&[file.as_fd(), idle.as_fd()]);
+    let numbers = (file.as_raw_fd(), idle.as_raw_fd());
+    let captured = child.capture();
+    drop((child, file, idle));
+    let copy = rebuild(&captured);
+    let (file, idle) = (copy.of(numbers.0), copy.of(numbers.1));
+    let (name, found) = tun::attachment(file.as_fd()).unwrap().unwrap();
+    assert_eq!((name.as_str(), found & flags, found & tun::PERSIST), ("tap-moved", flags, 0x800));
+    assert_eq!(tun::query(file.as_fd(), tun::Query::SendBuffer).unwrap(), 54_321);
+    assert_eq!(tun::attachment(idle.as_fd()).unwrap(), None);
 }

@@ -440,8 +440,8 @@ impl Still {
         };
         let networks = live.networks.iter().map(Netns::try_clone).collect::<Result<Vec<_>, _>>();
         let networks = networks.map_err(|source| CopyError::Process { pid: live.init, source })?;
-        let (expected, settings) = (live.expected.clone(), live.settings.clone());
-        let id_base = live.id_base;
+        let (expected, settings, id_base) =
+            (live.expected.clone(), live.settings.clone(), live.id_base);
         std::thread::scope(|scope| {
             let around = live.around();
             let around = scope.spawn(move || {
