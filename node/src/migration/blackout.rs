@@ -14,7 +14,7 @@ use std::{
 };
 
 use ckpt_engine::{
-    capture::{self, CaptureError, IdMap},
+    capture::{CaptureError, IdMap},
     container::{ID_COUNT, Spaces, cgroups, host_clocks},
     files::{self, Undo},
     freeze::{FreezeError, Frozen, Sealed},
@@ -472,7 +472,7 @@ impl Still {
         })
     }
 
-    /// What the clocks of the VE showed when it stopped.
+    /// What the clocks of the VE showed then.
     pub(super) fn clocks(&self) -> Clocks {
         self.clocks
     }
@@ -584,18 +584,4 @@ impl SealedVe {
         }
         Ok(())
     }
-}
-
-/// Everything that would stop a move of this VE now; disturbs nothing.
-pub(super) fn blockers(init: i32, id_base: u32, freezer: &Path) -> Result<Vec<Blocker>, CopyError> {
-    let list = |source| CopyError::Process { pid: init, source };
-    let mut all = capture::check(freezer).map_err(list)?;
-    let holders = Holders::of(freezer)?;
-    let pids: Vec<i32> = holders.hosts().collect();
-    let spaces = Spaces::of(init, &pids).map_err(list)?;
-    let (mounts, namespaces) = (spaces.mounts().map_err(list)?, spaces.numbers());
-    let networks = spaces.networks().iter().map(AsFd::as_fd).collect();
-    let holders = holders.source(init, id_base);
-    all.extend(files::check(&files::Source { mounts, namespaces, networks, ..holders }));
-    Ok(all)
 }

@@ -12,6 +12,7 @@ mod around;
 mod blackout;
 mod brake;
 mod builder;
+mod check;
 mod checkpoint;
 mod error;
 mod experience;

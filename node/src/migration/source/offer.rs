@@ -22,8 +22,9 @@ use super::{ANSWER, Begun, Context, Precopy, Session, Talk, Wish};
 use crate::{
     api::Sink,
     migration::{
-        blackout::{self, CopyError, Live},
+        blackout::{CopyError, Live},
         brake::Brake,
+        check,
         error::MigrateError,
         facts,
         journal::{Journal, Step},
@@ -344,13 +345,13 @@ fn prepare_hold(interface: &Interface, name: &str) -> Result<Hold, NetworkError>
 fn lasting_blockers(init: i32, id_base: u32, freezer: &Path) -> Result<Vec<Blocker>, CopyError> {
     const LOOKS: usize = 4;
     const PAUSE: Duration = Duration::from_millis(50);
-    let mut lasting = blackout::blockers(init, id_base, freezer)?;
+    let mut lasting = check::blockers(init, id_base, freezer)?;
     for _ in 1..LOOKS {
         if lasting.is_empty() {
             break;
         }
         std::thread::sleep(PAUSE);
-        let again = blackout::blockers(init, id_base, freezer)?;
+        let again = check::blockers(init, id_base, freezer)?;
         lasting.retain(|blocker| again.contains(blocker));
     }
     Ok(lasting)
