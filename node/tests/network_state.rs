@@ -328,7 +328,7 @@ fn what_cannot_be_moved_is_named() {
     let ve = ve(mac, Gate::Open);
     shell(
         &ve.netns,
-        "ip tuntap add dev tap9 mode tap
+        "ip tuntap add dev tap9 mode tap user 3000000000
          tc qdisc add dev eth0 root tbf rate 1mbit burst 10kb latency 50ms
          ip nexthop add id 7 via 10.99.0.9 dev eth0
          ip route add 10.60.0.0/16 nhid 7
@@ -340,7 +340,7 @@ fn what_cannot_be_moved_is_named() {
     assert_eq!(
         found,
         [
-            "network link tap9 of a kind that cannot be made again",
+            "network link tap9 of a user who is outside of the VE",
             "route with a next-hop object",
             "routing rule of a kind that is not known",
             "traffic control tbf on eth0",

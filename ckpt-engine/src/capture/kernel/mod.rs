@@ -144,6 +144,13 @@ impl View {
     /// Captures a running process by asking it, and keeps what it says.
     fn ask(&self, patient: &Patient, ids: IdMap, known: &mut Known) -> Result<(), CaptureError> {
         let tids = procfs::threads(patient.host)?;
+        // One that waits for a child of vfork(2) or for a disk does not come to a stop; one that a
+        // signal has stopped would show ours.
+        for &tid in &tids {
+            if matches!(procfs::Stat::read(tid)?.state, 'D' | 'T' | 't') {
+                return Ok(());
+            }
+        }
         let mut threads = Stopped::attach(&tids, ptrace::SUSPEND_SECCOMP)?;
         let look = |threads: &[Stopped]| {
             let tids = threads.iter().map(|thread| thread.tid);
