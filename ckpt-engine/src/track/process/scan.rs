@@ -2,10 +2,11 @@
 
 use std::io;
 
-use ckpt_format::memory::Area;
+use ckpt_format::memory::{Area, Backing};
 
 use super::{Life, has_private_pages};
 use crate::{
+    beside,
     ranges::Ranges,
     sys::pagemap::{self, Query, category},
 };
@@ -22,7 +23,7 @@ pub(super) struct Standing {
 impl Life {
     /// Adds the written pages of one area to `due`.
     pub(super) fn scan(&self, area: &Area, due: &mut Ranges) -> io::Result<()> {
-        let no_file = not_private() | guards();
+        let no_file = not_private(is_anonymous(area)) | guards();
         let written = Query {
             mask: category::WRITTEN | no_file,
             inverted: no_file,
@@ -47,12 +48,11 @@ impl Life {
         // Neighbours in one go; what is between them belongs to nobody.
         let groups = self.space.areas.chunk_by(|a, b| has_private_pages(a) == has_private_pages(b));
         for group in groups.filter(|group| has_private_pages(&group[0])) {
-            let whole = (group[0].start, group[group.len() - 1].end);
-            if self.tracking.is_some() && self.look(whole, true, due, &mut standing)? {
+            if self.tracking.is_some() && self.look(group, true, due, &mut standing)? {
                 continue;
             }
             for area in group {
-                let one = (area.start, area.end);
+                let one = std::slice::from_ref(area);
                 // Where there is no tracking, or has been none for a moment, marks say nothing.
                 if self.tracking.is_none() || !self.look(one, true, due, &mut standing)? {
                     self.look(one, false, due, &mut standing)?;
@@ -64,30 +64,34 @@ impl Life {
         Ok(standing)
     }
 
-    /// Looks at addresses of a process that stands still; without trust in the tracking all that is
+    /// Looks at neighbouring areas of a process that stands still; without trust in the tracking all that is
     /// there counts as written. False, with nothing said, if a part is not tracked any more.
     fn look(
         &self,
-        (start, end): (u64, u64),
+        areas: &[Area],
         trusted: bool,
         due: &mut Ranges,
         standing: &mut Standing,
     ) -> io::Result<bool> {
-        let query = Query {
-            mask: not_private(),
-            inverted: not_private(),
-            any_of: category::PRESENT | category::SWAPPED,
-            protect: false,
-            tracked: trusted,
-        };
-        let mut seen = Vec::new();
         let kinds = category::WRITTEN | guards();
-        let found = |start, end, kind| seen.push((start, end, kind));
-        match pagemap::scan_kinds(&self.pagemap, start, end, query, kinds, found) {
+        let scanned = beside::each(&pieces(areas), |piece| {
+            let query = Query {
+                mask: not_private(piece.anonymous),
+                inverted: not_private(piece.anonymous),
+                any_of: category::PRESENT | category::SWAPPED,
+                protect: false,
+                tracked: trusted,
+            };
+            let mut seen = Vec::new();
+            let found = |start, end, kind| seen.push((start, end, kind));
+            let Piece { start, end, .. } = *piece;
+            pagemap::scan_kinds(&self.pagemap, start, end, query, kinds, found).map(|()| seen)
+        });
+        let scanned = match scanned.into_iter().collect::<io::Result<Vec<_>>>() {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) && trusted => return Ok(false),
             other => other?,
-        }
-        for (start, end, kind) in seen {
+        };
+        for (start, end, kind) in scanned.into_iter().flatten() {
             if kind & guards() != 0 {
                 standing.guards.insert(start, end);
                 continue;
@@ -120,12 +124,96 @@ impl Life {
     }
 }
 
+/// How much memory is looked at in one call, in bytes, so that several threads can share much.
+const PIECE: u64 = 16 << 20;
+
+/// Addresses to be looked at in one call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    start: u64,
+    end: u64,
+    /// No page in it can be one of a file. Whether one is costs a look at its description in the
+    /// kernel, which is far more than the rest.
+    anonymous: bool,
+}
+
+/// Neighbouring areas, with what is between them: large anonymous ones in pieces, others together.
+fn pieces(areas: &[Area]) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    let mut small: Option<(u64, u64)> = None;
+    let together = |(start, end)| Piece { start, end, anonymous: false };
+    for area in areas {
+        if !is_anonymous(area) || area.len() < PIECE {
+            small = Some((small.map_or(area.start, |(start, _)| start), area.end));
+            continue;
+        }
+        pieces.extend(small.take().map(together));
+        let cut = (area.start..area.end).step_by(PIECE as usize);
+        pieces.extend(cut.map(|start| Piece {
+            start,
+            end: area.end.min(start + PIECE),
+            anonymous: true,
+        }));
+    }
+    pieces.extend(small.map(together));
+    pieces
+}
+
+fn is_anonymous(area: &Area) -> bool {
+    matches!(area.backing, Backing::Anonymous { .. })
+}
+
 /// What pages of a process's own are not.
-fn not_private() -> u64 {
-    category::FILE | category::ZERO
+fn not_private(anonymous: bool) -> u64 {
+    if anonymous { category::ZERO } else { category::FILE | category::ZERO }
 }
 
 /// The category of guards, where the kernel tells them.
 fn guards() -> u64 {
     if pagemap::shows_guards() { category::GUARD } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use ckpt_format::memory::Advice;
+
+    use super::*;
+
+    fn area(start: u64, end: u64) -> Area {
+        Area {
+            start,
+            end,
+            protection: 3,
+            shared: false,
+            grows_down: false,
+            may_write: true,
+            offset: 0,
+            backing: Backing::Anonymous { name: None },
+            advice: Advice::default(),
+        }
+    }
+
+    #[test]
+    fn pieces_cover_all_areas_once() {
+        let mib = |count: u64| count << 20;
+        let file = Backing::File { path: "/a".to_owned(), inode: 1 };
+        let areas = [
+            area(mib(1), mib(3)),
+            Area { backing: file, ..area(mib(100), mib(150)) },
+            area(mib(1 << 20), mib((1 << 20) + 40)),
+            area(mib(1 << 21), mib((1 << 21) + 1)),
+        ];
+        let piece = |start, end, anonymous| Piece { start, end, anonymous };
+        let large = mib(1 << 20);
+        assert_eq!(
+            pieces(&areas),
+            [
+                piece(mib(1), mib(150), false),
+                piece(large, large + PIECE, true),
+                piece(large + PIECE, large + 2 * PIECE, true),
+                piece(large + 2 * PIECE, large + mib(40), true),
+                piece(mib(1 << 21), mib((1 << 21) + 1), false),
+            ]
+        );
+    }
 }
