@@ -41,6 +41,7 @@ use self::{
 };
 use super::{CaptureError, IdMap, process, seccomp::Filters, thread};
 use crate::{
+    container::host_clocks,
     inject::{InjectError, Stopped, restart_interrupted},
     procfs,
     surgeon::Patient,
@@ -49,6 +50,9 @@ use crate::{
 
 /// How often the tasks are looked at again because one of them was just leaving its processor.
 const TRIES: u32 = 20;
+
+/// How old a thread must be to be asked.
+const SETTLED_NS: u64 = 100_000_000;
 
 /// Reads the processes of one VE.
 #[derive(Debug)]
@@ -117,8 +121,12 @@ impl View {
         let processes: HashMap<i32, &Patient> = patients.iter().map(|it| (it.host, it)).collect();
         let mut known = std::mem::take(&mut self.known);
         known.settle(self.records(&sight));
-        let unknown = self.records(&sight).filter(|it| known.lacks(it)).map(|it| it.process());
-        let mut unknown: Vec<i32> = unknown.collect();
+        // What has just been born is about to become something else, or to end.
+        let now_ns = host_clocks().map_err(failed)?.boottime_ns.unsigned_abs();
+        let is_settled =
+            |it: &Record<'_>| it.number(Field::Birth).saturating_add(SETTLED_NS) < now_ns;
+        let unknown = self.records(&sight).filter(|it| is_settled(it) && known.lacks(it));
+        let mut unknown: Vec<i32> = unknown.map(|it| it.process()).collect();
         unknown.dedup();
         let mut learned = Ok(());
         for host in unknown {
@@ -162,9 +170,8 @@ impl View {
         let filters = Mutex::default();
         let asked = process::capture(patient, &mut threads, ids, &[], &filters);
         let afterwards: io::Result<Vec<_>> = look(&threads);
-        for thread in threads {
-            thread.detach()?;
-        }
+        // All of them, whatever becomes of one.
+        threads.into_iter().map(Stopped::detach).fold(Ok(()), Result::and)?;
         let asked = asked?;
         let filters = filters.into_inner().unwrap_or_else(PoisonError::into_inner);
         let failed = |source| InjectError::Control { tid: patient.host, source };

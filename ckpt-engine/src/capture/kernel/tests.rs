@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use super::*;
@@ -16,6 +17,7 @@ struct Sleeper {
     child: Child,
     cgroup: PathBuf,
     frozen: Option<Frozen>,
+    born: Instant,
 }
 
 impl Sleeper {
@@ -25,7 +27,7 @@ impl Sleeper {
         let cgroup = own_cgroup().join(format!("kernel-test-{}", child.id()));
         fs::create_dir(&cgroup).unwrap();
         fs::write(cgroup.join("cgroup.procs"), child.id().to_string()).unwrap();
-        Self { child, cgroup, frozen: None }
+        Self { child, cgroup, frozen: None, born: Instant::now() }
     }
 
     /// Once it is in the call that it waits in.
@@ -37,7 +39,8 @@ impl Sleeper {
             let maps = procfs::read_text(host, "maps").unwrap();
             let space = AddressSpace::read(host, &maps, None).unwrap();
             let stat = procfs::Stat::read(host).unwrap();
-            if let (Some(vdso), 'S', true) = (space.vdso(), stat.state, executed) {
+            let settled = self.born.elapsed() > Duration::from_millis(200);
+            if let (Some(vdso), 'S', true, true) = (space.vdso(), stat.state, executed, settled) {
                 return Patient { host, inner: 1, vdso: Some(vdso), ipc: 0, rings: false };
             }
         }
