@@ -47,6 +47,11 @@ impl Sleeper {
     }
 
     fn freeze(&mut self) {
+        // A thread that has just been let go, and has not run since, still counts as stopped.
+        while !matches!(procfs::Stat::read(self.child.id().cast_signed()).unwrap().state, 'S' | 'T')
+        {
+            std::thread::yield_now();
+        }
         self.frozen = Some(Frozen::freeze(&self.cgroup).unwrap());
     }
 }
