@@ -94,7 +94,7 @@ pub(crate) fn prepare() {
     let _ = Places::known();
 }
 
-/// A program that looks at one task.
+/// A program that looks at one task, a process or a thread.
 pub(crate) struct Eye {
     question: OwnedFd,
     /// The map that shows where the parts of processors are. It and the program live as long as
@@ -105,6 +105,7 @@ pub(crate) struct Eye {
 /// What it says.
 #[derive(Clone, Copy)]
 struct Sight {
+    task: u64,
     /// The memory description of the task.
     memory: u64,
     /// How far the part of the processor is from the common address.
@@ -142,7 +143,7 @@ impl Eye {
             return Err(io::Error::from_raw_os_error(libc::EFAULT));
         }
         let distance = number(2).wrapping_sub(number(3));
-        Ok(Sight { memory: number(1), distance, value: number(4) })
+        Ok(Sight { task: number(5), memory: number(1), distance, value: number(4) })
     }
 
     /// A number of 64 bits in a structure.
@@ -154,6 +155,11 @@ impl Eye {
     pub(crate) fn word(&self, structure: u64, offset: u32) -> io::Result<u32> {
         // Little-endian: the lower half.
         Ok(self.number(structure, offset)? as u32)
+    }
+
+    /// Where the task itself is.
+    pub(crate) fn task(&self) -> io::Result<u64> {
+        Ok(self.look(0, 0)?.task)
     }
 
     /// Where the memory description of the process is; 0 for one that has none.
@@ -199,8 +205,8 @@ fn possible_processors() -> io::Result<u64> {
 }
 
 /// Bytes of an answer: whether the look failed; memory description; the processor's part and the
-/// common address of the map; what was seen.
-const ANSWER: usize = 40;
+/// common address of the map; what was seen; the task.
+const ANSWER: usize = 48;
 
 /// How much of the description of a map there is room for on the stack.
 const MAP_MAX: i16 = 440;
@@ -219,6 +225,7 @@ fn program(question: BorrowedFd<'_>, parts: BorrowedFd<'_>, places: &Places) -> 
     for slot in 0..=ANSWER as i16 / 8 {
         code.add(STORE, 10, 0, KEY + 8 * slot, 0);
     }
+    code.add(STORE_REGISTER, 10, 7, AT + 40, 0);
     // The memory description.
     code.stack(1, AT + 8).add(SET, 2, 0, 0, 8).add(COPY, 3, 7, 0, 0);
     code.add(ADD, 3, 0, 0, places.task_memory.cast_signed()).call(helper::READ_KERNEL);

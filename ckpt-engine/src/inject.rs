@@ -465,11 +465,7 @@ impl Batch {
         let mut data = vec![0; self.data.len()];
         read_back(tid, base + TABLE, &mut table)?;
         read_back(tid, base + DATA, &mut data)?;
-        let returns = table
-            .chunks_exact(ENTRY)
-            .map(|entry| i64::from_le_bytes(entry[56..].try_into().expect("eight bytes")))
-            .collect();
-        Ok(Done { tid, names: self.names, returns, births, data, data_start: base + DATA })
+        Ok(Done { tid, names: self.names, table, births, data, data_start: base + DATA })
     }
 }
 
@@ -510,7 +506,7 @@ fn resume_until_trap(thread: &Stopped) -> Result<Vec<i32>, InjectError> {
 pub struct Done {
     tid: i32,
     names: Vec<&'static str>,
-    returns: Vec<i64>,
+    table: Vec<u8>,
     /// The tasks born by clone calls, in order, as numbered on the host; stopped, or about to.
     pub births: Vec<i32>,
     data: Vec<u8>,
@@ -520,13 +516,23 @@ pub struct Done {
 impl Done {
     /// The result of one call.
     pub fn result(&self, index: usize) -> io::Result<u64> {
-        check_return(self.returns[index])
+        check_return(self.word_of(index, 7).cast_signed())
     }
 
-    /// The result of one call, or an error that names the call.
+    /// The number of a call, its six arguments, and what it returned.
+    fn word_of(&self, index: usize, word: usize) -> u64 {
+        let at = index * ENTRY + word * 8;
+        u64::from_le_bytes(self.table[at..at + 8].try_into().expect("eight bytes"))
+    }
+
+    /// The result of one call, or an error that names the call with its arguments.
     pub fn value(&self, index: usize) -> Result<u64, InjectError> {
         self.result(index).map_err(|source| InjectError::Call {
-            call: self.names[index].into(),
+            call: {
+                let arguments =
+                    [1, 2, 3, 4, 5, 6].map(|word| format!("{:#x}", self.word_of(index, word)));
+                format!("{}({})", self.names[index], arguments.join(", ")).into()
+            },
             tid: self.tid,
             source,
         })
@@ -534,7 +540,7 @@ impl Done {
 
     /// The first failure, if any call failed.
     pub fn all(&self) -> Result<(), InjectError> {
-        (0..self.returns.len()).try_for_each(|index| self.value(index).map(drop))
+        (0..self.names.len()).try_for_each(|index| self.value(index).map(drop))
     }
 
     /// The bytes that stand now where [`Batch::bytes`] or [`Batch::room`] put data.

@@ -10,6 +10,7 @@ mod common;
 mod controls;
 pub(crate) mod kernel;
 mod process;
+mod restart;
 mod seccomp;
 mod thread;
 mod timers;

@@ -7,7 +7,7 @@ use ckpt_format::{
     process::{Credentials, Directories, Rseq, Scheduling, SignalInfo, Thread},
 };
 
-use super::{CaptureError, IdMap, controls, seccomp::Filters};
+use super::{CaptureError, IdMap, controls, restart, seccomp::Filters};
 use crate::{
     inject::{Batch, Done, InjectError, Stopped, restart_interrupted},
     procfs::{self, ProcError, Status},
@@ -63,7 +63,7 @@ pub(super) fn from_outside(
     abort_critical_section(host, &mut stopped.registers, rseq.pointer);
     let mut registers = stopped.registers;
     restart_interrupted(&mut registers);
-    restart_timed(host, &mut registers);
+    restart::again(host, &mut registers, || restart::function_of(tid));
     let pending = ptrace::pending_signals(tid, false).map_err(control)?;
     let scheduling = task::scheduling(tid).map_err(control)?;
     Ok(Thread {
@@ -186,60 +186,11 @@ fn credentials(status: &Status, ids: IdMap) -> Result<Credentials, ProcError> {
     })
 }
 
-const ERESTART_RESTARTBLOCK: i64 = -516;
-const ERESTARTNOHAND: i64 = -514;
-
-/// A call that the kernel would continue with the time that is left cannot be continued in
-/// another process, whose kernel knows nothing of it: it is made again from the start, which is
-/// exact for absolute times and repeats the whole interval for relative ones.
-///
-/// A call that was interrupted before shows as restart_syscall(2), which means nothing elsewhere:
-/// its own number stands in the program, in the instruction before the call.
-///
-/// It may also have been on its way to make restart_syscall(2), and not have got there: a thread
-/// without CPU time can stay at that point for long.
-pub(super) fn restart_timed(host: i32, registers: &mut Registers) {
-    let interrupted = registers.orig_rax as i64;
-    if interrupted < 0 {
-        return;
-    }
-    let restarts = registers.rax as i64 == libc::SYS_restart_syscall
-        && code(host, registers.rip) == Some(SYSCALL);
-    let number_at = match registers.rax as i64 {
-        ERESTART_RESTARTBLOCK => registers.rip,
-        _ if restarts => registers.rip + SYSCALL.len() as u64,
-        _ => return,
-    };
-    let number = if interrupted == libc::SYS_restart_syscall {
-        number_in_program(host, number_at)
-    } else {
-        Some(registers.orig_rax)
-    };
-    match number {
-        Some(number) if restarts => registers.rax = number,
-        Some(number) => {
-            registers.rax = ERESTARTNOHAND as u64;
-            registers.orig_rax = number;
-        }
-        None => tracing::warn!(host, "a timed wait that will end with EINTR"),
-    }
-}
-
-/// The instruction.
-const SYSCALL: [u8; 2] = [0x0f, 0x05];
-
-fn code<const LEN: usize>(host: i32, address: u64) -> Option<[u8; LEN]> {
+/// Code of a process.
+pub(super) fn code<const LEN: usize>(host: i32, address: u64) -> Option<[u8; LEN]> {
     let mut code = [0; LEN];
     let read = vm::read_process(host, &mut code, &[(address, LEN)]);
     matches!(read, Ok(count) if count == LEN).then_some(code)
-}
-
-/// The number that `mov eax, number; syscall` right before `rip` calls.
-fn number_in_program(host: i32, rip: u64) -> Option<u64> {
-    match code(host, rip.checked_sub(7)?)? {
-        [0xb8, a, b, c, d, 0x0f, 0x05] => Some(u64::from(u32::from_le_bytes([a, b, c, d]))),
-        _ => None,
-    }
 }
 
 /// `struct rseq` has `rseq_cs` at 8; `struct rseq_cs` is version and flags, then start, length
@@ -262,48 +213,5 @@ pub(super) fn abort_critical_section(host: i32, registers: &mut Registers, rseq:
     let (start, len, abort) = (word(section + 8), word(section + 16), word(section + 24));
     if registers.rip.wrapping_sub(start) < len {
         registers.rip = abort;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// `mov eax, 7; syscall`, as a program would poll(2).
-    static POLL: [u8; 7] = [0xb8, 7, 0, 0, 0, 0x0f, 0x05];
-
-    fn restarted(orig_rax: i64, rax: i64, at: usize) -> (i64, i64) {
-        let own = std::process::id().cast_signed();
-        let empty = vec![0; size_of::<Registers>()];
-        let mut registers = ptrace::registers_from_bytes(&empty).unwrap();
-        registers.orig_rax = orig_rax as u64;
-        registers.rax = rax as u64;
-        registers.rip = POLL.as_ptr() as u64 + at as u64;
-        restart_timed(own, &mut registers);
-        (registers.orig_rax as i64, registers.rax as i64)
-    }
-
-    #[test]
-    fn an_interrupted_wait_is_made_again() {
-        let again = (7, ERESTARTNOHAND);
-        assert_eq!(restarted(7, ERESTART_RESTARTBLOCK, 7), again);
-        // For the second time: its number is only in the program.
-        assert_eq!(restarted(libc::SYS_restart_syscall, ERESTART_RESTARTBLOCK, 7), again);
-    }
-
-    #[test]
-    fn a_wait_about_to_be_restarted_is_made_again() {
-        // The kernel has put the instruction and its number back already.
-        let restart = libc::SYS_restart_syscall;
-        assert_eq!(restarted(7, restart, 5), (7, 7));
-        assert_eq!(restarted(restart, restart, 5), (restart, 7));
-    }
-
-    #[test]
-    fn other_threads_stay_as_they_are() {
-        assert_eq!(restarted(-1, ERESTART_RESTARTBLOCK, 7), (-1, ERESTART_RESTARTBLOCK));
-        let value = libc::SYS_restart_syscall;
-        assert_eq!(restarted(7, value, 7), (7, value));
-        assert_eq!(restarted(7, 1, 5), (7, 1));
     }
 }

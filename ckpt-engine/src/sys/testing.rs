@@ -1,9 +1,13 @@
-//! Processes for tests that hold descriptors and do nothing else.
+//! Processes for tests that hold descriptors, or wait, and do nothing else.
 
 use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd, RawFd},
+    sync::atomic::AtomicU32,
+    time::Duration,
 };
+
+use super::program::futex;
 
 /// Forks a process that keeps the given descriptors under their numbers, closes all others and
 /// waits to be killed; it is killed when the calling thread ends.
@@ -20,9 +24,31 @@ pub(crate) fn fork_holder(keep: &[BorrowedFd<'_>]) -> io::Result<i32> {
     }
 }
 
-fn hold(numbers: &[RawFd]) -> ! {
+/// Forks a process that waits for a word of memory, with a timeout, until it is killed; it is
+/// killed when the calling thread ends.
+pub(crate) fn fork_waiter() -> io::Result<i32> {
+    // SAFETY: the child makes system calls only, which is allowed after a fork of a process
+    // with several threads.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            die_with_parent();
+            let word = AtomicU32::new(1);
+            loop {
+                let _ = futex::wait(&word, 1, Duration::from_secs(1000));
+            }
+        }
+        pid => Ok(pid),
+    }
+}
+
+fn die_with_parent() {
     // SAFETY: the call takes integers only.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+}
+
+fn hold(numbers: &[RawFd]) -> ! {
+    die_with_parent();
     let mut from = 0;
     for &number in numbers {
         if number > from {

@@ -70,6 +70,8 @@ fields! {
     StackAddress: Task, 8, [("task_struct", "sas_ss_sp")];
     StackSize: Task, 8, [("task_struct", "sas_ss_size")];
     StackFlags: Task, 4, [("task_struct", "sas_ss_flags")];
+    /// By which function an interrupted call would go on.
+    RestartFunction: Task, 8, [("task_struct", "restart_block"), ("restart_block", "fn")];
     ClearTid: Task, 8, [("task_struct", "clear_child_tid")];
     DeathSignal: Task, 4, [("task_struct", "pdeath_signal")];
     TimerSlack: Task, 8, [("task_struct", "timer_slack_ns")];

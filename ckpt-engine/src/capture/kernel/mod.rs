@@ -39,7 +39,7 @@ use self::{
     program::{Copier, Namespace},
     read::Record,
 };
-use super::{CaptureError, IdMap, process, seccomp::Filters, thread};
+use super::{CaptureError, IdMap, process, restart, seccomp::Filters, thread};
 use crate::{
     container::host_clocks,
     inject::{InjectError, Stopped, restart_interrupted},
@@ -74,6 +74,7 @@ struct Sight {
 impl View {
     /// Of the VE with this process.
     pub(crate) fn of(fields: Fields, init: &Patient) -> Result<Self, CaptureError> {
+        restart::prepare();
         let failed = |source| InjectError::Control { tid: init.host, source };
         let copier = Copier::new(&fields, Form::len_max()).map_err(failed)?;
         let sample = {
@@ -339,7 +340,7 @@ impl View {
         }
         let stack_pointer = registers.rsp;
         restart_interrupted(&mut registers);
-        thread::restart_timed(host, &mut registers);
+        restart::again(host, &mut registers, || Some(record.number(Field::RestartFunction)));
         let scheduling = task::scheduling(tid).map_err(control)?;
         Ok(Some(Thread {
             tid: numbers[0],
