@@ -101,6 +101,7 @@ impl Stopped {
 
     fn wait_for_stop(tid: i32) -> Result<Self, InjectError> {
         let control = || InjectError::control(tid);
+        let late_stop = Cell::new(false);
         let stopped_by = loop {
             match wait_bounded(tid)? {
                 Stop::Ended(_) => return Err(InjectError::Ended { tid }),
@@ -108,7 +109,11 @@ impl Stopped {
                     if (Stop::Stopped { signal, event }).is_event_stop() {
                         break (signal != libc::SIGTRAP).then_some(signal);
                     }
-                    // A signal arrived first. Put it back; the interrupt is still to come.
+                    // A signal arrived first. Put it back; the interrupt is still to come. Not one
+                    // to stop: its sender would be told, look, and see us.
+                    let is_stop = signal == libc::SIGSTOP && event == 0;
+                    late_stop.set(late_stop.get() || is_stop);
+                    let signal = if is_stop { 0 } else { signal };
                     ptrace::resume(tid, signal).map_err(control())?;
                 }
             }
@@ -120,7 +125,7 @@ impl Stopped {
         if dispatch.is_some() {
             ptrace::set_dispatch(tid, None).map_err(control())?;
         }
-        Ok(Self { tid, registers, mask, stopped_by, dispatch, late_stop: Cell::new(false) })
+        Ok(Self { tid, registers, mask, stopped_by, dispatch, late_stop })
     }
 
     /// Makes one system call through the vdso, which starts at `vdso` in this process.

@@ -60,8 +60,11 @@ fn answer_datagrams(socket: &UdpSocket) {
     let mut bytes = [0; 8];
     loop {
         if let Ok((8, sender)) = socket.recv_from(&mut bytes) {
+            let number = u64::from_le_bytes(bytes);
             // A lost answer is noticed by the one that asked.
-            let _ = socket.send_to(&mix(u64::from_le_bytes(bytes)).to_le_bytes(), sender);
+            if let Err(error) = socket.send_to(&mix(number).to_le_bytes(), sender) {
+                eprintln!("peer: cannot answer question {number} of {sender}: {error}");
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Datagrams: unread ones inside one host, and questions to another host.
 
 use std::net::{Ipv4Addr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::client::record::mix;
 use crate::workload::context::Context;
@@ -50,7 +50,12 @@ pub(super) fn with_peer(context: &mut Context) -> Result<(), Failure> {
         number += 1;
         socket.send(&number.to_le_bytes())?;
         let mut bytes = [0; 8];
-        same("length of an answer", socket.recv(&mut bytes)?, 8)?;
+        let asked = Instant::now();
+        let length = socket.recv(&mut bytes).map_err(|error| {
+            let waited = asked.elapsed();
+            Failure::new(format!("no answer to question {number} in {waited:?}: {error}"))
+        })?;
+        same("length of an answer", length, 8)?;
         let mut answer = u64::from_le_bytes(bytes);
         if context.progress.plant() {
             answer += 1;
