@@ -33,19 +33,27 @@ pub struct AddressSpace {
 impl AddressSpace {
     /// Reads the areas of a process. `before` saves the dear look into smaps where nothing has
     /// changed since.
+    ///
+    /// A process that runs may change them meanwhile: then [`Self::is_of`] says no.
     pub fn read(pid: i32, maps: &str, before: Option<&Self>) -> Result<Self, ProcError> {
-        let lines = procfs::parse_maps(maps);
-        let flags = match before {
-            Some(before) if before.lines == lines => return Ok(before.clone()),
-            _ => procfs::parse_area_flags(&procfs::read_text(pid, "smaps")?),
-        };
-        let mut space = Self { flags, ..Self::default() };
-        for line in &lines {
-            let flags = space.flags.get(&line.start).copied().unwrap_or_default();
-            space.add(pid, line, flags);
+        if let Some(before) = before
+            && before.is_of(maps)
+        {
+            return Ok(before.clone());
         }
-        space.lines = lines;
+        // What maps has said may be gone by now: lines and flags must be of one moment.
+        let mut space = Self::default();
+        for (line, flags) in procfs::parse_smaps(&procfs::read_text(pid, "smaps")?) {
+            space.add(pid, &line, flags);
+            space.flags.insert(line.start, flags);
+            space.lines.push(line);
+        }
         Ok(space)
+    }
+
+    /// Whether these are the areas that `/proc/PID/maps` has told of.
+    pub fn is_of(&self, maps: &str) -> bool {
+        self.lines == procfs::parse_maps(maps)
     }
 
     fn add(&mut self, pid: i32, line: &MapLine, flags: AreaFlags) {

@@ -2,7 +2,6 @@
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
@@ -336,21 +335,20 @@ pub struct AreaFlags {
     pub userfault: bool,
 }
 
-/// Parses `/proc/PID/smaps` into the flags by start address.
-pub fn parse_area_flags(smaps: &str) -> HashMap<u64, AreaFlags> {
-    let mut all = HashMap::new();
-    let mut start = None;
+/// Parses `/proc/PID/smaps`: the lines of maps, each with its flags.
+pub fn parse_smaps(smaps: &str) -> Vec<(MapLine, AreaFlags)> {
+    let mut all: Vec<(MapLine, AreaFlags)> = Vec::new();
     let mut page = 0;
     for line in smaps.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
-            if let Some(start) = start.take() {
-                all.insert(start, parse_flags(flags, page));
+            if let Some((_, last)) = all.last_mut() {
+                *last = parse_flags(flags, page);
             }
         } else if let Some(size) = line.strip_prefix("KernelPageSize:") {
             let kilobytes = size.trim().strip_suffix(" kB").and_then(|it| it.parse::<u64>().ok());
             page = kilobytes.unwrap_or(0) << 10;
         } else if !line.starts_with(|first: char| first.is_ascii_uppercase()) {
-            start = line.split_once('-').and_then(|(start, _)| u64::from_str_radix(start, 16).ok());
+            all.extend(parse_map_line(line).map(|line| (line, AreaFlags::default())));
         }
     }
     all
@@ -412,9 +410,10 @@ mod tests {
     fn area_flags_belong_to_the_line_before() {
         let smaps = "1000-2000 rw-p 00000000 00:00 0 [stack]\nSize: 4 kB\nVmFlags: rd wr mr mw gd\n\
                      3000-4000 r--p 00000000 00:00 0\nSize: 4 kB\nVmFlags: rd hg\n";
-        let flags = parse_area_flags(smaps);
-        assert!(flags[&0x1000].grows_down && flags[&0x1000].may_write);
-        assert!(flags[&0x3000].advice.huge && !flags[&0x3000].grows_down);
+        let [(stack, first), (other, second)] = &parse_smaps(smaps)[..] else { panic!() };
+        assert_eq!((stack.start, stack.name.as_str(), other.start), (0x1000, "[stack]", 0x3000));
+        assert!(first.grows_down && first.may_write);
+        assert!(second.advice.huge && !second.grows_down);
     }
 
     #[test]

@@ -51,10 +51,10 @@ pub(super) fn lock_future(host: i32, status: &Status, recent: u64) -> u32 {
         return 0;
     }
     let Ok(smaps) = procfs::read_text(host, "smaps") else { return 0 };
-    let flags = procfs::parse_area_flags(&smaps);
+    let areas = procfs::parse_smaps(&smaps);
     // It may have been joined with the area before it.
-    let start = flags.keys().copied().filter(|start| *start <= recent).max();
-    let advice = start.map(|start| flags[&start].advice).unwrap_or_default();
+    let joined = areas.iter().rfind(|(line, _)| line.start <= recent);
+    let advice = joined.map(|(_, flags)| flags.advice).unwrap_or_default();
     match (advice.locked, advice.locked_on_fault) {
         (false, _) => 0,
         (true, false) => libc::MCL_FUTURE as u32,

@@ -186,8 +186,9 @@ impl Tracked {
             life.anew.insert(start, end);
         }
         life.anew = life.anew.common(&all);
+        // What it has changed meanwhile is looked at again.
+        life.text = if space.is_of(&maps) { maps } else { String::new() };
         life.space = space;
-        life.text = maps;
         Ok(())
     }
 

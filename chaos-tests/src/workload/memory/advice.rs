@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ckpt_engine::procfs::{parse_area_flags, parse_maps};
+use ckpt_engine::procfs::{parse_maps, parse_smaps};
 use ckpt_engine::sys::program::advice::{Advice, Lock, lock_future};
 use ckpt_engine::sys::program::fork::fork;
 use ckpt_engine::sys::program::map::{Backing, Map, PAGE_BYTES};
@@ -38,8 +38,9 @@ fn check(map: &Map) -> Result<(), Failure> {
 /// What smaps shows of the area that begins where the map does.
 fn flags(map: &Map) -> Result<String, Failure> {
     let smaps = std::fs::read_to_string("/proc/self/smaps")?;
-    let flags = parse_area_flags(&smaps).remove(&(map.address() as u64));
-    let flags = flags.ok_or_else(|| Failure::new("the map is no area of its own"))?;
+    let start = map.address() as u64;
+    let found = parse_smaps(&smaps).into_iter().find(|(line, _)| line.start == start);
+    let (_, flags) = found.ok_or_else(|| Failure::new("the map is no area of its own"))?;
     Ok(format!("{flags:?}"))
 }
 
@@ -115,10 +116,7 @@ pub(super) fn locked_future(context: &mut Context) -> Result<(), Failure> {
         let smaps = std::fs::read_to_string("/proc/self/smaps")?;
         let start = map.address() as u64;
         // It may be joined with what is before it.
-        let before = parse_area_flags(&smaps)
-            .into_iter()
-            .filter(|(at, _)| *at <= start)
-            .max_by_key(|(at, _)| *at);
+        let before = parse_smaps(&smaps).into_iter().rfind(|(line, _)| line.start <= start);
         Ok(before.is_some_and(|(_, flags)| flags.advice.locked))
     };
     keep(context, "whether new memory is locked", look, || Ok(lock_future(false)?))

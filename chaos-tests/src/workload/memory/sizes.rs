@@ -113,9 +113,8 @@ pub(super) fn growing_down(context: &mut Context) -> Result<(), Failure> {
     }
     let look = || {
         let smaps = std::fs::read_to_string("/proc/self/smaps")?;
-        let flags = ckpt_engine::procfs::parse_area_flags(&smaps);
-        let area = flags.iter().filter(|(at, _)| **at <= map.address() as u64);
-        let area = area.max_by_key(|(at, _)| **at);
+        let areas = ckpt_engine::procfs::parse_smaps(&smaps);
+        let area = areas.iter().rfind(|(line, _)| line.start <= map.address() as u64);
         let sum = (0..PAGES).fold(0u64, |sum, page| {
             sum.wrapping_add(map.word(page * PAGE_WORDS).load(Ordering::Relaxed))
         });
