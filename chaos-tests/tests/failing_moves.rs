@@ -160,3 +160,33 @@ fn a_target_that_cannot_be_reached_is_told() {
     scene.testbed.heal().expect("the scene works");
     stays_and_can_move(&mut scene);
 }
+
+/// How many questions a workload has had answered.
+fn answered(scene: &Scene, node: Host) -> u64 {
+    let status = scene.inside(node, VE, "selfcheck status").expect("no workload has failed");
+    let count = status.split_whitespace().nth(1).and_then(|count| count.parse().ok());
+    count.unwrap_or_else(|| panic!("a line for each workload: {status}"))
+}
+
+#[test]
+fn a_freeze_in_vain_loses_no_datagram() {
+    let scene = Scene::up("vain", 2).expect("the scene works");
+    scene.make_ve(SOURCE, VE, "10.77.1.1").expect("the scene works");
+    scene.put_selfcheck(SOURCE, VE).expect("the scene works");
+    let _companion = scene.start_companion().expect("the scene works");
+    let asking = format!("selfcheck run --detach --only udp-peer --peer {}", Scene::peer());
+    scene.inside(SOURCE, VE, &asking).expect("the scene works");
+    let places = [SOURCE, TARGET, SOURCE, TARGET];
+    for ends in places.windows(2) {
+        // A command of the host's keeps the VE from moving: it is frozen in vain until that ends.
+        let words = ["vzctl", "exec2", VE, "exec </dev/null >/dev/null 2>&1; sleep 2"];
+        let stranger = scene.start(ends[0], &words, Stdio::null()).expect("the scene works");
+        let target = ends[1].to_string();
+        scene.good(ends[0], &["vzmigrate", "--online", &target, VE]).expect("the VE moves");
+        end(stranger);
+        // One whose answer does not come waits for ten seconds.
+        let before = answered(&scene, ends[1]);
+        let goes_on = || Ok(answered(&scene, ends[1]) > before);
+        scene.wait("the next answer", 5, goes_on).expect("every question is answered");
+    }
+}

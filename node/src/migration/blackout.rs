@@ -1,7 +1,7 @@
 //! The source's VE while it is copied, and while it stands still.
 //!
 //! [`Live`] runs; [`Live::freeze`] makes a [`Still`] of it, which runs again when it is dropped:
-//! connections put back, processes let go, packets delivered, in this order. Only
+//! connections put back, the way out opened, processes let go, packets delivered, in this order. Only
 //! [`Still::seal`] ends that, and [`SealedVe::resume`] is the way back once the log has said so.
 
 use std::{
@@ -510,13 +510,19 @@ impl Still {
         Ok(live.watchdog.seal()?)
     }
 
-    /// Connections first, then processes, then packets.
+    /// Connections first, then the way out, then processes, then packets: what the VE sends when it
+    /// wakes must get through.
     fn wake(&mut self) {
         let Some(live) = &mut self.live else { return };
         if let Some(undo) = self.undo.take()
             && !live.watchdog.reclaim()
         {
             undo.spare_connections();
+        }
+        if let Some(hold) = &mut live.hold
+            && let Err(error) = hold.open_outgoing()
+        {
+            tracing::warn!(%error, "a VE that goes on cannot send yet");
         }
         if let Some(frozen) = self.frozen.take()
             && let Err(error) = live.watchdog.surgeon().hide_interruption(&frozen)
@@ -576,6 +582,9 @@ impl SealedVe {
         let holders = Holders::of(&self.live.freezer)?;
         files::mend(&holders.source(self.live.init, self.live.id_base))
             .map_err(CaptureError::Blocked)?;
+        if let Some(hold) = &mut self.live.hold {
+            hold.open_outgoing()?;
+        }
         if let Some(sealed) = self.sealed.take() {
             sealed.unseal().thaw()?;
         }

@@ -34,7 +34,7 @@ pub(super) struct Standing {
 }
 
 impl Standing {
-    /// Connections first, then processes, then packets. What cannot be put right does not keep
+    /// Connections first, then the way out, then processes. What cannot be put right does not keep
     /// the rest from it; the first thing that failed is told.
     pub(super) fn put_right(&self) -> Result<(), CopyError> {
         let mended = self.mend();
@@ -44,9 +44,10 @@ impl Standing {
                 tracing::warn!(%error, "programs in the VE may notice that they stood still");
             }
         }
-        let thawed = Frozen::adopt(&self.freezer).thaw().map_err(CopyError::Freeze);
+        // What it sends when it wakes must get through.
         let opened = self.open();
-        mended.and(thawed).and(opened).and(self.restore_cpu())
+        let thawed = Frozen::adopt(&self.freezer).thaw().map_err(CopyError::Freeze);
+        mended.and(opened).and(thawed).and(self.restore_cpu())
     }
 
     /// Gives the VE its own limit of CPU time back.

@@ -14,10 +14,11 @@
 //! ```
 //!
 //! The order of use on the source: [`Hold::prepare`] during pre-copy, [`Hold::cut`] right after
-//! the freeze, [`Hold::drain`], and either [`Hold::reopen`] or, once the VE runs elsewhere, more
-//! `drain` for the late ones and [`Hold::remove`]. On the target: `prepare`, `cut`,
-//! [`Hold::open_outgoing`] when the VE may speak, [`Hold::replay`] with the source's frames,
-//! [`Hold::release`], `replay` for the source's late ones, `remove`.
+//! the freeze, [`Hold::drain`], and either [`Hold::open_outgoing`] before the VE goes on and
+//! [`Hold::reopen`] afterwards, or, once the VE runs elsewhere, more `drain` for the late ones and
+//! [`Hold::remove`]. On the target: `prepare`, `cut`, `open_outgoing` when the VE may speak,
+//! [`Hold::replay`] with the source's frames, [`Hold::release`], `replay` for the source's late
+//! ones, `remove`.
 //!
 //! Frames keep their order. Those that arrive in the microseconds in which the bridge's entry is
 //! turned back to the VE may overtake the last held ones; none is lost.
