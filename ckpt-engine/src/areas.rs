@@ -1,4 +1,4 @@
-//! From the lines of `/proc/PID/maps` to [`Area`]s, and the difference between two layouts.
+//! From `/proc/PID/smaps` to [`Area`]s, and the difference between two layouts.
 
 use std::{
     collections::HashMap,
@@ -25,35 +25,21 @@ pub struct AddressSpace {
     pub shared: HashMap<u64, (u64, u64)>,
     /// What cannot be moved: the name of the area and why.
     pub unsupported: Vec<(String, &'static str)>,
-    /// The flags by start address, to be used again while an area stays as it is.
-    flags: HashMap<u64, AreaFlags>,
-    lines: Vec<MapLine>,
 }
 
 impl AddressSpace {
-    /// Reads the areas of a process. `before` saves the dear look into smaps where nothing has
-    /// changed since.
-    ///
-    /// A process that runs may change them meanwhile: then [`Self::is_of`] says no.
-    pub fn read(pid: i32, maps: &str, before: Option<&Self>) -> Result<Self, ProcError> {
-        if let Some(before) = before
-            && before.is_of(maps)
-        {
-            return Ok(before.clone());
-        }
-        // What maps has said may be gone by now: lines and flags must be of one moment.
-        let mut space = Self::default();
-        for (line, flags) in procfs::parse_smaps(&procfs::read_text(pid, "smaps")?) {
-            space.add(pid, &line, flags);
-            space.flags.insert(line.start, flags);
-            space.lines.push(line);
-        }
-        Ok(space)
+    /// Reads the areas of a process.
+    pub fn read(pid: i32) -> Result<Self, ProcError> {
+        Ok(Self::parse(pid, &procfs::read_text(pid, "smaps")?))
     }
 
-    /// Whether these are the areas that `/proc/PID/maps` has told of.
-    pub fn is_of(&self, maps: &str) -> bool {
-        self.lines == procfs::parse_maps(maps)
+    /// From what `/proc/PID/smaps` of this process says: lines and flags of one moment.
+    pub fn parse(pid: i32, smaps: &str) -> Self {
+        let mut space = Self::default();
+        for (line, flags) in procfs::parse_smaps(smaps) {
+            space.add(pid, &line, flags);
+        }
+        space
     }
 
     fn add(&mut self, pid: i32, line: &MapLine, flags: AreaFlags) {
@@ -83,11 +69,6 @@ impl AddressSpace {
             backing,
             advice: flags.advice,
         });
-    }
-
-    /// The flags of the area that starts here.
-    pub(crate) fn flags(&self, start: u64) -> AreaFlags {
-        self.flags.get(&start).copied().unwrap_or_default()
     }
 
     /// Where the vdso starts.
@@ -343,8 +324,7 @@ mod tests {
     #[test]
     fn our_own_address_space_is_understood() {
         let pid = std::process::id() as i32;
-        let maps = procfs::read_text(pid, "maps").unwrap();
-        let space = AddressSpace::read(pid, &maps, None).unwrap();
+        let space = AddressSpace::read(pid).unwrap();
         assert!(space.vdso().is_some());
         assert!(space.areas.iter().any(|area| area.grows_down));
         assert_eq!(space.unsupported, vec![]);

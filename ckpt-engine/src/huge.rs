@@ -34,7 +34,8 @@ pub fn needed(hosts: &[i32]) -> Sizes {
             continue;
         }
         let parent = procfs::Stat::read(host).and_then(|stat| stat.field(4, "ppid")).unwrap_or(0);
-        let Ok(space) = AddressSpace::read(host, &maps, None) else { continue };
+        let Ok(smaps) = procfs::read_text(host, "smaps") else { continue };
+        let space = AddressSpace::parse(host, &smaps);
         for area in &space.areas {
             let Backing::Huge { page } = area.backing else { continue };
             let bounds = (area.start, area.end);
@@ -46,9 +47,9 @@ pub fn needed(hosts: &[i32]) -> Sizes {
                 false => area.len(),
             };
         }
-        for line in procfs::parse_maps(&maps) {
-            let promised = !space.flags(line.start).advice.no_reserve;
-            if space.flags(line.start).huge_page != 0 && !private_anonymous(&line) {
+        for (line, flags) in procfs::parse_smaps(&smaps) {
+            let promised = !flags.advice.no_reserve;
+            if flags.huge_page != 0 && !private_anonymous(&line) {
                 let path =
                     procfs::path(host, &format!("map_files/{:x}-{:x}", line.start, line.end));
                 if let Ok(metadata) = fs::metadata(path) {

@@ -7,6 +7,7 @@
 //! daemon may die at any moment; its surgeon puts every thread back before it ends.
 
 use std::{
+    collections::HashMap,
     io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
@@ -54,9 +55,22 @@ pub struct Patient {
     pub rings: bool,
 }
 
+/// As long as this is the same, the areas of a process are, in every respect: the kernel counts
+/// how often it has locked them to change something (`mm_lock_seq` in include/linux/mm_types.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AreasMark {
+    /// Where the kernel keeps them.
+    pub memory: u64,
+    /// How often they were locked.
+    pub locked: u32,
+    /// How many programs the process has executed.
+    pub executed: u32,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
     Arm { host: i32, vdso: u64 },
+    AreasMarks { fields: Fields, init: i32 },
     Learn { fields: Fields, patients: Vec<Patient>, ids: IdMap },
     Capture { cgroup: PathBuf, patients: Vec<Patient>, ids: IdMap, sets: Vec<Vec<SemaphoreSet>> },
     ReadLetters { asker: i32, mailboxes: Vec<i32> },
@@ -81,6 +95,19 @@ impl Surgeon {
         reply?;
         let descriptor = descriptor.ok_or_else(|| lost(io::ErrorKind::InvalidData.into()))?;
         Tracking::new(descriptor).map_err(|source| call_failed(host, source))
+    }
+
+    /// What tells whether the processes of a VE have changed their areas, by their numbers on the
+    /// host; nothing where the kernel does not tell. `init` is the first process of the VE.
+    pub fn areas_marks(&self, init: i32) -> HashMap<i32, AreasMark> {
+        let Some(fields) = Fields::known().cloned() else { return HashMap::new() };
+        let answer = self.ask::<Result<_, CaptureError>>(&Request::AreasMarks { fields, init });
+        answer.map_err(CaptureError::from).and_then(|(areas_marks, _)| areas_marks).unwrap_or_else(
+            |error| {
+                tracing::info!(%error, "the areas of all processes are read again");
+                HashMap::new()
+            },
+        )
     }
 
     /// Makes ready for [`Self::capture`] as long as the processes run: finds out what can only be
@@ -182,6 +209,7 @@ pub fn serve(mut socket: UnixStream, theatre: &Theatre) -> io::Result<()> {
                 send(&mut socket, &Ok::<(), InjectError>(()), Some(descriptor.as_fd()))?;
             }
             Outcome::Armed(Err(error)) => send(&mut socket, &Err::<(), _>(error), None)?,
+            Outcome::AreasMarks(areas_marks) => send(&mut socket, &areas_marks, None)?,
             Outcome::Learned(learned) => send(&mut socket, &learned, None)?,
             Outcome::Captured(captured) => send(&mut socket, &captured, None)?,
             Outcome::Letters(letters) => send(&mut socket, &letters, None)?,
@@ -193,6 +221,7 @@ pub fn serve(mut socket: UnixStream, theatre: &Theatre) -> io::Result<()> {
 
 enum Outcome {
     Armed(Result<OwnedFd, InjectError>),
+    AreasMarks(Result<HashMap<i32, AreasMark>, CaptureError>),
     Learned(Result<(), CaptureError>),
     Captured(Result<Processes, CaptureError>),
     Letters(Result<Vec<Letters>, InjectError>),
@@ -202,6 +231,9 @@ enum Outcome {
 fn operate(request: Request, view: &mut Option<View>) -> Outcome {
     match request {
         Request::Arm { host, vdso } => Outcome::Armed(arm(host, vdso)),
+        Request::AreasMarks { fields, init } => {
+            Outcome::AreasMarks(ready(fields, init, view).and_then(|view| view.areas_marks()))
+        }
         Request::Learn { fields, patients, ids } => {
             Outcome::Learned(learn(fields, &patients, ids, view))
         }
@@ -224,11 +256,21 @@ fn refuse(request: &Request) -> Outcome {
     let closed = || lost(io::Error::from_raw_os_error(libc::ECANCELED));
     match request {
         Request::Arm { .. } => Outcome::Armed(Err(closed())),
+        Request::AreasMarks { .. } => Outcome::AreasMarks(Err(closed().into())),
         Request::Learn { .. } => Outcome::Learned(Err(closed().into())),
         Request::Capture { .. } => Outcome::Captured(Err(closed().into())),
         Request::ReadLetters { .. } => Outcome::Letters(Err(closed())),
         Request::HideInterruption { .. } => Outcome::Hidden(Err(closed().into())),
     }
+}
+
+/// The view of the VE with this first process.
+fn ready(fields: Fields, init: i32, view: &mut Option<View>) -> Result<&mut View, CaptureError> {
+    let ready = match view.take() {
+        Some(ready) => ready,
+        None => View::of(fields, init)?,
+    };
+    Ok(view.insert(ready))
 }
 
 /// What cannot be learned now is asked when it is needed.
@@ -239,14 +281,7 @@ fn learn(
     view: &mut Option<View>,
 ) -> Result<(), CaptureError> {
     let Some(init) = patients.iter().find(|patient| patient.inner == 1) else { return Ok(()) };
-    let mut ready = match view.take() {
-        Some(ready) => ready,
-        None => View::of(fields, init)?,
-    };
-    // If that fails it is not used any more.
-    ready.learn(patients, ids)?;
-    *view = Some(ready);
-    Ok(())
+    ready(fields, init.host, view)?.learn(patients, ids)
 }
 
 fn read_letters(asker: i32, mailboxes: &[i32]) -> io::Result<Vec<Letters>> {
@@ -320,8 +355,7 @@ mod tests {
         fn vdso(&self) -> u64 {
             loop {
                 let name = procfs::read_text(self.pid(), "comm").unwrap();
-                let maps = procfs::read_text(self.pid(), "maps").unwrap();
-                let space = AddressSpace::read(self.pid(), &maps, None).unwrap();
+                let space = AddressSpace::read(self.pid()).unwrap();
                 if let (Some(vdso), "sleep") = (space.vdso(), name.trim()) {
                     return vdso;
                 }

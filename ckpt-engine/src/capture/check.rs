@@ -66,8 +66,7 @@ fn check_process(host: i32) -> Result<Vec<Blocker>, ProcError> {
     if common::has_table_apart(host) {
         add("a thread with a descriptor table of its own".to_owned(), "end the program");
     }
-    let maps = procfs::read_text(host, "maps")?;
-    let space = AddressSpace::read(host, &maps, None)?;
+    let space = AddressSpace::read(host)?;
     if aio::any(&space.areas)
         && let Err(why) = aio::check(host)
     {

@@ -19,8 +19,7 @@ fn a_signal_to_stop_waits_until_the_thread_is_let_go() {
     while std::fs::read_dir(procfs::path(host, "fd")).unwrap().count() != 0 {
         std::thread::yield_now();
     }
-    let maps = procfs::read_text(host, "maps").unwrap();
-    let vdso = AddressSpace::read(host, &maps, None).unwrap().vdso().unwrap();
+    let vdso = AddressSpace::read(host).unwrap().vdso().unwrap();
     let thread = Stopped::attach(&[host], 0).unwrap().pop().unwrap();
     kill(pid, Signal::SIGSTOP).unwrap();
     assert_eq!(thread.call(vdso, libc::SYS_getpid, &[]).unwrap(), host as u64);

@@ -11,7 +11,7 @@ use crate::{
     areas::{AddressSpace, kept},
     inject::{Batch, Done, Gate},
     ipc,
-    procfs::{self, ProcError},
+    procfs::ProcError,
     ranges::Ranges,
 };
 
@@ -22,7 +22,7 @@ const PR_SET_VMA_ANON_NAME: u64 = 0;
 
 /// Reads the areas of one of our own processes.
 pub(super) fn read_space(host: i32) -> Result<AddressSpace, ProcError> {
-    AddressSpace::read(host, &procfs::read_text(host, "maps")?, None)
+    AddressSpace::read(host)
 }
 
 /// How long the vdso with its data pages is: the same in every process of this kernel.

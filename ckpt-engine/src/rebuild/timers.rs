@@ -166,8 +166,7 @@ mod tests {
         let mut child = Command::new("sleep").arg("100").stdin(Stdio::null()).spawn().unwrap();
         let pid = child.id() as i32;
         while procfs::read_text(pid, "comm").unwrap().trim() != "sleep" {}
-        let maps = procfs::read_text(pid, "maps").unwrap();
-        let vdso = AddressSpace::read(pid, &maps, None).unwrap().vdso().unwrap();
+        let vdso = AddressSpace::read(pid).unwrap().vdso().unwrap();
         let mut stopped = Stopped::attach(&[pid], ptrace::SUSPEND_SECCOMP).unwrap();
         let thread = stopped.pop().unwrap();
         let gate = Gate::open(&thread, vdso, None).unwrap();

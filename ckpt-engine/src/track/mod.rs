@@ -45,7 +45,7 @@ use crate::{
     kin::{self, Kin},
     procfs::ProcError,
     rebuild::Later,
-    surgeon::Surgeon,
+    surgeon::{AreasMark, Surgeon},
 };
 
 /// Why a round could not be done.
@@ -367,11 +367,16 @@ impl Tracker {
         let living: HashMap<i32, u64> =
             living.map(|process| (process.host, process.start_time)).collect();
         self.processes.retain(|host, tracked| living.get(host) == Some(&tracked.start_time()));
+        // Before the areas are read: what is changed meanwhile is read again the next time.
+        let marks = match order.first() {
+            Some(init) => self.surgeon.areas_marks(init.host),
+            None => HashMap::new(),
+        };
         let mut there = Vec::with_capacity(order.len());
         for seen in order {
             let refreshed = match seen.zombie {
                 Some(_) => Ok(()),
-                None => self.refresh_process(&seen),
+                None => self.refresh_process(&seen, marks.get(&seen.host).copied()),
             };
             match refreshed {
                 Ok(()) => there.push(seen),
@@ -454,7 +459,7 @@ impl Tracker {
         }
     }
 
-    fn refresh_process(&mut self, seen: &Seen) -> Result<(), TrackError> {
+    fn refresh_process(&mut self, seen: &Seen, mark: Option<AreasMark>) -> Result<(), TrackError> {
         let tracked = match self.processes.entry(seen.host) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
@@ -468,7 +473,7 @@ impl Tracker {
         {
             tracked.place(spaces)?;
         }
-        tracked.refresh(&mut self.lives, surgeon)
+        tracked.refresh(&mut self.lives, surgeon, mark)
     }
 
     fn refresh_shared(&mut self, members: &[Member]) -> Result<Vec<SharedObject>, TrackError> {

@@ -29,7 +29,7 @@ use crate::{
     inject::{InjectError, memory},
     procfs::{self, ProcError},
     ranges::Ranges,
-    surgeon::{Patient, Surgeon},
+    surgeon::{AreasMark, Patient, Surgeon},
     sys::{
         pagemap::{self, Query, category},
         task,
@@ -58,10 +58,9 @@ pub struct Tracked {
 #[derive(Debug)]
 struct Life {
     number: u64,
-
-    maps: File,
-    /// What it said last.
-    text: String,
+    smaps: File,
+    /// What the kernel said of the areas before they were read.
+    mark: Option<AreasMark>,
     pagemap: File,
     memory: File,
     tracking: Option<Tracking>,
@@ -143,39 +142,44 @@ impl Tracked {
         self.life.as_ref().map_or(&NONE, |life| &life.space)
     }
 
-    /// Reads the areas again; notices an execve(2) by the old address space being gone; starts
-    /// the tracking where there is none yet, if somebody is given to do it.
+    /// Reads the areas again, unless `mark`, which was read before, is as it was; notices an
+    /// execve(2) by the old address space being gone; starts the tracking where there is none yet,
+    /// if somebody is given to do it.
     pub(super) fn refresh(
         &mut self,
         lives: &mut u64,
         surgeon: Option<&Surgeon>,
+        mark: Option<AreasMark>,
     ) -> Result<(), TrackError> {
-        let maps = match &mut self.life {
+        let known = self.life.as_ref().and_then(|life| life.mark);
+        if mark.is_some() && mark == known {
+            return self.arm(surgeon);
+        }
+        let smaps = match &mut self.life {
             Some(life) => {
-                read_again(&mut life.maps).map_err(|source| gone(self.host, "maps", source))?
+                read_again(&mut life.smaps).map_err(|source| gone(self.host, "smaps", source))?
             }
             None => String::new(),
         };
-        let known = self.life.as_ref().is_some_and(|life| life.text == maps);
-        if maps.is_empty() {
+        if smaps.is_empty() {
             self.life = None;
             // What it will execute could not be told from the memory that it borrows.
             if borrows_memory(self.host) {
                 return Ok(());
             }
             *lives += 1;
-            let (life, maps) = Life::open(self.host, *lives)?;
+            let (life, smaps) = Life::open(self.host, *lives)?;
             self.life = Some(life);
-            self.update(maps)?;
-        } else if !known {
-            self.update(maps)?;
+            self.update(&smaps, mark);
+        } else {
+            self.update(&smaps, mark);
         }
         self.arm(surgeon)
     }
 
-    fn update(&mut self, maps: String) -> Result<(), TrackError> {
-        let Some(life) = &mut self.life else { return Ok(()) };
-        let space = AddressSpace::read(self.host, &maps, Some(&life.space))?;
+    fn update(&mut self, smaps: &str, mark: Option<AreasMark>) {
+        let Some(life) = &mut self.life else { return };
+        let space = AddressSpace::parse(self.host, smaps);
         let good = kept(&life.space.areas, &space.areas);
         life.sent = life.sent.common(&good);
         life.owed = life.owed.common(&good);
@@ -186,10 +190,8 @@ impl Tracked {
             life.anew.insert(start, end);
         }
         life.anew = life.anew.common(&all);
-        // What it has changed meanwhile is looked at again.
-        life.text = if space.is_of(&maps) { maps } else { String::new() };
         life.space = space;
-        Ok(())
+        life.mark = mark;
     }
 
     /// Starts the tracking where there is none yet, if somebody is given to do it.
@@ -367,14 +369,14 @@ impl Life {
     fn open(host: i32, number: u64) -> Result<(Self, String), ProcError> {
         let open =
             |name| File::open(procfs::path(host, name)).map_err(|source| gone(host, name, source));
-        let mut maps = open("maps")?;
+        let mut smaps = open("smaps")?;
         let pagemap = open("pagemap")?;
         let memory = memory(host).map_err(|source| gone(host, "mem", source))?;
-        let text = read_again(&mut maps).map_err(|source| gone(host, "maps", source))?;
+        let text = read_again(&mut smaps).map_err(|source| gone(host, "smaps", source))?;
         let life = Self {
             number,
-            maps,
-            text: String::new(),
+            smaps,
+            mark: None,
             pagemap,
             memory,
             tracking: None,

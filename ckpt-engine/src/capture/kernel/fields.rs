@@ -56,6 +56,8 @@ const AUXILIARY: u32 = 64 * 8;
 fields! {
     Process: Task, 4, [("task_struct", "tgid")];
     Thread: Task, 4, [("task_struct", "pid")];
+    /// How many programs it has executed.
+    Executed: Task, 4, [("task_struct", "self_exec_id")];
     /// When it was born.
     Birth: Task, 8, [("task_struct", "start_boottime")];
     ExitState: Task, 4, [("task_struct", "exit_state")];
@@ -172,6 +174,8 @@ pub(crate) struct Fields {
     pub(super) login: Option<Place>,
     /// The rights to memory by protection keys.
     pub(super) keys: Option<Place>,
+    /// How often the areas were locked to be changed (`CONFIG_PER_VMA_LOCK`).
+    pub(super) locked: Option<Place>,
     /// The numbers of a task, from those of the first namespace on; each entry is 16 bytes.
     pub(super) numbers: u32,
     /// How many namespaces it is below the first one.
@@ -229,12 +233,13 @@ impl Fields {
         };
         let subreaper = bit(Base::Signals, "signal_struct", "is_child_subreaper")?;
         let restores_mask = bit(Base::Task, "task_struct", "restore_sigmask")?;
-        let mut perhaps = |members: &[(&str, &str)]| {
+        let mut perhaps = |base, members: &[(&str, &str)]| {
             let offset = way(members).ok()?;
-            Some(Place { base: Base::Task, offset, len: 4, at: room(4) })
+            Some(Place { base, offset, len: 4, at: room(4) })
         };
-        let login = perhaps(&[("task_struct", "loginuid")]);
-        let keys = perhaps(&[("task_struct", "thread"), ("thread_struct", "pkru")]);
+        let login = perhaps(Base::Task, &[("task_struct", "loginuid")]);
+        let keys = perhaps(Base::Task, &[("task_struct", "thread"), ("thread_struct", "pkru")]);
+        let locked = perhaps(Base::Memory, &[("mm_struct", "mm_lock_seq")]);
         // Behind the task itself from Linux 6.16 on.
         let registers = way(&[("task_struct", "thread"), ("thread_struct", "fpu")])
             .or_else(|_| types.size("task_struct"))?;
@@ -248,6 +253,7 @@ impl Fields {
             restores_mask,
             login,
             keys,
+            locked,
             numbers: types.offset("pid", "numbers")?,
             depth: types.offset("pid", "level")?,
             extended: registers + types.offset("fpu", "fpstate")?,
@@ -260,7 +266,8 @@ impl Fields {
     /// Everything that is copied by the program as it is.
     pub(super) fn all(&self) -> impl Iterator<Item = &Place> {
         let bits = [&self.subreaper.place, &self.restores_mask.place];
-        self.places.iter().chain(bits).chain(&self.login).chain(&self.keys)
+        let perhaps = self.login.iter().chain(&self.keys).chain(&self.locked);
+        self.places.iter().chain(bits).chain(perhaps)
     }
 
     pub(super) fn place(&self, field: Field) -> &Place {

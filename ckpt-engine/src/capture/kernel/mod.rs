@@ -44,7 +44,7 @@ use crate::{
     container::host_clocks,
     inject::{InjectError, Stopped, restart_interrupted},
     procfs,
-    surgeon::Patient,
+    surgeon::{AreasMark, Patient},
     sys::{event, ptrace, task},
 };
 
@@ -62,6 +62,8 @@ pub(crate) struct View {
     namespace: Namespace,
     form: Form,
     known: Known,
+    /// Whether what it told of a process was always what the process itself has told.
+    trusted: bool,
 }
 
 /// All records of a VE at one moment.
@@ -72,14 +74,14 @@ struct Sight {
 }
 
 impl View {
-    /// Of the VE with this process.
-    pub(crate) fn of(fields: Fields, init: &Patient) -> Result<Self, CaptureError> {
+    /// Of the VE with this process, by its number on the host.
+    pub(crate) fn of(fields: Fields, init: i32) -> Result<Self, CaptureError> {
         restart::prepare();
-        let failed = |source| InjectError::Control { tid: init.host, source };
+        let failed = |source| InjectError::Control { tid: init, source };
         let copier = Copier::new(&fields, Form::len_max()).map_err(failed)?;
         let sample = {
-            let mut stopped = Stopped::attach(&[init.host], ptrace::SUSPEND_SECCOMP)?;
-            let thread = stopped.pop().ok_or(InjectError::Ended { tid: init.host })?;
+            let mut stopped = Stopped::attach(&[init], ptrace::SUSPEND_SECCOMP)?;
+            let thread = stopped.pop().ok_or(InjectError::Ended { tid: init })?;
             let sample = ptrace::extended_state(thread.tid);
             thread.detach()?;
             sample.map_err(failed)?
@@ -87,13 +89,13 @@ impl View {
         let form = Form::new(sample).ok_or(io::ErrorKind::Unsupported.into()).map_err(failed)?;
         let known = Known::new(&fields, &copier).map_err(failed)?;
         let namespace = Namespace::default();
-        let mut view = Self { fields, copier, namespace, form, known };
+        let mut view = Self { fields, copier, namespace, form, known, trusted: true };
         // Its own is the namespace of the VE.
-        let bytes = view.copier.copy_of(init.host, 0).map_err(failed)?;
-        let record = view.first(&bytes).ok_or(InjectError::Ended { tid: init.host })?;
+        let bytes = view.copier.copy_of(init, 0).map_err(failed)?;
+        let record = view.first(&bytes).ok_or(InjectError::Ended { tid: init })?;
         let depth = record.word(Field::Depth);
-        let bytes = view.copier.copy_of(init.host, depth).map_err(failed)?;
-        let record = view.first(&bytes).ok_or(InjectError::Ended { tid: init.host })?;
+        let bytes = view.copier.copy_of(init, depth).map_err(failed)?;
+        let record = view.first(&bytes).ok_or(InjectError::Ended { tid: init })?;
         view.namespace = Namespace { address: record.namespace(), depth };
         Ok(view)
     }
@@ -115,8 +117,28 @@ impl View {
         Ok(Sight { bytes, now_ns: event::elapsed(0, 0)? })
     }
 
-    /// Asks the processes whose words are not known yet. They run on.
+    /// What tells whether the areas of a process have changed, by the process.
+    pub(crate) fn areas_marks(&self) -> Result<HashMap<i32, AreasMark>, CaptureError> {
+        if !self.trusted {
+            return Ok(HashMap::new());
+        }
+        let sight = self.look().map_err(|source| InjectError::Control { tid: 0, source })?;
+        let leaders = self.records(&sight).filter(|it| it.thread() == it.process());
+        Ok(leaders.filter_map(|it| Some((it.process(), it.areas_mark()?))).collect())
+    }
+
+    /// Asks the processes whose words are not known yet. They run on. If that fails, nothing is
+    /// told any more.
     pub(crate) fn learn(&mut self, patients: &[Patient], ids: IdMap) -> Result<(), CaptureError> {
+        if !self.trusted {
+            return Ok(());
+        }
+        let learned = self.ask_all(patients, ids);
+        self.trusted = learned.is_ok();
+        learned
+    }
+
+    fn ask_all(&mut self, patients: &[Patient], ids: IdMap) -> Result<(), CaptureError> {
         let failed = |source| InjectError::Control { tid: 0, source };
         let sight = self.look().map_err(failed)?;
         let processes: HashMap<i32, &Patient> = patients.iter().map(|it| (it.host, it)).collect();
@@ -215,6 +237,9 @@ impl View {
         semaphores: bool,
         filters: &mut Filters,
     ) -> Result<Told, CaptureError> {
+        if !self.trusted {
+            return Ok(Told::default());
+        }
         let failed = |source| InjectError::Control { tid: 0, source };
         let hosts: HashSet<i32> = patients.iter().map(|patient| patient.host).collect();
         let mut sight = self.look().map_err(failed)?;

@@ -9,7 +9,7 @@ use super::{
     View,
     fields::{DEPTH_MAX, Field, GROUPS_MAX, NUMBERS_AT, Place, REGISTERS_AT, REGISTERS_LEN},
 };
-use crate::{capture::IdMap, sys::ptrace::Registers};
+use crate::{capture::IdMap, surgeon::AreasMark, sys::ptrace::Registers};
 
 /// What the kernel keeps about one thread.
 #[derive(Clone, Copy)]
@@ -295,6 +295,14 @@ impl<'a> Record<'a> {
 
     pub(super) fn out_of_memory(&self) -> i32 {
         i32::from(self.number(Field::OutOfMemory) as i16)
+    }
+
+    /// What tells whether its areas have changed; none for one that has no memory any more.
+    pub(super) fn areas_mark(&self) -> Option<AreasMark> {
+        let memory = self.number(Field::MemoryPointer);
+        // Four bytes.
+        let locked = number(self.at(self.view.fields.locked.as_ref()?)) as u32;
+        (memory != 0).then(|| AreasMark { memory, locked, executed: self.word(Field::Executed) })
     }
 
     /// Who has logged in.

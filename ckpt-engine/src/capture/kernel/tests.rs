@@ -36,8 +36,7 @@ impl Sleeper {
         loop {
             // The name comes first when a program is executed.
             let executed = procfs::read_text(host, "comm").unwrap().trim() == "sleep";
-            let maps = procfs::read_text(host, "maps").unwrap();
-            let space = AddressSpace::read(host, &maps, None).unwrap();
+            let space = AddressSpace::read(host).unwrap();
             let stat = procfs::Stat::read(host).unwrap();
             let settled = self.born.elapsed() > Duration::from_millis(200);
             if let (Some(vdso), 'S', true, true) = (space.vdso(), stat.state, executed, settled) {
@@ -76,7 +75,7 @@ fn own_cgroup() -> PathBuf {
 }
 
 fn view(patient: &Patient) -> View {
-    View::of(Fields::known().expect("a kernel with BTF").clone(), patient).unwrap()
+    View::of(Fields::known().expect("a kernel with BTF").clone(), patient.host).unwrap()
 }
 
 /// As it is told by the kernel, and by itself when it is stopped.
@@ -146,4 +145,23 @@ fn nothing_is_told_of_words_that_nobody_has_explained() {
     sleeper.freeze();
     let told = view.tell(&[patient], IDS, false, &mut Filters::default()).unwrap();
     assert!(told.processes.is_empty());
+}
+
+#[test]
+fn a_change_of_areas_that_maps_does_not_show_is_noticed() {
+    let sleeper = Sleeper::new("sleep", &["100"]);
+    let patient = sleeper.patient();
+    let view = view(&patient);
+    let mark = || view.areas_marks().unwrap()[&patient.host];
+    let maps = || procfs::read_text(patient.host, "maps").unwrap();
+    let (before, shown) = (mark(), maps());
+    assert_eq!(mark(), before, "nothing has happened");
+    let space = AddressSpace::read(patient.host).unwrap();
+    let area = space.areas.iter().find(|area| area.grows_down).unwrap();
+    let thread = Stopped::attach(&[patient.host], 0).unwrap().pop().unwrap();
+    let advice = [area.start, area.len(), libc::MADV_DONTDUMP as u64];
+    assert_eq!(thread.call(patient.vdso.unwrap(), libc::SYS_madvise, &advice).unwrap(), 0);
+    thread.detach().unwrap();
+    assert_eq!(maps(), shown);
+    assert_ne!(mark(), before);
 }
