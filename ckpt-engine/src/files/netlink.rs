@@ -8,16 +8,22 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
+    sync::OnceLock,
 };
 
 use ckpt_format::files::{Kind, NetlinkSocket};
 
 use super::{
+    Source,
     find::{Object, Refusal},
     options::{self, Family},
     rebuild::RebuildError,
 };
-use crate::sys::socket::{self, Along, End};
+use crate::{
+    btf::Types,
+    eye::Eye,
+    sys::socket::{self, Along, End},
+};
 
 /// The ports to which the kernel's packet filter sends packets. That a socket has asked for them
 /// is kept in the kernel, and not told in a form that could be asked for again.
@@ -56,7 +62,11 @@ fn port(object: &Object) -> io::Result<u32> {
     Ok(u32::from_ne_bytes(port))
 }
 
-pub(super) fn capture(object: &Object, protocol: i32) -> Result<Kind, Refusal> {
+pub(super) fn capture(
+    source: &Source<'_>,
+    object: &Object,
+    protocol: i32,
+) -> Result<Kind, Refusal> {
     let fd = object.fd();
     let mut bytes = vec![0; 64 << 10];
     let waiting = socket::receive(fd, &mut bytes, libc::MSG_PEEK | libc::MSG_DONTWAIT);
@@ -64,14 +74,32 @@ pub(super) fn capture(object: &Object, protocol: i32) -> Result<Kind, Refusal> {
         bytes.truncate(received.length);
         serde_bytes::ByteBuf::from(bytes)
     });
+    // Only an answer that is not one of many can be followed by an acknowledgement.
+    let alone = waiting.as_ref().is_some_and(|answer| answer.get(6..8) == Some(&[0; 2]));
     Ok(Kind::Netlink(Box::new(NetlinkSocket {
         socket_type: options::number(fd, libc::SOL_SOCKET, libc::SO_TYPE)?,
         protocol,
         port: port(object)?,
         groups: groups(object)?,
+        more: alone && waits_more(source, object).unwrap_or(false),
         waiting,
         options: options::capture(fd, Family::Netlink)?,
     })))
+}
+
+/// Whether more than one message waits. The kernel shows no more than the first, so it is looked at,
+/// where that is possible.
+fn waits_more(source: &Source<'_>, object: &Object) -> io::Result<bool> {
+    static LENGTH: OnceLock<Option<u32>> = OnceLock::new();
+    let find = || {
+        let types = Types::read()?;
+        let queue = types.offset("sock", "sk_receive_queue")?;
+        Ok::<_, io::Error>(queue + types.offset("sk_buff_head", "qlen")?)
+    };
+    let length = LENGTH.get_or_init(|| find().ok()).ok_or(io::ErrorKind::Unsupported)?;
+    let &(place, fd) = object.holders.first().ok_or(io::ErrorKind::NotFound)?;
+    let eye = Eye::on(source.processes[place].host_pid)?;
+    Ok(eye.word(eye.socket(fd, object.status.inode)?, length)? > 1)
 }
 
 fn groups(object: &Object) -> io::Result<Vec<u32>> {
@@ -163,7 +191,8 @@ fn question(netlink: &NetlinkSocket, answer: &[u8]) -> Option<Vec<u8>> {
                 // ifinfomsg and ifaddrmsg, which name their object. Others would need attributes.
                 let link = kind & !3 == libc::RTM_NEWLINK;
                 let body = answer.get(HEADER..HEADER + 16)?.to_vec();
-                link.then_some((get, REQUEST, body))?
+                let flags = if netlink.more { REQUEST | ACKNOWLEDGE } else { REQUEST };
+                link.then_some((get, flags, body))?
             }
         }
         _ => return None,

@@ -250,7 +250,9 @@ pub(super) fn capture(
             let network = capture.networks.of_socket(object)?;
             frames::capture(capture.source, object, &network.packet)
         }
-        Protocol::Netlink { protocol } => netlink::capture(&capture.found.objects[place], protocol),
+        Protocol::Netlink { protocol } => {
+            netlink::capture(capture.source, &capture.found.objects[place], protocol)
+        }
         Protocol::Unix { socket_type } => unix::capture(capture, place, socket_type),
     }
 }

@@ -147,6 +147,34 @@ fn a_question_to_the_kernel_is_answered_after_a_move() {
 }
 
 #[test]
+fn an_answer_comes_with_its_acknowledgement() {
+    new_network();
+    let kernel = [libc::AF_NETLINK as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    // RTM_GETLINK of the loopback device; with NLM_F_ACK, and without.
+    for (flags, answers) in [([5, 0], 2), ([1, 0], 1)] {
+        let asking = make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE);
+        socket::bind(asking.as_fd(), &kernel).unwrap();
+        let mut question = 32u32.to_ne_bytes().to_vec();
+        question.extend([18, 0]);
+        question.extend(flags);
+        question.extend([0; 12]);
+        question.extend(1u32.to_ne_bytes());
+        question.extend([0; 8]);
+        let along = Along { receiver: &kernel, ..Along::default() };
+        socket::send(asking.as_fd(), &question, &along, 0).unwrap();
+        let number = asking.as_raw_fd();
+        let copy = moved(&[&asking]);
+        let asking = copy.of(number);
+        let mut kinds = Vec::new();
+        let mut buffer = vec![0; 1 << 16];
+        while socket::receive(asking.as_fd(), &mut buffer, libc::MSG_DONTWAIT).is_ok() {
+            kinds.push(buffer[4]);
+        }
+        assert_eq!(kinds, [16, 2][..answers], "RTM_NEWLINK, NLMSG_ERROR");
+    }
+}
+
+#[test]
 fn a_datagram_that_is_begun_is_waited_for() {
     new_network();
     let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();

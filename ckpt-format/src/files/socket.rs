@@ -340,6 +340,9 @@ pub struct NetlinkSocket {
     /// The first of the messages that wait to be read; the kernel shows no other. An answer is
     /// asked for again on the target; news that came unasked are lost.
     pub waiting: Option<serde_bytes::ByteBuf>,
+    /// Something waits behind it: behind the only answer to a question, its acknowledgement.
+    #[serde(default)]
+    pub more: bool,
     /// The options.
     pub options: Vec<SocketOption>,
 }
