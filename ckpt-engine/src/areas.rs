@@ -13,6 +13,7 @@ use crate::{
     aio, ipc,
     procfs::{self, AreaFlags, MapLine, ProcError},
     ranges::Ranges,
+    sys::vm,
     unnamed,
 };
 
@@ -43,6 +44,10 @@ impl AddressSpace {
         for line in &lines {
             let flags = space.flags.get(&line.start).copied().unwrap_or_default();
             space.add(pid, line, flags);
+        }
+        // Without the one the other is of no use.
+        if space.unsupported.iter().any(|(name, _)| name == "[vdso]") {
+            space.areas.retain(|area| area.backing != Backing::Vvar);
         }
         space.lines = lines;
         Ok(space)
@@ -93,7 +98,7 @@ const HUGE: &str = "/anon_hugepage (deleted)";
 
 fn unsupported(pid: i32, line: &MapLine, flags: AreaFlags) -> Option<&'static str> {
     if is_own(line) {
-        None
+        (line.name == "[vdso]").then(|| foreign(pid, line)).flatten()
     } else if line.name.starts_with("socket:[") && !is_frames(pid, line) {
         Some("memory of a socket that is no ring of frames")
     } else if flags.huge_page != 0 && line.name.starts_with("/SYSV") {
@@ -114,6 +119,25 @@ fn unsupported(pid: i32, line: &MapLine, flags: AreaFlags) -> Option<&'static st
 /// What every process has from the kernel.
 fn is_own(line: &MapLine) -> bool {
     matches!(line.name.as_str(), "[vdso]" | "[vvar]" | "[vvar_vclock]" | "[vsyscall]")
+}
+
+/// Why the processes of a program that is not one of 64 bits cannot be moved. Its vdso is the
+/// kernel's way to tell, and those of other programs lie low.
+fn foreign(pid: i32, line: &MapLine) -> Option<&'static str> {
+    const HEADER: usize = 20;
+    const CLASS_32: u8 = 1;
+    const MACHINE_X86_64: [u8; 2] = [62, 0];
+    if line.end > 1 << 32 {
+        return None;
+    }
+    let mut header = [0; HEADER];
+    let read = vm::read_process(pid, &mut header, &[(line.start, HEADER)]);
+    match read {
+        Ok(HEADER) if header[4] != CLASS_32 => None,
+        Ok(HEADER) if header[18..] == MACHINE_X86_64 => Some("a program of the x32 interface"),
+        Ok(HEADER) => Some("a program of 32 bits"),
+        _ => None,
+    }
 }
 
 fn backing(pid: i32, line: &MapLine) -> Backing {

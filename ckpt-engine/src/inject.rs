@@ -6,6 +6,7 @@
 
 mod error;
 mod late;
+mod restart;
 
 use std::{
     cell::Cell,
@@ -17,7 +18,12 @@ use std::{
 
 use ckpt_format::controls::Dispatch;
 
-pub use self::{error::InjectError, late::let_go_late_stops};
+use self::restart::to_64_bit_code;
+pub use self::{
+    error::InjectError,
+    late::let_go_late_stops,
+    restart::{is_32_bit_code, restart_interrupted},
+};
 use crate::{
     procfs,
     sys::{
@@ -129,6 +135,7 @@ impl Stopped {
         let mut registers = self.registers;
         registers.rip = vdso + syscall_offset().ok_or(InjectError::NoVdso)?;
         registers.rax = number as u64;
+        to_64_bit_code(&mut registers);
         let slots = [
             &mut registers.rdi,
             &mut registers.rsi,
@@ -250,36 +257,6 @@ pub fn check_return(value: i64) -> io::Result<u64> {
     match value {
         -4095..=-1 => Err(io::Error::from_raw_os_error(-value as i32)),
         value => Ok(value as u64),
-    }
-}
-
-const EINTR: i64 = -4;
-const ERESTARTNOHAND: i64 = -514;
-
-/// Calls that the kernel ends with EINTR when the thread is stopped, although no signal came.
-const NOT_RESTARTED: [i64; 14] = [
-    libc::SYS_epoll_wait,
-    libc::SYS_epoll_pwait,
-    libc::SYS_epoll_pwait2,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
-    libc::SYS_recvmmsg,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
-    libc::SYS_accept,
-    libc::SYS_accept4,
-    libc::SYS_rt_sigtimedwait,
-    libc::SYS_semtimedop,
-    libc::SYS_io_getevents,
-    libc::SYS_connect,
-];
-
-/// Makes sure that a call which our stop has interrupted is made again instead of telling the
-/// program EINTR. A handler that is about to run still gets its EINTR.
-pub fn restart_interrupted(registers: &mut Registers) {
-    let number = registers.orig_rax as i64;
-    if number >= 0 && registers.rax as i64 == EINTR && NOT_RESTARTED.contains(&number) {
-        registers.rax = ERESTARTNOHAND as u64;
     }
 }
 
@@ -455,6 +432,7 @@ impl Batch {
             self.gate.write(tid, base + DATA, &self.data)?;
         }
         let mut registers = thread.registers;
+        to_64_bit_code(&mut registers);
         registers.rip = base;
         registers.rbx = base + TABLE;
         registers.rbp = count as u64;

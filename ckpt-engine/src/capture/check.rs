@@ -75,6 +75,10 @@ fn check_process(host: i32) -> Result<Vec<Blocker>, ProcError> {
         add(object, hint);
     }
     for (name, why) in space.unsupported {
+        if name == "[vdso]" {
+            add(why.to_owned(), "use one of 64 bits, or stop it");
+            continue;
+        }
         let shown = if name.is_empty() { String::new() } else { format!(" ({name})") };
         add(format!("{why}{shown}"), "restart the program without it");
     }
