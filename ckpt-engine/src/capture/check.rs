@@ -7,7 +7,7 @@ use ckpt_format::blocker::Blocker;
 use super::common;
 use crate::{
     aio,
-    areas::AddressSpace,
+    areas::{AddressSpace, VDSO},
     procfs::{self, ProcError, Stat, Status},
 };
 
@@ -74,9 +74,12 @@ fn check_process(host: i32) -> Result<Vec<Blocker>, ProcError> {
         let (object, hint) = why.describe();
         add(object, hint);
     }
+    if space.vdso().is_none() && space.unsupported.iter().all(|(name, _)| name != VDSO) {
+        add("a program without the kernel's code (vdso)".to_owned(), "restart the program");
+    }
     for (name, why) in space.unsupported {
-        if name == "[vdso]" {
-            add(why.to_owned(), "use one of 64 bits, or stop it");
+        if name == VDSO {
+            add(why.to_owned(), "use one of another interface, or stop it");
             continue;
         }
         let shown = if name.is_empty() { String::new() } else { format!(" ({name})") };

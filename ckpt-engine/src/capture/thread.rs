@@ -9,7 +9,8 @@ use ckpt_format::{
 
 use super::{CaptureError, IdMap, controls, seccomp::Filters};
 use crate::{
-    inject::{Batch, Done, InjectError, Stopped, restart_interrupted},
+    bits32::INTERRUPT,
+    inject::{Batch, Done, InjectError, Stopped, is_32_bit_code, left_number, restart_interrupted},
     procfs::{self, ProcError, Status},
     sys::{
         ptrace::{self, Registers},
@@ -95,8 +96,19 @@ pub(super) fn from_outside(
         timer_slack_ns: 0,
         filters: filters.lock().unwrap_or_else(PoisonError::into_inner).of_thread(tid, &status)?,
         directories: directories(host, tid, &status)?,
+        segments: match has_segments(&stopped.registers) {
+            true => ptrace::segments(tid).map_err(control)?,
+            false => Vec::new(),
+        },
         controls: ThreadControls { dispatch: stopped.dispatch, ..ThreadControls::default() },
     })
+}
+
+/// Whether a thread uses segments in a way in which only programs of 32 bits do, and those of 64
+/// that contain such code.
+pub(super) fn has_segments(registers: &Registers) -> bool {
+    let Registers { ds, es, fs, gs, .. } = *registers;
+    is_32_bit_code(registers) || ds | es | fs | gs != 0
 }
 
 /// The directories of a thread that has them apart from its process.
@@ -203,17 +215,22 @@ pub(super) fn restart_timed(host: i32, registers: &mut Registers) {
     if interrupted < 0 {
         return;
     }
-    let restarts = registers.rax as i64 == libc::SYS_restart_syscall
-        && code(host, registers.rip) == Some(SYSCALL);
+    let is_32_bit = is_32_bit_code(registers);
+    let (restart, instruction) = match is_32_bit {
+        true => (RESTART_32, INTERRUPT),
+        false => (libc::SYS_restart_syscall, SYSCALL),
+    };
+    let restarts =
+        registers.rax as i64 == restart && code(host, registers.rip) == Some(instruction);
     let number_at = match registers.rax as i64 {
         ERESTART_RESTARTBLOCK => registers.rip,
-        _ if restarts => registers.rip + SYSCALL.len() as u64,
+        _ if restarts => registers.rip + instruction.len() as u64,
         _ => return,
     };
-    let number = if interrupted == libc::SYS_restart_syscall {
-        number_in_program(host, number_at)
-    } else {
-        Some(registers.orig_rax)
+    let number = match (interrupted == restart, is_32_bit) {
+        (false, _) => Some(registers.orig_rax),
+        (true, false) => number_in_program(host, number_at),
+        (true, true) => left_number(registers).or_else(|| number_of_32(host, registers, number_at)),
     };
     match number {
         Some(number) if restarts => registers.rax = number,
@@ -224,6 +241,9 @@ pub(super) fn restart_timed(host: i32, registers: &mut Registers) {
         None => tracing::warn!(host, "a timed wait that will end with EINTR"),
     }
 }
+
+/// restart_syscall(2) for programs of 32 bits.
+const RESTART_32: i64 = 0;
 
 /// The instruction.
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
@@ -238,6 +258,30 @@ fn code<const LEN: usize>(host: i32, address: u64) -> Option<[u8; LEN]> {
 fn number_in_program(host: i32, rip: u64) -> Option<u64> {
     match code(host, rip.checked_sub(7)?)? {
         [0xb8, a, b, c, d, 0x0f, 0x05] => Some(u64::from(u32::from_le_bytes([a, b, c, d]))),
+        _ => None,
+    }
+}
+
+/// The same of a program of 32 bits: before `int 0x80`, or before `call gs:[0x10]`, which leads to
+/// the vdso. That keeps three registers on the stack, above which is where it returns to.
+fn number_of_32(host: i32, registers: &Registers, rip: u64) -> Option<u64> {
+    /// nanosleep, clock_nanosleep and futex, those also with 64 bits of time; poll.
+    const TIMED: [u32; 6] = [162, 267, 407, 240, 422, 168];
+    let number = match code(host, rip.checked_sub(7)?) {
+        Some([0xb8, a, b, c, d, 0xcd, 0x80]) => u32::from_le_bytes([a, b, c, d]),
+        _ => {
+            let back = u32::from_le_bytes(code(host, registers.rsp + 12)?);
+            number_before_call(code(host, u64::from(back).checked_sub(12)?)?)?
+        }
+    };
+    TIMED.contains(&number).then_some(u64::from(number))
+}
+
+fn number_before_call(code: [u8; 12]) -> Option<u32> {
+    match code {
+        [0xb8, a, b, c, d, 0x65, 0xff, 0x15, 0x10, 0, 0, 0] => {
+            Some(u32::from_le_bytes([a, b, c, d]))
+        }
         _ => None,
     }
 }
@@ -279,6 +323,7 @@ mod tests {
         registers.orig_rax = orig_rax as u64;
         registers.rax = rax as u64;
         registers.rip = POLL.as_ptr() as u64 + at as u64;
+        registers.cs = 0x33;
         restart_timed(own, &mut registers);
         (registers.orig_rax as i64, registers.rax as i64)
     }
@@ -297,6 +342,21 @@ mod tests {
         let restart = libc::SYS_restart_syscall;
         assert_eq!(restarted(7, restart, 5), (7, 7));
         assert_eq!(restarted(restart, restart, 5), (restart, 7));
+    }
+
+    #[test]
+    fn the_number_of_a_wait_of_32_bits_is_found() {
+        /// `mov eax, number; int 0x80`.
+        static SLEEP: [u8; 7] = [0xb8, 162, 0, 0, 0, 0xcd, 0x80];
+        static WRITE: [u8; 7] = [0xb8, 4, 0, 0, 0, 0xcd, 0x80];
+        let own = std::process::id().cast_signed();
+        let empty = vec![0; size_of::<Registers>()];
+        let registers = ptrace::registers_from_bytes(&empty).unwrap();
+        let number = |code: &[u8; 7]| number_of_32(own, &registers, code.as_ptr() as u64 + 7);
+        assert_eq!(number(&SLEEP), Some(162));
+        assert_eq!(number(&WRITE), None);
+        let call = [0xb8, 168, 0, 0, 0, 0x65, 0xff, 0x15, 0x10, 0, 0, 0];
+        assert_eq!(number_before_call(call), Some(168));
     }
 
     #[test]

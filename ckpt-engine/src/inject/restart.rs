@@ -80,6 +80,37 @@ pub(super) fn to_64_bit_code(registers: &mut Registers) {
     (registers.cs, registers.ss) = (CODE_64, STACK);
 }
 
+const ERESTART_RESTARTBLOCK: i64 = -516;
+
+/// What a number that was left is known by.
+const LEFT: u64 = 0x0f32_b175;
+
+/// A timed wait that goes on after a stop is a call of restart_syscall(2), and the kernel alone
+/// knows of which. A program of 64 bits has the number in the instruction before the call; one of
+/// 32 bits makes most calls through a common place. So we leave the number where only we find it
+/// at the next stop: in registers that code of 32 bits does not have, and the kernel does not
+/// touch. With it goes what tells that the wait is still the same.
+pub(super) fn leave_number(registers: &mut Registers) {
+    if is_32_bit_code(registers)
+        && registers.rax as i64 == ERESTART_RESTARTBLOCK
+        && registers.orig_rax as i64 > 0
+    {
+        registers.r15 = LEFT << 32 | (registers.orig_rax & 0xffff_ffff);
+        registers.r14 = wait(registers);
+    }
+}
+
+/// The number that was left in the registers of a thread, if it still waits as it did then.
+pub(crate) fn left_number(registers: &Registers) -> Option<u64> {
+    let is_left = registers.r15 >> 32 == LEFT && registers.r14 == wait(registers);
+    is_left.then_some(registers.r15 & 0xffff_ffff)
+}
+
+/// Where a wait keeps what it waits for, and the stack of who waits.
+fn wait(registers: &Registers) -> u64 {
+    registers.rbx << 32 | (registers.rsp & 0xffff_ffff)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,5 +148,17 @@ mod tests {
         assert!(!call(102, 1));
         assert!(call(117, 0x1_0004));
         assert!(!call(117, 1));
+    }
+
+    #[test]
+    fn a_number_is_left_for_the_next_stop() {
+        let mut waiting = registers(162, ERESTART_RESTARTBLOCK, 0x23);
+        (waiting.rbx, waiting.rsp) = (0x1000, 0xff00_0000);
+        leave_number(&mut waiting);
+        assert_eq!(left_number(&Registers { orig_rax: 0, ..waiting }), Some(162));
+        assert_eq!(left_number(&Registers { rsp: 0xff00_1000, ..waiting }), None);
+        let mut other = registers(35, ERESTART_RESTARTBLOCK, CODE_64);
+        leave_number(&mut other);
+        assert_eq!(left_number(&other), None);
     }
 }

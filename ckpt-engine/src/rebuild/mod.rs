@@ -18,6 +18,7 @@
 mod apart;
 mod areas;
 mod birth;
+mod bits32;
 mod complete;
 mod controls;
 mod credentials;
@@ -127,6 +128,12 @@ pub enum RebuildError {
     Freeze {
         /// Why.
         source: crate::freeze::FreezeError,
+    },
+    /// This host runs no programs of 32 bits.
+    #[error("process {pid} is a program of 32 bits, and this host runs none")]
+    Bits32 {
+        /// The process, as numbered in the VE.
+        pid: i32,
     },
     /// A shared object could not be filled.
     #[error("cannot write shared memory object {object}")]
