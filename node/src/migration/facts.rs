@@ -126,3 +126,17 @@ pub(super) fn disk_free(path: &Path) -> u64 {
     nix::sys::statvfs::statvfs(path)
         .map_or(0, |stat| stat.blocks_available() * stat.fragment_size())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_of_32_bits_need_the_same_vdso() {
+        assert_eq!(without_32_bits(None), None);
+        assert!(without_32_bits(Some([0; 32])).is_some());
+        if let Some(own) = vdso_32_hash() {
+            assert_eq!(without_32_bits(Some(own)), None);
+        }
+    }
+}

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ckpt_engine::sys::program::bits32::image;
+use ckpt_engine::sys::program::bits32::{Within, image};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::workload::context::Context;
-use crate::workload::outcome::{Failure, LATE, ensure};
+use crate::workload::outcome::{Failure, LATE, ensure, same};
 
 /// A program that checks itself, and tells of each round.
 struct Program {
@@ -106,4 +106,18 @@ pub(super) fn threads(context: &mut Context) -> Result<(), Failure> {
 /// A process that is a program of 32 bits and one of 64 in turn.
 pub(super) fn executing(context: &mut Context) -> Result<(), Failure> {
     run(context, "executing")
+}
+
+/// A program of 64 bits that is in code of 32 most of the time.
+pub(super) fn within(context: &mut Context) -> Result<(), Failure> {
+    const TURNS: u32 = 10_000_000;
+    let mut within = Within::new()?;
+    let mut from = 1_u32;
+    while context.step(Duration::from_millis(2))? {
+        let expected = from.wrapping_add(TURNS.wrapping_mul(3));
+        let turns = if context.progress.plant() { TURNS - 1 } else { TURNS };
+        from = within.count(turns, from);
+        same("a sum that code of 32 bits has made", from, expected)?;
+    }
+    Ok(())
 }

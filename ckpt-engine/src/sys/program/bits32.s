@@ -33,6 +33,14 @@
 .set TIMER, DATA + 288
 .set VECTOR, DATA + 320
 .set POLLED, DATA + 352
+.set TICKS, DATA + 360
+.set TICKS_SEEN, DATA + 364
+.set TICKER, DATA + 368
+.set LOCAL_SEGMENT, DATA + 372
+.set NAP, DATA + 376
+.set EVENT, DATA + 384
+.set PERIOD, DATA + 400
+.set COMMON, DATA + 448
 .set LOCALS, DATA + 512
 .set OWN_LOCALS, DATA + 768
 .set SIGNAL_STACK, DATA + 0x2000
@@ -42,6 +50,8 @@
 
 .set LOCAL, 0x10ca1001
 .set OWN_LOCAL, 0x10ca1002
+.set COMMON_VALUE, 0x10ca1003
+.set TICK_VALUE, 0x10ca1004
 .set SIGNAL_FLAGS, 0x08000004
 .set ALARM_FLAGS, 0x0c000004
 
@@ -233,8 +243,22 @@ set_up:
     ask 45
     cmpl %ebx, %eax
     expect 15
+    # A segment that all threads have in common, where the kernel has such.
+    movl $COMMON_VALUE, COMMON
+    movl $COMMON, %eax
+    movl $2, %ecx
+    calll describe
+    movl $17, %ebx
+    movl $DESCRIPTOR, %ecx
+    movl $16, %edx
+    ask 123
+    testl %eax, %eax
+    jnz 1f
+    movl $(2 * 8 + 7), %eax
+    movl %eax, LOCAL_SEGMENT
+    movl %eax, %fs
     # A vector, and a control word that is not the usual one.
-    movl $0x5eed0005, VECTOR
+1:  movl $0x5eed0005, VECTOR
     movl $0x5eed0006, VECTOR + 4
     movl $0x5eed0007, VECTOR + 8
     movl $0x5eed0008, VECTOR + 12
@@ -270,7 +294,24 @@ alarm:
     cmpl $SIGNAL_STACK_LEN, %eax
     expect_le 25
     xorps %xmm7, %xmm7
+    # For a part of the time nobody knows whether it is here.
+    movl $0, NAP
+    movl $4000000, NAP + 4
+    movl $NAP, %ebx
+    xorl %ecx, %ecx
+    movl $162, %eax
+    calll enter
+    cmpl $LOCAL, %gs:0
+    expect 26
     incl ALARMS
+    ret
+
+# Of a timer, with a value that it has been given.
+tick:
+    movl 8(%esp), %eax
+    cmpl $TICK_VALUE, 20(%eax)
+    expect 27
+    incl TICKS
     ret
 
 restorer:
@@ -288,6 +329,9 @@ standing:
     movl %eax, %gs
     cmpl $LOCAL, %gs:0
     expect 31
+    movl SEGMENT, %eax
+    shrl $3, %eax
+    movl %eax, DESCRIPTOR
     movl $0, DESCRIPTOR + 4
     movl $DESCRIPTOR, %ebx
     ask 244
@@ -295,8 +339,19 @@ standing:
     expect 32
     cmpl $LOCALS, DESCRIPTOR + 4
     expect 33
+    # The segment that all threads have in common.
+    movl LOCAL_SEGMENT, %eax
+    testl %eax, %eax
+    jz 1f
+    cmpl $COMMON_VALUE, %fs:0
+    expect 51
+    xorl %ecx, %ecx
+    movl %ecx, %fs
+    movl %eax, %fs
+    cmpl $COMMON_VALUE, %fs:0
+    expect 52
     # The list of locks.
-    xorl %ebx, %ebx
+1:  xorl %ebx, %ebx
     movl $HEAD_NOW, %ecx
     movl $(HEAD_NOW + 4), %edx
     ask 312
@@ -394,6 +449,37 @@ all:
     ask 104
     testl %eax, %eax
     expect 61
+    # A timer with a value, every 30 milliseconds.
+    movl $(BASE + (tick - ferry_bits32_start)), ACTION
+    movl $SIGNAL_FLAGS, ACTION + 4
+    movl $0, ACTION + 8
+    movl $12, %ebx
+    movl $ACTION, %ecx
+    xorl %edx, %edx
+    movl $8, %esi
+    ask 174
+    testl %eax, %eax
+    expect 68
+    movl $TICK_VALUE, EVENT
+    movl $12, EVENT + 4
+    movl $0, EVENT + 8
+    movl $1, %ebx
+    movl $EVENT, %ecx
+    movl $TICKER, %edx
+    ask 259
+    testl %eax, %eax
+    expect 69
+    movl $0, PERIOD
+    movl $30000000, PERIOD + 4
+    movl $0, PERIOD + 8
+    movl $30000000, PERIOD + 12
+    movl TICKER, %ebx
+    xorl %ecx, %ecx
+    movl $PERIOD, %edx
+    xorl %esi, %esi
+    ask 260
+    testl %eax, %eax
+    expect 53
 1:  calll standing
     # A signal to itself is handled before the call returns.
     movl HANDLED, %esi
@@ -409,18 +495,19 @@ all:
     movl $BEFORE, %ecx
     calll clock
     movl ALARMS, %eax
+    addl TICKS, %eax
     pushl %eax
     movl $5000000, %ecx
     calll pause
-    popl %ecx
     movl %eax, %esi
-    pushl %ecx
     movl $AFTER, %ecx
     calll clock
     popl %ecx
     cmpl $-4, %esi
     jne 2f
-    cmpl ALARMS, %ecx
+    movl ALARMS, %eax
+    addl TICKS, %eax
+    cmpl %eax, %ecx
     movl $64, %edi
     je fail
     jmp 3f
@@ -434,12 +521,16 @@ all:
     cmpl $5000000, %eax
     movl $66, %edi
     jb fail
-    # Alarms come.
+    # Alarms come, and ticks.
 3:  incl QUIET_ROUNDS
     movl ALARMS, %eax
+    movl TICKS, %ecx
     cmpl ALARMS_SEEN, %eax
     je 4f
+    cmpl TICKS_SEEN, %ecx
+    je 4f
     movl %eax, ALARMS_SEEN
+    movl %ecx, TICKS_SEEN
     movl $0, QUIET_ROUNDS
 4:  cmpl $200, QUIET_ROUNDS
     expect_le 67
@@ -638,4 +729,36 @@ executing:
     jmp fail
 
 ferry_bits32_end:
+
+# Code of 64 bits that calls a piece of 32, for a place that both can reach: its first page; in its
+# second page it keeps what it needs. Counts down from the first argument, and gives three times
+# that and the second.
+.set WITHIN, 0x20000000
+.set KEPT, WITHIN + 0x1000
+.globl ferry_within_start
+.globl ferry_within_end
+.code64
+ferry_within_start:
+    pushq %rbx
+    pushq %rbp
+    movq %rsp, KEPT
+    movl $(KEPT + 0x800), %esp
+    movl %edi, %ecx
+    movl %esi, %eax
+    movl $(WITHIN + (within - ferry_within_start)), KEPT + 16
+    movw $0x23, KEPT + 20
+    lcall *KEPT + 16
+    movq KEPT, %rsp
+    popq %rbp
+    popq %rbx
+    ret
+.code32
+within:
+    pushl %ecx
+1:  addl $3, %eax
+    decl %ecx
+    jnz 1b
+    popl %ecx
+    lret
+ferry_within_end:
 .code64

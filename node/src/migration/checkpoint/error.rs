@@ -161,7 +161,7 @@ impl CheckpointError {
                 Failure::new("no-memory", 6, chain(&self)).with_hint("stop something else first")
             }
             Self::NoHugePages { .. } => Failure::new("no-huge-pages", 6, chain(&self)),
-            Self::Without32Bits { .. } => Failure::new("no-32-bits", 6, chain(&self)),
+            Self::Without32Bits { .. } => own("no-32-bits"),
             Self::Cancelled => own("cancelled"),
             Self::OtherVe { .. } => Failure::new("other-ve", 21, chain(&self)),
             Self::Look(_)
