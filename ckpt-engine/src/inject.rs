@@ -136,7 +136,7 @@ impl Stopped {
         let tid = self.tid;
         let mut registers = self.registers;
         to_64_bit_code(&mut registers);
-        vdso.call(&mut registers, number, arguments)?;
+        vdso.call(tid, &mut registers, number, arguments)?;
         // No interrupted call: the kernel must not restart anything with our registers.
         registers.orig_rax = u64::MAX;
         ptrace::set_registers(tid, &registers).map_err(InjectError::control(tid))?;

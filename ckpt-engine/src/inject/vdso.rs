@@ -25,6 +25,7 @@ impl Vdso {
     /// must do in a process of 32 bits: find room where that can reach it.
     pub(super) fn call(
         self,
+        tid: i32,
         registers: &mut Registers,
         number: i64,
         arguments: &[u64],
@@ -42,7 +43,20 @@ impl Vdso {
             (registers.rdi, registers.rsi, registers.rdx) = (first, second, third);
             (registers.r10, registers.r8, registers.r9) = (fourth, fifth, sixth);
         }
-        Ok(())
+        self.check(tid, registers.rip)
+    }
+
+    /// A process with a vdso that is so low may be executing another kind of program meanwhile.
+    fn check(self, tid: i32, address: u64) -> Result<(), InjectError> {
+        let expected = if self.is_32_bit { bits32::INTERRUPT } else { SYSCALL };
+        if self.start >> 32 != 0 {
+            return Ok(());
+        }
+        let mut found = [0; 2];
+        match vm::read_process(tid, &mut found, &[(address, 2)]) {
+            Ok(2) if found == expected => Ok(()),
+            _ => Err(InjectError::NoVdso),
+        }
     }
 }
 
@@ -59,11 +73,14 @@ fn i386_number(number: i64) -> Option<u64> {
     }
 }
 
+/// The instruction.
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+
 /// Where in the vdso a `syscall` instruction stands: the same in every process.
 fn syscall_offset() -> Option<u64> {
     static OFFSET: OnceLock<Option<u64>> = OnceLock::new();
     *OFFSET.get_or_init(|| {
-        vdso_image()?.windows(2).position(|pair| pair == [0x0f, 0x05]).map(|at| at as u64)
+        vdso_image()?.windows(2).position(|pair| pair == SYSCALL).map(|at| at as u64)
     })
 }
 

@@ -373,6 +373,11 @@ fn wipe(thread: &Stopped, gate: Gate) -> Result<(), RebuildError> {
     }
     batch.call("set_robust_list", libc::SYS_set_robust_list, &[0, 24]);
     batch.call("set_tid_address", libc::SYS_set_tid_address, &[0]);
+    // That of the program which it was; what fork(2) makes of it inherits it.
+    let words = [0_u64, libc::SS_DISABLE as u64, 0];
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let no_stack = batch.bytes(&bytes);
+    batch.call("sigaltstack", libc::SYS_sigaltstack, &[no_stack, 0]);
     batch.call("close_range", libc::SYS_close_range, &[0, CHANNEL - 1, 0]);
     batch.call("close_range", libc::SYS_close_range, &[CHANNEL + 1, u64::from(u32::MAX), 0]);
     let ignore = batch.bytes(&ignore_action());

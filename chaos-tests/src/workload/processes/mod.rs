@@ -36,6 +36,11 @@ pub(super) const AREA: Area = Area {
             signals::run,
         ),
         local(
+            "no-stack",
+            "handlers for an alternate stack where there is none",
+            signals::without_stack,
+        ),
+        local(
             "identity",
             "user, groups, capabilities, limits, umask, working directory, names",
             identity::run,
