@@ -62,7 +62,9 @@ fn look() -> io::Result<Bits32> {
     Ok(Bits32 { image, len })
 }
 
-struct Program(Child);
+/// One that is ended when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Program(pub(crate) Child);
 
 impl Drop for Program {
     fn drop(&mut self) {
@@ -72,7 +74,7 @@ impl Drop for Program {
 }
 
 /// It runs until its standard input ends. Until it says a byte the kernel may still be making it.
-fn start() -> io::Result<Program> {
+pub(crate) fn start() -> io::Result<Program> {
     let mut file = File::from(task::memfd("bits32")?);
     file.write_all(&image())?;
     let mut command = Command::new(format!("/proc/self/fd/{}", file.as_raw_fd()));

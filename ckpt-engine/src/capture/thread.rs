@@ -279,9 +279,9 @@ fn number_of_32(host: i32, registers: &Registers, rip: u64) -> Option<u64> {
 
 fn number_before_call(code: [u8; 12]) -> Option<u32> {
     match code {
-        [0xb8, a, b, c, d, 0x65, 0xff, 0x15, 0x10, 0, 0, 0] => {
-            Some(u32::from_le_bytes([a, b, c, d]))
-        }
+        // A program without libraries has a place of its own for the address.
+        [0xb8, a, b, c, d, 0x65, 0xff, 0x15, 0x10, 0, 0, 0]
+        | [_, 0xb8, a, b, c, d, 0xff, 0x15, _, _, _, _] => Some(u32::from_le_bytes([a, b, c, d])),
         _ => None,
     }
 }
@@ -357,6 +357,9 @@ mod tests {
         assert_eq!(number(&WRITE), None);
         let call = [0xb8, 168, 0, 0, 0, 0x65, 0xff, 0x15, 0x10, 0, 0, 0];
         assert_eq!(number_before_call(call), Some(168));
+        let call = [0x90, 0xb8, 168, 0, 0, 0, 0xff, 0x15, 0x10, 0x20, 0x30, 0x40];
+        assert_eq!(number_before_call(call), Some(168));
+        assert_eq!(number_before_call([0x90; 12]), None);
     }
 
     #[test]
