@@ -74,7 +74,12 @@ fn check_process(host: i32) -> Result<Vec<Blocker>, ProcError> {
         let (object, hint) = why.describe();
         add(object, hint);
     }
-    if space.vdso().is_none() && space.unsupported.iter().all(|(name, _)| name != VDSO) {
+    // One that is ending has no memory any more.
+    let has_memory = !space.areas.is_empty();
+    if has_memory
+        && space.vdso().is_none()
+        && space.unsupported.iter().all(|(name, _)| name != VDSO)
+    {
         add("a program without the kernel's code (vdso)".to_owned(), "restart the program");
     }
     for (name, why) in space.unsupported {
