@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 
+use ckpt_engine::bits32;
+
 use crate::pool::Pool;
 use crate::scene::{Companion, Scene, SceneError, call};
 use crate::testbed::Host;
@@ -130,8 +132,11 @@ impl Table {
 
     /// Why a workload is not tried in a way.
     fn exception(&self, name: &str, way: Way) -> Option<&'static str> {
-        let lacks = name.starts_with("hugetlb") && !self.pool.is_whole();
-        exception(name, way).or(lacks.then_some("the host sets no huge pages aside"))
+        let pages = name.starts_with("hugetlb") && !self.pool.is_whole();
+        let bits = name.starts_with("bits32") && bits32::host().is_none();
+        exception(name, way)
+            .or(pages.then_some("the host sets no huge pages aside"))
+            .or(bits.then_some("the host runs no programs of 32 bits"))
     }
 
     /// Tries the workloads of an area in all ways.

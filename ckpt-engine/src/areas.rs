@@ -10,9 +10,12 @@ use std::{
 use ckpt_format::memory::{Advice, Area, Backing, SharedKind, SharedObject};
 
 use crate::{
-    aio, ipc,
+    aio,
+    inject::Vdso,
+    ipc,
     procfs::{self, AreaFlags, MapLine, ProcError},
     ranges::Ranges,
+    sys::vm,
     unnamed,
 };
 
@@ -38,6 +41,10 @@ impl AddressSpace {
         let mut space = Self::default();
         for (line, flags) in procfs::parse_smaps(smaps) {
             space.add(pid, &line, flags);
+        }
+        // Without the one the other is of no use.
+        if space.unsupported.iter().any(|(name, _)| name == VDSO) {
+            space.areas.retain(|area| area.backing != Backing::Vvar);
         }
         space
     }
@@ -71,10 +78,22 @@ impl AddressSpace {
         });
     }
 
-    /// Where the vdso starts.
-    pub fn vdso(&self) -> Option<u64> {
-        self.areas.iter().find(|area| area.backing == Backing::Vdso).map(|area| area.start)
+    /// The vdso.
+    pub fn vdso(&self) -> Option<Vdso> {
+        vdso(&self.areas)
     }
+}
+
+/// The vdso among areas.
+pub fn vdso(areas: &[Area]) -> Option<Vdso> {
+    areas.iter().find_map(|area| {
+        let is_32_bit = match area.backing {
+            Backing::Vdso => false,
+            Backing::Vdso32 => true,
+            _ => return None,
+        };
+        Some(Vdso { start: area.start, is_32_bit })
+    })
 }
 
 /// What maps shows for `MAP_ANONYMOUS | MAP_HUGETLB`.
@@ -82,7 +101,8 @@ const HUGE: &str = "/anon_hugepage (deleted)";
 
 fn unsupported(pid: i32, line: &MapLine, flags: AreaFlags) -> Option<&'static str> {
     if is_own(line) {
-        None
+        (line.name == VDSO && machine(pid, line) == Machine::X32)
+            .then_some("a program of the x32 interface")
     } else if line.name.starts_with("socket:[") && !is_frames(pid, line) {
         Some("memory of a socket that is no ring of frames")
     } else if flags.huge_page != 0 && line.name.starts_with("/SYSV") {
@@ -100,14 +120,44 @@ fn unsupported(pid: i32, line: &MapLine, flags: AreaFlags) -> Option<&'static st
     }
 }
 
+/// How maps calls it.
+pub(crate) const VDSO: &str = "[vdso]";
+
 /// What every process has from the kernel.
 fn is_own(line: &MapLine) -> bool {
-    matches!(line.name.as_str(), "[vdso]" | "[vvar]" | "[vvar_vclock]" | "[vsyscall]")
+    matches!(line.name.as_str(), VDSO | "[vvar]" | "[vvar_vclock]" | "[vsyscall]")
+}
+
+/// What the code of a program is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Machine {
+    X86_64,
+    I386,
+    X32,
+}
+
+/// The kernel's own code in a process tells; that of a program of 32 bits lies low.
+pub(crate) fn machine(pid: i32, vdso: &MapLine) -> Machine {
+    const HEADER: usize = 20;
+    const CLASS_32: u8 = 1;
+    const MACHINE_I386: [u8; 2] = [3, 0];
+    if vdso.end > 1 << 32 {
+        return Machine::X86_64;
+    }
+    let mut header = [0; HEADER];
+    match vm::read_process(pid, &mut header, &[(vdso.start, HEADER)]) {
+        Ok(HEADER) if header[4] != CLASS_32 => Machine::X86_64,
+        Ok(HEADER) if header[18..] == MACHINE_I386 => Machine::I386,
+        Ok(HEADER) => Machine::X32,
+        // It is going.
+        _ => Machine::X86_64,
+    }
 }
 
 fn backing(pid: i32, line: &MapLine) -> Backing {
     match line.name.as_str() {
-        "[vdso]" => Backing::Vdso,
+        VDSO if machine(pid, line) == Machine::I386 => Backing::Vdso32,
+        VDSO => Backing::Vdso,
         "[vvar]" | "[vvar_vclock]" => Backing::Vvar,
         "[vsyscall]" => Backing::Vsyscall,
         _ if aio::is_ring(line) => Backing::Ring,

@@ -6,18 +6,26 @@
 
 mod error;
 mod late;
+mod restart;
+mod vdso;
 
 use std::{
     cell::Cell,
     io,
     os::unix::fs::FileExt,
-    sync::OnceLock,
     time::{Duration, Instant},
 };
 
 use ckpt_format::controls::Dispatch;
 
-pub use self::{error::InjectError, late::let_go_late_stops};
+use self::restart::{leave_number, to_64_bit_code};
+pub use self::{
+    error::InjectError,
+    late::let_go_late_stops,
+    restart::{is_32_bit_code, restart_interrupted},
+    vdso::{Vdso, vdso_image},
+};
+pub(crate) use self::{restart::left_number, vdso::read_image};
 use crate::{
     procfs,
     sys::{
@@ -128,23 +136,12 @@ impl Stopped {
         Ok(Self { tid, registers, mask, stopped_by, dispatch, late_stop })
     }
 
-    /// Makes one system call through the vdso, which starts at `vdso` in this process.
-    pub fn call(&self, vdso: u64, number: i64, arguments: &[u64]) -> Result<u64, InjectError> {
+    /// Makes one system call through the vdso of this process.
+    pub fn call(&self, vdso: Vdso, number: i64, arguments: &[u64]) -> Result<u64, InjectError> {
         let tid = self.tid;
         let mut registers = self.registers;
-        registers.rip = vdso + syscall_offset().ok_or(InjectError::NoVdso)?;
-        registers.rax = number as u64;
-        let slots = [
-            &mut registers.rdi,
-            &mut registers.rsi,
-            &mut registers.rdx,
-            &mut registers.r10,
-            &mut registers.r8,
-            &mut registers.r9,
-        ];
-        for (slot, argument) in slots.into_iter().zip(arguments.iter().chain([0; 6].iter())) {
-            *slot = *argument;
-        }
+        to_64_bit_code(&mut registers);
+        vdso.call(tid, &mut registers, number, arguments)?;
         // No interrupted call: the kernel must not restart anything with our registers.
         registers.orig_rax = u64::MAX;
         ptrace::set_registers(tid, &registers).map_err(InjectError::control(tid))?;
@@ -180,7 +177,7 @@ impl Stopped {
     /// As [`Self::call`], with an error number turned into an error.
     pub fn checked_call(
         &self,
-        vdso: u64,
+        vdso: Vdso,
         name: &'static str,
         number: i64,
         arguments: &[u64],
@@ -197,6 +194,7 @@ impl Stopped {
     pub fn put_back(&self) -> Result<(), InjectError> {
         let mut registers = self.registers;
         restart_interrupted(&mut registers);
+        leave_number(&mut registers);
         ptrace::set_registers(self.tid, &registers).map_err(InjectError::control(self.tid))?;
         if self.dispatch.is_some() {
             ptrace::set_dispatch(self.tid, self.dispatch)
@@ -258,54 +256,6 @@ pub fn check_return(value: i64) -> io::Result<u64> {
     }
 }
 
-const EINTR: i64 = -4;
-const ERESTARTNOHAND: i64 = -514;
-
-/// Calls that the kernel ends with EINTR when the thread is stopped, although no signal came.
-const NOT_RESTARTED: [i64; 14] = [
-    libc::SYS_epoll_wait,
-    libc::SYS_epoll_pwait,
-    libc::SYS_epoll_pwait2,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
-    libc::SYS_recvmmsg,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
-    libc::SYS_accept,
-    libc::SYS_accept4,
-    libc::SYS_rt_sigtimedwait,
-    libc::SYS_semtimedop,
-    libc::SYS_io_getevents,
-    libc::SYS_connect,
-];
-
-/// Makes sure that a call which our stop has interrupted is made again instead of telling the
-/// program EINTR. A handler that is about to run still gets its EINTR.
-pub fn restart_interrupted(registers: &mut Registers) {
-    let number = registers.orig_rax as i64;
-    if number >= 0 && registers.rax as i64 == EINTR && NOT_RESTARTED.contains(&number) {
-        registers.rax = ERESTARTNOHAND as u64;
-    }
-}
-
-/// Where in the vdso a `syscall` instruction stands: the same in every process.
-pub fn syscall_offset() -> Option<u64> {
-    static OFFSET: OnceLock<Option<u64>> = OnceLock::new();
-    *OFFSET.get_or_init(|| {
-        vdso_image()?.windows(2).position(|pair| pair == [0x0f, 0x05]).map(|at| at as u64)
-    })
-}
-
-/// The code of this kernel's vdso, which both ends of a move must share.
-pub fn vdso_image() -> Option<Vec<u8>> {
-    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    let vdso = procfs::parse_maps(&maps).into_iter().find(|map| map.name == "[vdso]")?;
-    let mut image = vec![0u8; (vdso.end - vdso.start) as usize];
-    let len = image.len();
-    vm::read_process(std::process::id() as i32, &mut image, &[(vdso.start, len)]).ok()?;
-    Some(image)
-}
-
 /// `test rbp,rbp; jz end; load number and arguments from the table at rbx; syscall; store the
 /// result; next entry; end: int3`.
 const LOOP: [u8; 50] = [
@@ -327,6 +277,27 @@ const LOOP: [u8; 50] = [
     0xcc, // 49: int3
 ];
 
+/// The same for calls of the i386 interface, with the table at r12 and the count in r13.
+const LOOP_32: [u8; 56] = [
+    0x4d, 0x85, 0xed, // 0: test r13, r13
+    0x74, 0x32, // 3: jz 55
+    0x41, 0x8b, 0x04, 0x24, // 5: mov eax, [r12]
+    0x41, 0x8b, 0x5c, 0x24, 0x08, // 9: mov ebx, [r12+8]
+    0x41, 0x8b, 0x4c, 0x24, 0x10, // 14: mov ecx, [r12+16]
+    0x41, 0x8b, 0x54, 0x24, 0x18, // 19: mov edx, [r12+24]
+    0x41, 0x8b, 0x74, 0x24, 0x20, // 24: mov esi, [r12+32]
+    0x41, 0x8b, 0x7c, 0x24, 0x28, // 29: mov edi, [r12+40]
+    0x41, 0x8b, 0x6c, 0x24, 0x30, // 34: mov ebp, [r12+48]
+    0xcd, 0x80, // 39: int 0x80
+    0x49, 0x89, 0x44, 0x24, 0x38, // 41: mov [r12+56], rax
+    0x49, 0x83, 0xc4, 0x40, // 46: add r12, 64
+    0x49, 0xff, 0xcd, // 50: dec r13
+    0x75, 0xce, // 53: jnz 5
+    0xcc, // 55: int3
+];
+
+/// Where it stands in a gate.
+const PLACE_32: u64 = 128;
 const TABLE: u64 = 4096;
 const ENTRY: usize = 64;
 const CALLS_MAX: usize = 2048;
@@ -344,7 +315,7 @@ impl Gate {
     pub const SIZE: u64 = 512 << 10;
 
     /// Maps a gate into the process of a stopped thread: at `base`, or where the kernel likes.
-    pub fn open(thread: &Stopped, vdso: u64, base: Option<u64>) -> Result<Self, InjectError> {
+    pub fn open(thread: &Stopped, vdso: Vdso, base: Option<u64>) -> Result<Self, InjectError> {
         let (code, data) = (libc::PROT_READ | libc::PROT_EXEC, libc::PROT_READ | libc::PROT_WRITE);
         let mut flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         if base.is_some() {
@@ -368,18 +339,30 @@ impl Gate {
         };
         let gate = Self { base };
         gate.write(thread.tid, base, &LOOP)?;
+        gate.write(thread.tid, base + PLACE_32, &LOOP_32)?;
         Ok(gate)
     }
 
     /// Removes the gate through the vdso: the last call of all.
-    pub fn close(self, thread: &Stopped, vdso: u64) -> Result<(), InjectError> {
+    pub fn close(self, thread: &Stopped, vdso: Vdso) -> Result<(), InjectError> {
         let arguments = [self.base, Self::SIZE];
         thread.checked_call(vdso, "munmap", libc::SYS_munmap, &arguments).map(drop)
     }
 
     /// An empty table of calls for this gate.
     pub fn batch(self) -> Batch {
-        Batch { gate: self, table: Vec::new(), names: Vec::new(), data: Vec::new() }
+        self.batch_of(Interface::Native)
+    }
+
+    /// The same for calls of the i386 interface, with its numbers: a gate at an address of 32 bits
+    /// can make them in any process.
+    pub fn batch_32(self) -> Batch {
+        self.batch_of(Interface::I386)
+    }
+
+    fn batch_of(self, interface: Interface) -> Batch {
+        let (table, names, data) = (Vec::new(), Vec::new(), Vec::new());
+        Batch { gate: self, interface, table, names, data }
     }
 
     /// As the process itself, which costs least; its code in the gate may be read-only.
@@ -398,10 +381,18 @@ pub fn memory(tid: i32) -> io::Result<std::fs::File> {
     std::fs::OpenOptions::new().read(true).write(true).open(procfs::path(tid, "mem"))
 }
 
+/// By which numbers and registers the kernel is called.
+#[derive(Clone, Copy, Debug)]
+enum Interface {
+    Native,
+    I386,
+}
+
 /// A table of system calls to be made by one thread in one stop.
 #[derive(Debug)]
 pub struct Batch {
     gate: Gate,
+    interface: Interface,
     table: Vec<u8>,
     names: Vec<&'static str>,
     data: Vec<u8>,
@@ -460,9 +451,17 @@ impl Batch {
             self.gate.write(tid, base + DATA, &self.data)?;
         }
         let mut registers = thread.registers;
-        registers.rip = base;
-        registers.rbx = base + TABLE;
-        registers.rbp = count as u64;
+        to_64_bit_code(&mut registers);
+        match self.interface {
+            Interface::Native => {
+                (registers.rip, registers.rbx) = (base, base + TABLE);
+                registers.rbp = count as u64;
+            }
+            Interface::I386 => {
+                (registers.rip, registers.r12) = (base + PLACE_32, base + TABLE);
+                registers.r13 = count as u64;
+            }
+        }
         registers.orig_rax = u64::MAX;
         ptrace::set_registers(tid, &registers).map_err(InjectError::control(tid))?;
         let births = resume_until_trap(thread)?;
@@ -541,6 +540,16 @@ impl Done {
             tid: self.tid,
             source,
         })
+    }
+
+    /// What all calls returned, in order.
+    pub fn results(&self) -> impl Iterator<Item = i64> {
+        (0..self.names.len()).map(|index| self.word_of(index, 7).cast_signed())
+    }
+
+    /// The thread that made them, as numbered on the host.
+    pub fn thread(&self) -> i32 {
+        self.tid
     }
 
     /// The first failure, if any call failed.

@@ -6,6 +6,7 @@
 mod aio;
 pub mod areas;
 mod beside;
+pub mod bits32;
 mod btf;
 pub mod capture;
 pub mod container;

@@ -28,7 +28,7 @@ use crate::{
         kernel::{Fields, View},
     },
     freeze::Frozen,
-    inject::{InjectError, Stopped},
+    inject::{InjectError, Stopped, Vdso},
     ipc::{self, Letters, Mailboxes},
     message::{receive, send},
     sys::{
@@ -47,8 +47,8 @@ pub struct Patient {
     pub host: i32,
     /// Its number inside the VE.
     pub inner: i32,
-    /// Where its vdso is.
-    pub vdso: Option<u64>,
+    /// Its vdso.
+    pub vdso: Option<Vdso>,
     /// The number of its IPC namespace.
     pub ipc: u32,
     /// Whether it has rings of AIO contexts.
@@ -69,7 +69,7 @@ pub struct AreasMark {
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
-    Arm { host: i32, vdso: u64 },
+    Arm { host: i32, vdso: Vdso },
     AreasMarks { fields: Fields, init: i32 },
     Learn { fields: Fields, patients: Vec<Patient>, ids: IdMap },
     Capture { cgroup: PathBuf, patients: Vec<Patient>, ids: IdMap, sets: Vec<Vec<SemaphoreSet>> },
@@ -88,8 +88,8 @@ impl Surgeon {
         Ok(Self(Arc::new(Mutex::new(socket))))
     }
 
-    /// Starts the tracking of a process (`userfaultfd(2)`), whose vdso is at `vdso`.
-    pub fn arm(&self, host: i32, vdso: u64) -> Result<Tracking, InjectError> {
+    /// Starts the tracking of a process (`userfaultfd(2)`) with this vdso.
+    pub fn arm(&self, host: i32, vdso: Vdso) -> Result<Tracking, InjectError> {
         let (reply, descriptor) =
             self.ask::<Result<(), InjectError>>(&Request::Arm { host, vdso })?;
         reply?;
@@ -298,7 +298,7 @@ fn on_frozen<T>(cgroup: &Path, work: impl FnOnce(&Frozen) -> T) -> T {
 }
 
 /// Makes a userfaultfd in a process and fetches it.
-fn arm(host: i32, vdso: u64) -> Result<OwnedFd, InjectError> {
+fn arm(host: i32, vdso: Vdso) -> Result<OwnedFd, InjectError> {
     let mut stopped = Stopped::attach(&[host], ptrace::SUSPEND_SECCOMP)?;
     let Some(thread) = stopped.pop() else { return Err(InjectError::Ended { tid: host }) };
     let made = make_userfault(&thread, host, vdso);
@@ -307,7 +307,7 @@ fn arm(host: i32, vdso: u64) -> Result<OwnedFd, InjectError> {
     made
 }
 
-fn make_userfault(thread: &Stopped, host: i32, vdso: u64) -> Result<OwnedFd, InjectError> {
+fn make_userfault(thread: &Stopped, host: i32, vdso: Vdso) -> Result<OwnedFd, InjectError> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | userfault::USER_MODE_ONLY;
     let number = libc::SYS_userfaultfd;
     let fd = thread.checked_call(vdso, "userfaultfd", number, &[flags as u64])?;
@@ -351,8 +351,8 @@ mod tests {
             self.0.id() as i32
         }
 
-        /// Where its vdso is, once it has executed its program: the name comes first.
-        fn vdso(&self) -> u64 {
+        /// Its vdso, once it has executed its program: the name comes first.
+        fn vdso(&self) -> Vdso {
             loop {
                 let name = procfs::read_text(self.pid(), "comm").unwrap();
                 let space = AddressSpace::read(self.pid()).unwrap();
@@ -387,7 +387,7 @@ mod tests {
             let sleeper = Sleeper::new();
             sleeper.pid()
         };
-        let error = surgeon.arm(gone, 0).unwrap_err();
+        let error = surgeon.arm(gone, Vdso { start: 0, is_32_bit: false }).unwrap_err();
         assert!(matches!(error, InjectError::Ended { tid } if tid == gone), "{error:?}");
     }
 
@@ -397,7 +397,7 @@ mod tests {
         let theatre = Arc::default();
         let (surgeon, server) = pair(&theatre);
         theatre.close();
-        let error = surgeon.arm(sleeper.pid(), 0).unwrap_err();
+        let error = surgeon.arm(sleeper.pid(), Vdso { start: 0, is_32_bit: false }).unwrap_err();
         assert!(matches!(error, InjectError::Surgeon { .. }), "{error:?}");
         drop(surgeon);
         server.join().unwrap().unwrap();

@@ -77,6 +77,15 @@ pub enum Backing {
     },
     /// The ring of a packet socket: see [`PacketRing`](crate::files::PacketRing).
     Frames,
+    /// As [`Vdso`](Self::Vdso), of a program of 32 bits.
+    Vdso32,
+}
+
+impl Backing {
+    /// The kernel's code, or the data pages of that.
+    pub fn is_vdso(&self) -> bool {
+        matches!(self, Self::Vdso | Self::Vdso32 | Self::Vvar)
+    }
 }
 
 /// Flags of an area that are set by calls other than mmap(2), as in the `VmFlags` line of smaps.

@@ -166,6 +166,10 @@ pub struct Process {
     /// all others.
     #[serde(default)]
     pub last_pid: i32,
+    /// The segments that its threads have in common, as modify_ldt(2) reads them: 8 bytes for
+    /// each number, up to the last that is used.
+    #[serde(default, with = "serde_bytes")]
+    pub local_segments: Vec<u8>,
     /// The threads; the first is the leader.
     pub threads: Vec<Thread>,
 }
@@ -244,6 +248,22 @@ pub struct Thread {
     /// For one that has them apart from the other threads (`CLONE_FS` of unshare(2)).
     #[serde(default)]
     pub directories: Option<Directories>,
+    /// Its own segments (set_thread_area(2)), which programs of 32 bits have for thread-locals.
+    #[serde(default)]
+    pub segments: Vec<Segment>,
+}
+
+/// A segment of a thread (`struct user_desc`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// Its number among all segments.
+    pub entry: u32,
+    /// Where it begins.
+    pub base: u32,
+    /// Its last address, in bytes or pages.
+    pub limit: u32,
+    /// Of which kind it is.
+    pub flags: u32,
 }
 
 /// Where a thread of its own mind is.

@@ -108,6 +108,7 @@ fn write(path: &Path, level: u8, seed: u64) -> node::image::Written {
             own_files: OwnFiles::Listed,
             summary,
             huge_bytes: BTreeMap::new(),
+            vdso_32: None,
         })
         .expect("it works")
 }
@@ -190,6 +191,7 @@ fn small(path: &Path) -> Vec<u8> {
         own_files: OwnFiles::Included,
         summary,
         huge_bytes: BTreeMap::new(),
+        vdso_32: None,
     };
     writer.finish(manifest).expect("it works");
     fs::read(path).expect("it works")

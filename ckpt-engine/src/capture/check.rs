@@ -7,7 +7,7 @@ use ckpt_format::blocker::Blocker;
 use super::common;
 use crate::{
     aio,
-    areas::AddressSpace,
+    areas::{AddressSpace, VDSO},
     procfs::{self, ProcError, Stat, Status},
 };
 
@@ -73,7 +73,19 @@ fn check_process(host: i32) -> Result<Vec<Blocker>, ProcError> {
         let (object, hint) = why.describe();
         add(object, hint);
     }
+    // One that is ending has no memory any more.
+    let has_memory = !space.areas.is_empty();
+    if has_memory
+        && space.vdso().is_none()
+        && space.unsupported.iter().all(|(name, _)| name != VDSO)
+    {
+        add("a program without the kernel's code (vdso)".to_owned(), "restart the program");
+    }
     for (name, why) in space.unsupported {
+        if name == VDSO {
+            add(why.to_owned(), "use one of another interface, or stop it");
+            continue;
+        }
         let shown = if name.is_empty() { String::new() } else { format!(" ({name})") };
         add(format!("{why}{shown}"), "restart the program without it");
     }

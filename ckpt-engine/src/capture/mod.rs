@@ -5,6 +5,7 @@
 //! calls tell is read from outside, and what only the process itself can say is asked by a table of
 //! calls made in it, one stop for each thread. Afterwards every thread is as it was, still frozen.
 
+mod bits32;
 mod check;
 mod common;
 mod controls;

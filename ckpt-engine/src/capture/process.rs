@@ -11,7 +11,7 @@ use ckpt_format::{
 };
 
 use super::{
-    CaptureError, IdMap, common, controls,
+    CaptureError, IdMap, bits32, common, controls,
     seccomp::Filters,
     thread,
     timers::{self, TimerLine, timer_lines},
@@ -63,6 +63,11 @@ pub(super) fn capture(
     let answers = ask(host, gate, threads);
     let timers_read_at_ns = now(host)?;
     let undo = ipc::adjustments(leader, gate, sets);
+    let segments = bits32::local_segments(leader, gate, threads);
+    let locks = match vdso.is_32_bit {
+        true => bits32::robust_lists(gate, threads).map(Some),
+        false => Ok(None),
+    };
     // Signals last: a timer that ends meanwhile is then seen as a pending signal.
     let pending = pending(leader.tid, threads);
     let end = now(host)?;
@@ -79,6 +84,7 @@ pub(super) fn capture(
     let (questions, done, others) = answers?;
     let (pending, pending_by_thread) = pending?;
     let (semaphore_undo, last_pid) = (undo?, last_pid?);
+    let (local_segments, locks) = (segments?, locks?);
 
     let mut all = Vec::with_capacity(threads.len());
     let asked = std::iter::once((&questions.leader, &done))
@@ -96,6 +102,10 @@ pub(super) fn capture(
         let object = "a thread with a descriptor table of its own".to_owned();
         return Err(blocked(patient, object, "end the program"));
     }
+    for (thread, locks) in all.iter_mut().zip(locks.into_iter().flatten()) {
+        thread.robust_list = locks;
+    }
+    process.local_segments = local_segments;
     process.controls.lock_future = lock_future;
     process.stopped = threads.iter().find_map(Stopped::stop_signal);
     let inner_by_host: HashMap<i32, i32> = threads
@@ -330,6 +340,7 @@ fn from_outside(host: i32, inner: i32, status: &Status, ids: IdMap) -> Result<Pr
         semaphore_undo: Vec::new(),
         rings: Vec::new(),
         last_pid: 0,
+        local_segments: Vec::new(),
         threads: Vec::new(),
     })
 }

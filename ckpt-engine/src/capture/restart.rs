@@ -10,7 +10,13 @@
 use std::{fs, sync::OnceLock};
 
 use super::thread::code;
-use crate::{btf::Types, eye::Eye, sys::ptrace::Registers};
+use crate::{
+    bits32::INTERRUPT,
+    btf::Types,
+    eye::Eye,
+    inject::{is_32_bit_code, left_number},
+    sys::ptrace::Registers,
+};
 
 /// What the kernel leaves in the register of a call that goes on by restart_syscall(2).
 const ERESTART_RESTARTBLOCK: i64 = -516;
@@ -18,6 +24,8 @@ const ERESTART_RESTARTBLOCK: i64 = -516;
 const ERESTARTNOHAND: i64 = -514;
 /// The instruction `syscall`.
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
+/// restart_syscall(2) for programs of 32 bits.
+const RESTART_32: i64 = 0;
 
 /// The kernel's functions that go on with a call (kernel/futex/waitwake.c, fs/select.c,
 /// kernel/time/).
@@ -79,17 +87,23 @@ pub(super) fn again(host: i32, registers: &mut Registers, function: impl FnOnce(
     if interrupted < 0 {
         return;
     }
-    let restarts = registers.rax.cast_signed() == libc::SYS_restart_syscall
-        && code(host, registers.rip) == Some(SYSCALL);
+    let is_32_bit = is_32_bit_code(registers);
+    let (restart, instruction) = match is_32_bit {
+        true => (RESTART_32, INTERRUPT),
+        false => (libc::SYS_restart_syscall, SYSCALL),
+    };
+    let restarts =
+        registers.rax.cast_signed() == restart && code(host, registers.rip) == Some(instruction);
     let number_at = match registers.rax.cast_signed() {
         ERESTART_RESTARTBLOCK => registers.rip,
-        _ if restarts => registers.rip + SYSCALL.len() as u64,
+        _ if restarts => registers.rip + instruction.len() as u64,
         _ => return,
     };
-    let number = match interrupted {
-        libc::SYS_restart_syscall => number_in_program(host, number_at)
+    let number = match (interrupted == restart, is_32_bit) {
+        (false, _) => Some(registers.orig_rax),
+        (true, false) => number_in_program(host, number_at)
             .or_else(|| number_by_function(addresses(), function()?, registers)),
-        _ => Some(registers.orig_rax),
+        (true, true) => left_number(registers).or_else(|| number_of_32(host, registers, number_at)),
     };
     match number {
         Some(number) if restarts => registers.rax = number,
@@ -105,6 +119,30 @@ pub(super) fn again(host: i32, registers: &mut Registers, function: impl FnOnce(
 fn number_in_program(host: i32, rip: u64) -> Option<u64> {
     match code(host, rip.checked_sub(7)?)? {
         [0xb8, a, b, c, d, 0x0f, 0x05] => Some(u64::from(u32::from_le_bytes([a, b, c, d]))),
+        _ => None,
+    }
+}
+
+/// The same of a program of 32 bits: before `int 0x80`, or before `call gs:[0x10]`, which leads to
+/// the vdso. That keeps three registers on the stack, above which is where it returns to.
+fn number_of_32(host: i32, registers: &Registers, rip: u64) -> Option<u64> {
+    /// nanosleep, clock_nanosleep and futex, those also with 64 bits of time; poll.
+    const TIMED: [u32; 6] = [162, 267, 407, 240, 422, 168];
+    let number = match code(host, rip.checked_sub(7)?) {
+        Some([0xb8, a, b, c, d, 0xcd, 0x80]) => u32::from_le_bytes([a, b, c, d]),
+        _ => {
+            let back = u32::from_le_bytes(code(host, registers.rsp + 12)?);
+            number_before_call(code(host, u64::from(back).checked_sub(12)?)?)?
+        }
+    };
+    TIMED.contains(&number).then_some(u64::from(number))
+}
+
+fn number_before_call(code: [u8; 12]) -> Option<u32> {
+    match code {
+        // A program without libraries has a place of its own for the address.
+        [0xb8, a, b, c, d, 0x65, 0xff, 0x15, 0x10, 0, 0, 0]
+        | [_, 0xb8, a, b, c, d, 0xff, 0x15, _, _, _, _] => Some(u32::from_le_bytes([a, b, c, d])),
         _ => None,
     }
 }
@@ -160,6 +198,7 @@ mod tests {
         registers.orig_rax = orig_rax.cast_unsigned();
         registers.rax = rax.cast_unsigned();
         registers.rip = POLL.as_ptr() as u64 + at as u64;
+        registers.cs = 0x33;
         again(own, &mut registers, || None);
         (registers.orig_rax.cast_signed(), registers.rax.cast_signed())
     }
@@ -178,6 +217,23 @@ mod tests {
         let restart = libc::SYS_restart_syscall;
         assert_eq!(restarted(7, restart, 5), (7, 7));
         assert_eq!(restarted(restart, restart, 5), (restart, 7));
+    }
+
+    #[test]
+    fn the_number_of_a_wait_of_32_bits_is_found() {
+        /// `mov eax, number; int 0x80`.
+        static SLEEP: [u8; 7] = [0xb8, 162, 0, 0, 0, 0xcd, 0x80];
+        static WRITE: [u8; 7] = [0xb8, 4, 0, 0, 0, 0xcd, 0x80];
+        let own = std::process::id().cast_signed();
+        let registers = empty();
+        let number = |code: &[u8; 7]| number_of_32(own, &registers, code.as_ptr() as u64 + 7);
+        assert_eq!(number(&SLEEP), Some(162));
+        assert_eq!(number(&WRITE), None);
+        let call = [0xb8, 168, 0, 0, 0, 0x65, 0xff, 0x15, 0x10, 0, 0, 0];
+        assert_eq!(number_before_call(call), Some(168));
+        let call = [0x90, 0xb8, 168, 0, 0, 0, 0xff, 0x15, 0x10, 0x20, 0x30, 0x40];
+        assert_eq!(number_before_call(call), Some(168));
+        assert_eq!(number_before_call([0x90; 12]), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use ckpt_format::{
 
 use super::{CaptureError, IdMap, controls, restart, seccomp::Filters};
 use crate::{
-    inject::{Batch, Done, InjectError, Stopped, restart_interrupted},
+    inject::{Batch, Done, InjectError, Stopped, is_32_bit_code, restart_interrupted},
     procfs::{self, ProcError, Status},
     sys::{
         ptrace::{self, Registers},
@@ -95,8 +95,19 @@ pub(super) fn from_outside(
         timer_slack_ns: 0,
         filters: filters.lock().unwrap_or_else(PoisonError::into_inner).of_thread(tid, &status)?,
         directories: directories(host, tid, &status)?,
+        segments: match has_segments(&stopped.registers) {
+            true => ptrace::segments(tid).map_err(control)?,
+            false => Vec::new(),
+        },
         controls: ThreadControls { dispatch: stopped.dispatch, ..ThreadControls::default() },
     })
+}
+
+/// Whether a thread uses segments in a way in which only programs of 32 bits do, and those of 64
+/// that contain such code.
+pub(super) fn has_segments(registers: &Registers) -> bool {
+    let Registers { ds, es, fs, gs, .. } = *registers;
+    is_32_bit_code(registers) || ds | es | fs | gs != 0
 }
 
 /// The directories of a thread that has them apart from its process.

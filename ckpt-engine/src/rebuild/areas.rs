@@ -8,13 +8,15 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use super::{Bone, GATE, Inconsistency, RebuildError, Skeleton, TASK_SIZE};
 use crate::{
-    areas::{AddressSpace, kept},
-    inject::{Batch, Done, Gate},
+    areas::{AddressSpace, kept, vdso},
+    bits32,
+    inject::{Batch, Done, Gate, Vdso},
     ipc,
     procfs::ProcError,
     ranges::Ranges,
 };
 
+const ARCH_MAP_VDSO_32: u64 = 0x2002;
 const ARCH_MAP_VDSO_64: u64 = 0x2003;
 const MAP_DROPPABLE: i32 = 8;
 const PR_SET_VMA: u64 = 0x5356_4d41;
@@ -27,8 +29,7 @@ pub(super) fn read_space(host: i32) -> Result<AddressSpace, ProcError> {
 
 /// How long the vdso with its data pages is: the same in every process of this kernel.
 pub(super) fn vdso_len(space: &AddressSpace) -> u64 {
-    let own = |area: &&Area| matches!(area.backing, Backing::Vdso | Backing::Vvar);
-    space.areas.iter().filter(own).map(Area::len).sum()
+    space.areas.iter().filter(|area| is_own(area)).map(Area::len).sum()
 }
 
 impl Skeleton {
@@ -39,7 +40,7 @@ impl Skeleton {
         life: u64,
         areas: Vec<Area>,
     ) -> Result<(), RebuildError> {
-        check_places(pid, &areas, self.vdso_len)?;
+        check_places(pid, &areas, self.vdso_len_for(pid, &areas)?)?;
         let bone = self.bone(pid)?;
         let good = match bone.life == life {
             true => kept(&bone.areas, &areas),
@@ -80,6 +81,17 @@ impl Skeleton {
         }
         Ok(())
     }
+
+    /// How long the vdso that a process with these areas gets will be, with its data pages.
+    fn vdso_len_for(&self, pid: i32, areas: &[Area]) -> Result<u64, RebuildError> {
+        match vdso(areas) {
+            Some(Vdso { is_32_bit: true, .. }) => {
+                let host = bits32::host().ok_or(RebuildError::Bits32 { pid })?;
+                Ok(host.len)
+            }
+            _ => Ok(self.vdso_len),
+        }
+    }
 }
 
 /// Areas that are made by mmap(2).
@@ -88,7 +100,7 @@ fn is_mapped(area: &&Area) -> bool {
 }
 
 fn is_own(area: &Area) -> bool {
-    matches!(area.backing, Backing::Vdso | Backing::Vvar)
+    area.backing.is_vdso()
 }
 
 fn bounds(area: &Area) -> (u64, u64) {
@@ -205,7 +217,11 @@ impl Work<'_> {
         if good.within(first.start, first.end).next().is_some() {
             return;
         }
-        self.batch.call("arch_prctl", libc::SYS_arch_prctl, &[ARCH_MAP_VDSO_64, first.start]);
+        let which = match vdso(areas) {
+            Some(Vdso { is_32_bit: true, .. }) => ARCH_MAP_VDSO_32,
+            _ => ARCH_MAP_VDSO_64,
+        };
+        self.batch.call("arch_prctl", libc::SYS_arch_prctl, &[which, first.start]);
     }
 
     fn map(&mut self, area: &Area, start: u64, end: u64) -> Result<(), RebuildError> {
@@ -223,7 +239,7 @@ impl Work<'_> {
         }
         let mut fd = u64::MAX;
         match &area.backing {
-            Backing::Vdso | Backing::Vvar | Backing::Vsyscall => return Ok(()),
+            Backing::Vdso | Backing::Vdso32 | Backing::Vvar | Backing::Vsyscall => return Ok(()),
             // Until a ring is made, other memory holds its place.
             Backing::Anonymous { .. } | Backing::Ring | Backing::Frames => {
                 flags |= libc::MAP_ANONYMOUS

@@ -2,15 +2,12 @@
 
 use std::{fs, io, os::fd::AsFd};
 
-use ckpt_format::{
-    memory::Backing,
-    process::{Process, Processes, Shape, SignalAction, SignalInfo, Thread},
-};
+use ckpt_format::process::{Process, Processes, Shape, SignalAction, SignalInfo, Thread};
 
 use nix::poll::{PollFd, PollFlags, poll};
 
 use super::{
-    Bone, Inconsistency, Ready, RebuildError, Skeleton, controls, credentials, timers, tree,
+    Bone, Inconsistency, Ready, RebuildError, Skeleton, bits32, controls, credentials, timers, tree,
 };
 use crate::{
     inject::{Batch, InjectError},
@@ -65,8 +62,16 @@ impl Skeleton {
             .map_err(bone.failed("make its timers"))?;
         let elapsed_ns = event::elapsed(process.timers_read_at_ns, self.ahead_ns)
             .map_err(|source| outside(process.pid, "read the clock", source))?;
+        self.set_local_segments(bone, process)?;
+        let is_32_bit = bone.is_32_bit();
+        if is_32_bit {
+            self.set_as_32_bit(bone, process)?;
+        }
         // What all share is set by the first in the same stop as its own.
         let mut shared = self.gate.batch();
+        if !is_32_bit {
+            set_actions(&mut shared, &process.actions);
+        }
         whole_process(&mut shared, process, elapsed_ns);
         let mut shared = Some(shared);
         let stopped = std::iter::once(&bone.thread).chain(&bone.others);
@@ -81,6 +86,10 @@ impl Skeleton {
             controls::set_speculation(stopped, self.gate, thread)
                 .map_err(bone.failed("control a thread's speculation"))?;
             let mut batch = shared.take().unwrap_or_else(|| self.gate.batch());
+            let (head, len) = thread.robust_list;
+            if len != 0 && !is_32_bit {
+                batch.call("set_robust_list", libc::SYS_set_robust_list, &[head, len]);
+            }
             one_thread(&mut batch, process, thread, power);
             let done = batch.run(stopped)?;
             done.all().map_err(bone.failed("set a thread's credentials and signals"))?;
@@ -213,12 +222,7 @@ impl Skeleton {
 
     /// Removes the gate and sets the registers; nothing of ours is left in the process.
     fn set_registers(&self, bone: Bone, process: &Process) -> Result<Vec<Rebuilt>, RebuildError> {
-        let vdso = bone
-            .areas
-            .iter()
-            .find(|area| area.backing == Backing::Vdso)
-            .map(|area| area.start)
-            .ok_or(InjectError::NoVdso)?;
+        let vdso = bone.vdso()?;
         self.gate.close(&bone.thread, vdso).map_err(bone.failed("remove our own code"))?;
         let mut rebuilt = Vec::with_capacity(process.threads.len());
         let stopped = std::iter::once(&bone.thread).chain(&bone.others);
@@ -228,6 +232,7 @@ impl Skeleton {
             let registers = ptrace::registers_from_bytes(&thread.registers)
                 .ok_or(Inconsistency::Registers(process.pid))?;
             ptrace::set_extended_state(tid, &thread.extended).map_err(control)?;
+            bits32::set_segments(tid, &thread.segments).map_err(control)?;
             ptrace::set_registers(tid, &registers).map_err(control)?;
             ptrace::set_signal_mask(tid, thread.signal_mask).map_err(control)?;
             if thread.controls.dispatch.is_some() {
@@ -337,23 +342,28 @@ fn set_thread_from_outside(tid: i32, thread: &Thread) -> io::Result<()> {
     Ok(())
 }
 
-/// What all threads share; runs in the leader.
-fn whole_process(batch: &mut Batch, process: &Process, elapsed_ns: i64) {
-    let prctl = libc::SYS_prctl;
-    for (index, action) in process.actions.iter().enumerate() {
-        let signal = index as u64 + 1;
-        if signal == libc::SIGKILL as u64 || signal == libc::SIGSTOP as u64 {
-            continue;
-        }
-        // Skeletons are born with all at their default but this one.
-        if *action == SignalAction::default() && signal != libc::SIGCHLD as u64 {
-            continue;
-        }
+/// What is done about signals that is not done in a skeleton already: that is born with all
+/// actions at their default but one.
+pub(super) fn can_be_set(actions: &[SignalAction]) -> impl Iterator<Item = (u64, &SignalAction)> {
+    const NEVER: [u64; 2] = [libc::SIGKILL as u64, libc::SIGSTOP as u64];
+    let other = |action: &SignalAction| *action != SignalAction::default();
+    (1..).zip(actions).filter(move |(signal, action)| {
+        !NEVER.contains(signal) && (other(action) || *signal == libc::SIGCHLD as u64)
+    })
+}
+
+fn set_actions(batch: &mut Batch, actions: &[SignalAction]) {
+    for (signal, action) in can_be_set(actions) {
         let fields = [action.handler, action.flags, action.restorer, action.mask];
         let bytes: Vec<u8> = fields.iter().flat_map(|field| field.to_le_bytes()).collect();
         let address = batch.bytes(&bytes);
         batch.call("rt_sigaction", libc::SYS_rt_sigaction, &[signal, address, 0, 8]);
     }
+}
+
+/// What all threads share but signal actions; runs in the leader.
+fn whole_process(batch: &mut Batch, process: &Process, elapsed_ns: i64) {
+    let prctl = libc::SYS_prctl;
     timers::start_posix_timers(batch, &process.posix_timers, elapsed_ns);
     timers::interval_timers(batch, &process.interval_timers, elapsed_ns);
     for signal in &process.pending {
@@ -379,10 +389,6 @@ fn one_thread(batch: &mut Batch, process: &Process, thread: &Thread, power: Powe
     let name = batch.bytes(&[&thread.name[..], &[0]].concat());
     batch.call("prctl", prctl, &[libc::PR_SET_NAME as u64, name]);
     batch.call("set_tid_address", libc::SYS_set_tid_address, &[thread.tid_address]);
-    let (head, len) = thread.robust_list;
-    if len != 0 {
-        batch.call("set_robust_list", libc::SYS_set_robust_list, &[head, len]);
-    }
     let (stack, flags, size) = thread.alternate_stack;
     if u64::from(flags) & SS_DISABLE == 0 {
         let fields = [stack, u64::from(flags) & !SS_ONSTACK, size];

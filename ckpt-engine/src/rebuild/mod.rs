@@ -18,6 +18,7 @@
 mod apart;
 mod areas;
 mod birth;
+mod bits32;
 mod complete;
 mod controls;
 mod credentials;
@@ -127,6 +128,12 @@ pub enum RebuildError {
     Freeze {
         /// Why.
         source: crate::freeze::FreezeError,
+    },
+    /// This host runs no programs of 32 bits.
+    #[error("process {pid} is a program of 32 bits, and this host runs none")]
+    Bits32 {
+        /// The process, as numbered in the VE.
+        pid: i32,
     },
     /// A shared object could not be filled.
     #[error("cannot write shared memory object {object}")]
@@ -366,6 +373,11 @@ fn wipe(thread: &Stopped, gate: Gate) -> Result<(), RebuildError> {
     }
     batch.call("set_robust_list", libc::SYS_set_robust_list, &[0, 24]);
     batch.call("set_tid_address", libc::SYS_set_tid_address, &[0]);
+    // That of the program which it was; what fork(2) makes of it inherits it.
+    let words = [0_u64, libc::SS_DISABLE as u64, 0];
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let no_stack = batch.bytes(&bytes);
+    batch.call("sigaltstack", libc::SYS_sigaltstack, &[no_stack, 0]);
     batch.call("close_range", libc::SYS_close_range, &[0, CHANNEL - 1, 0]);
     batch.call("close_range", libc::SYS_close_range, &[CHANNEL + 1, u64::from(u32::MAX), 0]);
     let ignore = batch.bytes(&ignore_action());

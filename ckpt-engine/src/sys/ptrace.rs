@@ -5,7 +5,7 @@
 
 use std::io;
 
-use ckpt_format::controls::Dispatch;
+use ckpt_format::{controls::Dispatch, process::Segment};
 
 use super::check;
 
@@ -22,6 +22,13 @@ const PTRACE_GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 const PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4210;
 const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
 const PTRACE_EVENT_STOP: i32 = 128;
+const PTRACE_GET_THREAD_AREA: u32 = 25;
+const PTRACE_SET_THREAD_AREA: u32 = 26;
+
+/// The numbers that the kernel has for segments of a thread (`GDT_ENTRY_TLS_MIN` and on).
+const SEGMENTS: std::ops::RangeInclusive<usize> = 12..=14;
+/// The bit of `struct user_desc` for a segment that is none.
+const NOT_PRESENT: u32 = 1 << 5;
 
 /// Kill the tracee when the tracer dies: for processes that must not outlive us.
 pub const EXIT_KILL: i32 = libc::PTRACE_O_EXITKILL;
@@ -208,6 +215,29 @@ pub fn set_dispatch(tid: i32, dispatch: Option<Dispatch>) -> io::Result<()> {
     let words = [mode, selector, offset, len];
     let (size, address) = (size_of_val(&words), words.as_ptr() as usize);
     request(PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, address).map(drop)
+}
+
+/// The segments of a thread that are its own (set_thread_area(2)).
+pub fn segments(tid: i32) -> io::Result<Vec<Segment>> {
+    let mut found = Vec::new();
+    for entry in SEGMENTS {
+        // `struct user_desc`: number, base, limit, flags.
+        let mut words = [0u32; 4];
+        request(PTRACE_GET_THREAD_AREA, tid, entry, words.as_mut_ptr() as usize)?;
+        let [entry, base, limit, flags] = words;
+        if flags & NOT_PRESENT == 0 {
+            found.push(Segment { entry, base, limit, flags });
+        }
+    }
+    Ok(found)
+}
+
+/// Gives a thread a segment of its own; one that is no such is refused by the kernel.
+pub fn set_segment(tid: i32, segment: Segment) -> io::Result<()> {
+    let Segment { entry, base, limit, flags } = segment;
+    let words = [entry, base, limit, flags];
+    let address = words.as_ptr() as usize;
+    request(PTRACE_SET_THREAD_AREA, tid, entry as usize, address).map(drop)
 }
 
 /// The signals pending for a thread, or (`shared`) for its whole process; 128 bytes each.

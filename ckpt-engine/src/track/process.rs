@@ -493,7 +493,7 @@ fn can_be_inherited(area: &Area) -> bool {
 
 /// Areas whose pages belong to the process alone.
 fn has_private_pages(area: &Area) -> bool {
-    !area.shared && !matches!(area.backing, Backing::Vdso | Backing::Vvar | Backing::Vsyscall)
+    !area.shared && !area.backing.is_vdso() && area.backing != Backing::Vsyscall
 }
 
 #[cfg(test)]

@@ -31,6 +31,10 @@ pub struct Manifest {
     /// The memory that it needs of huge pages, in bytes by the size of a page.
     #[serde(default)]
     pub huge_bytes: BTreeMap<u64, u64>,
+    /// The BLAKE3 hash of the vdso that the kernel gave to programs of 32 bits, if the VE ran any: a
+    /// restore needs the same.
+    #[serde(default)]
+    pub vdso_32: Option<[u8; 32]>,
 }
 
 /// The host on which a VE was captured, as far as that matters.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ckpt_engine::host;
+use ckpt_engine::{bits32, host};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -55,6 +55,15 @@ impl HostReport {
                 "restoring POSIX timers with large ids quickly",
                 "the kernel is older than 6.16",
                 "use Linux 6.16 or newer",
+                false,
+            ));
+        }
+        if bits32::host().is_none() {
+            missing.push(Missing::new(
+                "programs of 32 bits",
+                "running them in VEs, and moving those that do",
+                "the kernel does not execute them, or gives them no vdso",
+                "boot a kernel with CONFIG_IA32_EMULATION=y, without ia32_emulation=off and vdso32=0",
                 false,
             ));
         }

@@ -30,6 +30,9 @@ pub(super) fn check(context: &Context, offer: &Offer) -> Result<bool, Failure> {
             "the two nodes run kernels with different vdso images".to_owned(),
         );
     }
+    if let Some(why) = facts::without_32_bits(offer.vdso_32) {
+        return fail("no-32-bits", 56, format!("the target {why}"));
+    }
     let own = facts::extended_state_len();
     if offer.extended_state_len > own {
         let message = format!(

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ckpt_engine::{huge, inject};
+use ckpt_engine::{bits32, huge, inject};
 use ckpt_format::image::Host;
 
 /// This host as a checkpoint notes it.
@@ -72,6 +72,24 @@ pub(crate) fn vdso_hash() -> [u8; 32] {
     *blake3::hash(&inject::vdso_image().unwrap_or_default()).as_bytes()
 }
 
+/// The same for programs of 32 bits; `None` where the host runs none.
+pub(crate) fn vdso_32_hash() -> Option<[u8; 32]> {
+    bits32::host().map(|host| *blake3::hash(&host.image).as_bytes())
+}
+
+/// Why programs of 32 bits that ran on a host with this vdso for them cannot go on here.
+pub(super) fn without_32_bits(theirs: Option<[u8; 32]>) -> Option<&'static str> {
+    match (theirs, vdso_32_hash()) {
+        (None, _) => None,
+        (_, None) => Some(
+            "runs no programs of 32 bits, the VE does: boot a kernel with CONFIG_IA32_EMULATION=y \
+             and without ia32_emulation=off",
+        ),
+        (theirs, own) => (theirs != own)
+            .then_some("has another vdso for programs of 32 bits: boot the same kernel"),
+    }
+}
+
 /// How many bytes this CPU and kernel save of a thread's extended state (CPUID leaf 13).
 pub(crate) fn extended_state_len() -> u64 {
     u64::from(std::arch::x86_64::__cpuid_count(13, 0).ebx)
@@ -107,4 +125,18 @@ pub(super) fn missing_huge_pages(needed: &huge::Sizes) -> Option<String> {
 pub(super) fn disk_free(path: &Path) -> u64 {
     nix::sys::statvfs::statvfs(path)
         .map_or(0, |stat| stat.blocks_available() * stat.fragment_size())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_of_32_bits_need_the_same_vdso() {
+        assert_eq!(without_32_bits(None), None);
+        assert!(without_32_bits(Some([0; 32])).is_some());
+        if let Some(own) = vdso_32_hash() {
+            assert_eq!(without_32_bits(Some(own)), None);
+        }
+    }
 }

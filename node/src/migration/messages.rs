@@ -38,6 +38,10 @@ pub(super) struct Offer {
     pub(super) network: Network,
     /// The hash of the kernel's vdso: both ends must have the same.
     pub(super) vdso: [u8; 32],
+    /// The hash of the vdso that programs of 32 bits have, if the VE runs any: both ends must have
+    /// the same.
+    #[serde(default)]
+    pub(super) vdso_32: Option<[u8; 32]>,
     /// The size of the extended CPU state, which the target's CPU must be able to hold.
     pub(super) extended_state_len: u64,
     /// The memory that the VE uses, in bytes.

@@ -1,5 +1,6 @@
 //! Processes and threads: registers, signals, identities, relatives.
 
+mod bits32;
 mod common;
 mod dead;
 mod dispatch;
@@ -35,6 +36,11 @@ pub(super) const AREA: Area = Area {
             signals::run,
         ),
         local(
+            "no-stack",
+            "handlers for an alternate stack where there is none",
+            signals::without_stack,
+        ),
+        local(
             "identity",
             "user, groups, capabilities, limits, umask, working directory, names",
             identity::run,
@@ -66,6 +72,15 @@ pub(super) const AREA: Area = Area {
         local("seccomp-together", "filters put on all threads at once", seccomp::together),
         local("seccomp-exec", "filters of a program that another one started", seccomp::executed),
         local("dispatch", "system calls that go to the program's own handler", dispatch::run),
+        local(
+            "bits32",
+            "a program of 32 bits: thread-locals, registers, signals, timers, a heap",
+            bits32::all,
+        ),
+        local("bits32-waits", "waits of a program of 32 bits", bits32::waits),
+        local("bits32-threads", "threads of a program of 32 bits", bits32::threads),
+        local("bits32-exec", "a program of 32 bits and one of 64 in turn", bits32::executing),
+        local("bits32-within", "code of 32 bits in a program of 64", bits32::within),
         local("batch", "a nice process of the batch policy", scheduling::batch),
         local("idle", "a process of the idle policy", scheduling::idle),
         local("nice", "a nice process whose children are not", scheduling::nice),

@@ -19,6 +19,28 @@ static STACK: OnceLock<Map> = OnceLock::new();
 const QUEUED: i32 = 40;
 const VALUES: usize = 5;
 
+/// Handlers that ask for an alternate stack where there is none, as those of Python do.
+pub(super) fn without_stack(context: &mut Context) -> Result<(), Failure> {
+    const NEAR: usize = 1 << 20;
+    context.has_handlers = true;
+    signal::use_no_alternate_stack()?;
+    let usr2 = Signal::SIGUSR2 as i32;
+    signal::count(usr2, libc::SA_ONSTACK | libc::SA_RESTART)?;
+    while context.step(Duration::from_millis(10))? {
+        if context.progress.plant() {
+            let stack = Map::new(16, Backing::Private)?;
+            signal::use_alternate_stack(STACK.get_or_init(|| stack))?;
+        }
+        let before = signal::counted(usr2);
+        raise(Signal::SIGUSR2)?;
+        same("handlers run", signal::counted(usr2), before + 1)?;
+        let own = 0_u8;
+        let (at, own) = (signal::last_stack(usr2), (&raw const own).addr());
+        ensure(at.abs_diff(own) < NEAR, || format!("the handler ran at {at:#x}, not {own:#x}"))?;
+    }
+    Ok(())
+}
+
 pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     context.has_handlers = true;
     let (usr1, usr2) = (Signal::SIGUSR1 as i32, Signal::SIGUSR2 as i32);

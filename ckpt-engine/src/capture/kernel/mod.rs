@@ -12,7 +12,8 @@
 //! what the process itself has told. If it is not, nothing is ever read in this way.
 //!
 //! Everything that only a stop can tell makes a process unusual, and [`super::capture`] stops it:
-//! pending signals, timers other than `ITIMER_REAL`, a debugger, job control, tables apart.
+//! pending signals, timers other than `ITIMER_REAL`, a debugger, job control, tables apart, code of
+//! 32 bits.
 
 mod extended;
 mod fields;
@@ -153,7 +154,9 @@ impl View {
         unknown.dedup();
         let mut learned = Ok(());
         for host in unknown {
-            let Some(patient) = processes.get(&host).filter(|it| !it.rings) else { continue };
+            let Some(patient) = processes.get(&host).filter(|it| !is_always_asked(it)) else {
+                continue;
+            };
             // Another one may have answered for it meanwhile.
             let still = self.records(&sight).any(|it| it.process() == host && known.lacks(&it));
             if !still {
@@ -266,7 +269,7 @@ impl View {
             let leader = records[0];
             let undo = semaphores && records.iter().any(|it| it.changes_semaphores());
             let unusual = records.iter().any(|it| it.is_unusual(&leader));
-            if patient.rings || ending || undo || unusual {
+            if is_always_asked(patient) || ending || undo || unusual {
                 continue;
             }
             if patient.inner == 1 {
@@ -335,6 +338,7 @@ impl View {
             semaphore_undo: Vec::new(),
             rings: Vec::new(),
             last_pid: if is_founder { leader.last_number() } else { 0 },
+            local_segments: Vec::new(),
             threads,
         }))
     }
@@ -392,9 +396,15 @@ impl View {
             timer_slack_ns: record.number(Field::TimerSlack),
             filters: own_filters,
             directories: None,
+            segments: Vec::new(),
             controls: ThreadControls { dispatch: None, ..controls },
         }))
     }
+}
+
+/// Whether a process is of a kind that only a stop tells enough of.
+fn is_always_asked(patient: &Patient) -> bool {
+    patient.rings || patient.vdso.is_some_and(|vdso| vdso.is_32_bit)
 }
 
 /// What could be told without stopping anything.

@@ -9,7 +9,11 @@ use super::{
     View,
     fields::{DEPTH_MAX, Field, GROUPS_MAX, NUMBERS_AT, Place, REGISTERS_AT, REGISTERS_LEN},
 };
-use crate::{capture::IdMap, surgeon::AreasMark, sys::ptrace::Registers};
+use crate::{
+    capture::{IdMap, thread::has_segments},
+    surgeon::AreasMark,
+    sys::ptrace::Registers,
+};
 
 /// What the kernel keeps about one thread.
 #[derive(Clone, Copy)]
@@ -114,6 +118,7 @@ impl<'a> Record<'a> {
             || self.word(Field::SignalFlags) & !UNKILLABLE != 0
             || self.word(Field::GroupCount) > GROUPS_MAX
             || inside
+            || has_segments(&registers)
     }
 
     /// Whether its end may change semaphores (`SEM_UNDO`). Threads always have a list for that.

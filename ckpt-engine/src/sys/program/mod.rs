@@ -5,6 +5,7 @@
 
 pub mod advice;
 pub mod aio;
+pub mod bits32;
 pub mod control;
 pub mod descriptor;
 pub mod dispatch;

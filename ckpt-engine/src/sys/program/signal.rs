@@ -59,6 +59,13 @@ pub fn use_alternate_stack(map: &'static Map) -> io::Result<()> {
     check(unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) })
 }
 
+/// Lets handlers with `SA_ONSTACK` of this thread run where it runs itself.
+pub fn use_no_alternate_stack() -> io::Result<()> {
+    let stack = libc::stack_t { ss_sp: ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+    // SAFETY: no memory is given.
+    check(unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) })
+}
+
 /// Sends a signal with a value.
 pub fn queue(pid: i32, signal: i32, value: usize) -> io::Result<()> {
     let value = libc::sigval { sival_ptr: ptr::without_provenance_mut(value) };

@@ -1,9 +1,10 @@
 //! Starts the tracking of areas that are new.
 
-use ckpt_format::memory::{Area, PAGE};
+use ckpt_format::memory::{Area, Backing, PAGE};
 
 use super::{Life, has_private_pages};
 use crate::{
+    inject::Vdso,
     ranges::Ranges,
     sys::pagemap::{self, Query},
 };
@@ -27,7 +28,8 @@ impl Life {
             .collect();
         let others: Vec<&Area> =
             self.space.areas.iter().filter(|area| !has_private_pages(area)).collect();
-        let around: Ranges = new.iter().map(|area| around(&others, area.start)).collect();
+        let top = self.top();
+        let around: Ranges = new.iter().map(|area| around(&others, area.start, top)).collect();
         for area in &new {
             self.anew.insert(area.start, area.end);
         }
@@ -52,20 +54,33 @@ impl Life {
             self.tracking = None;
         }
     }
+
+    /// The end of all that is registered. A process of 32 bits has none that can be told: its stack
+    /// is the highest that it has.
+    fn top(&self) -> u64 {
+        const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+        match self.space.vdso() {
+            Some(Vdso { is_32_bit: true, .. }) => {
+                let mut all = self.space.areas.iter().rev();
+                let highest = all.find(|area| area.backing != Backing::Vsyscall);
+                highest.map_or(TASK_SIZE, |area| area.end)
+            }
+            _ => TASK_SIZE,
+        }
+    }
 }
 
-/// Everything around an address up to the next area, on each side, that is not tracked.
-/// `others` are those areas in ascending order.
+/// Everything around an address up to the next area, on each side, that is not tracked, and to
+/// `top`. `others` are those areas in ascending order.
 ///
 /// Areas are registered with all around them. What is registered exactly as it was read can be
 /// part of a larger area by now, which that would split in two; and to a program that moves or
 /// resizes it (mremap(2)), what is not one area is an error.
-fn around(others: &[&Area], address: u64) -> (u64, u64) {
+fn around(others: &[&Area], address: u64, top: u64) -> (u64, u64) {
     // Where the kernel lets nobody map anything (`vm.mmap_min_addr`).
     const LOWEST: u64 = 0x1_0000;
-    const TASK_SIZE: u64 = 0x7fff_ffff_f000;
     let next = others.partition_point(|area| area.end <= address);
     let low = next.checked_sub(1).map_or(LOWEST, |before| others[before].end);
-    let high = others.get(next).map_or(TASK_SIZE, |area| area.start);
-    (low, high.min(TASK_SIZE))
+    let high = others.get(next).map_or(top, |area| area.start);
+    (low, high.min(top))
 }

@@ -260,6 +260,7 @@ fn manifest(offer: Offer, with_files: bool) -> Box<dyn FnOnce(Clocks, Summary) -
             own_files: if with_files { OwnFiles::Included } else { OwnFiles::Listed },
             summary,
             huge_bytes: offer.huge_bytes,
+            vdso_32: offer.vdso_32,
         }
     })
 }

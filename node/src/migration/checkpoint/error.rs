@@ -97,6 +97,12 @@ pub(super) enum CheckpointError {
         /// How many there are, are needed, and what helps.
         missing: String,
     },
+    /// The VE runs programs of 32 bits.
+    #[error("this host {why}")]
+    Without32Bits {
+        /// What is not as it must be, and what helps.
+        why: &'static str,
+    },
     /// The journal.
     #[error("cannot write the journal of the checkpoint")]
     Journal(#[source] std::io::Error),
@@ -155,6 +161,7 @@ impl CheckpointError {
                 Failure::new("no-memory", 6, chain(&self)).with_hint("stop something else first")
             }
             Self::NoHugePages { .. } => Failure::new("no-huge-pages", 6, chain(&self)),
+            Self::Without32Bits { .. } => own("no-32-bits"),
             Self::Cancelled => own("cancelled"),
             Self::OtherVe { .. } => Failure::new("other-ve", 21, chain(&self)),
             Self::Look(_)

@@ -32,6 +32,9 @@ pub(super) fn check(context: &Context, manifest: &Manifest) -> Result<Digest, Ch
             needed_mib: needed >> 20,
         });
     }
+    if let Some(why) = facts::without_32_bits(manifest.vdso_32) {
+        return Err(CheckpointError::Without32Bits { why });
+    }
     match facts::missing_huge_pages(&manifest.huge_bytes) {
         Some(missing) => Err(CheckpointError::NoHugePages { missing }),
         None => Ok(digest),

@@ -8,6 +8,7 @@ use std::{
 };
 
 use ckpt_engine::{
+    bits32,
     container::{self, Found, Spaces, cgroups, clock_offsets},
     huge, procfs,
     sys::netns::Netns,
@@ -282,6 +283,7 @@ pub(in crate::migration) fn look_at(
         container: plan,
         network,
         vdso: facts::vdso_hash(),
+        vdso_32: vdso_32(&freezer),
         extended_state_len: facts::extended_state_len(),
         memory_bytes: memory_bytes(&freezer),
         huge_bytes: huge_bytes(&freezer),
@@ -320,6 +322,12 @@ pub(in crate::migration) fn look_at(
         plain: 0.0,
     };
     Ok((live, message))
+}
+
+/// The vdso of programs of 32 bits, if the VE runs any.
+fn vdso_32(freezer: &Path) -> Option<[u8; 32]> {
+    let runs = bits32::any(&procfs::cgroup_processes(freezer).unwrap_or_default());
+    runs.then(facts::vdso_32_hash).flatten()
 }
 
 /// What a VE needs of huge pages, in bytes by their size.
