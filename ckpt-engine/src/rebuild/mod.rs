@@ -35,6 +35,7 @@ mod remote;
 mod threads;
 mod timers;
 mod tree;
+mod waiting;
 
 use std::{
     collections::{BTreeMap, HashMap},
