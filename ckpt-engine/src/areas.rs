@@ -11,6 +11,7 @@ use ckpt_format::memory::{Advice, Area, Backing, SharedKind, SharedObject};
 
 use crate::{
     aio, ipc,
+    layered::{self, Place, View},
     procfs::{self, AreaFlags, MapLine, ProcError},
     ranges::Ranges,
     unnamed,
@@ -40,23 +41,34 @@ impl AddressSpace {
             _ => procfs::parse_area_flags(&procfs::read_text(pid, "smaps")?),
         };
         let mut space = Self { flags, ..Self::default() };
+        let view = layered::view_of(pid);
         for line in &lines {
             let flags = space.flags.get(&line.start).copied().unwrap_or_default();
-            space.add(pid, line, flags);
+            space.add(pid, line, flags, view.as_deref());
         }
         space.lines = lines;
         Ok(space)
     }
 
-    fn add(&mut self, pid: i32, line: &MapLine, flags: AreaFlags) {
+    fn add(&mut self, pid: i32, line: &MapLine, flags: AreaFlags, view: Option<&View>) {
         if let Some(why) = unsupported(pid, line, flags) {
             self.unsupported.push((line.name.clone(), why));
             return;
         }
-        let backing = match flags.huge_page {
+        let mut backing = match flags.huge_page {
             page @ 1.. if !line.shared && line.name == HUGE => Backing::Huge { page },
             _ => backing(pid, line),
         };
+        if let (Backing::File { path, .. }, Some(view)) = (&mut backing, view) {
+            match view.place(pid, line) {
+                Place::AsNamed => {}
+                Place::At(seen) => *path = seen,
+                Place::Hidden => {
+                    let why = "a file that an overlay has shown and shows no more";
+                    self.unsupported.push((line.name.clone(), why));
+                }
+            }
+        }
         if let Backing::Shared { object } = backing {
             self.shared.insert(object, (line.start, line.end));
         }

@@ -269,10 +269,9 @@ fn write(context: &mut Context, writable: &Writable) -> Result<(), Failure> {
 
 /// Writes to one more file that only the lower layer has.
 fn copy_up(writable: &Writable, turn: u64) -> Result<(), Failure> {
-    let number = turn / 3;
-    if number >= UNTOUCHED {
+    let Some(number) = (turn / 3).checked_sub(1).filter(|&number| number < UNTOUCHED) else {
         return Ok(());
-    }
+    };
     let path = writable.path(&format!("untouched/{number}"));
     if turn.is_multiple_of(3) {
         same("a file from below", text(&path)?, number.to_string())?;
