@@ -70,7 +70,6 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
         owners: &owners.mounts,
         known: &known,
     };
-    site.note_places(&filesystems).map_err(step("find the overlays"))?;
     let unfound = site.find(&mut filesystems).into_iter();
     blockers.extend(unfound.map(|(object, point)| table::unmovable(&object, &point)));
     blockers.extend(foreign_namespaces(init, pids));

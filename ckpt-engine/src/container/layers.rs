@@ -27,10 +27,7 @@ use super::{
     mountinfo::{Line, unescape},
     mounts::relative,
 };
-use crate::{
-    layered,
-    sys::{descriptor, handle, namespace::in_copy_of, xattr},
-};
+use crate::sys::{descriptor, handle, namespace::in_copy_of, xattr};
 
 /// How many mounts may be in the way of the layers of one overlay.
 const COVERS_MAX: usize = 16;
@@ -113,25 +110,6 @@ pub(super) struct Site<'a> {
 pub(super) type Unfound = (String, String);
 
 impl Site<'_> {
-    /// Notes where overlays are seen, for those who look at maps of files in them.
-    pub(super) fn note_places(&self, filesystems: &[Filesystem]) -> io::Result<()> {
-        let kind = |mount: &Mount| {
-            let place = usize::try_from(mount.filesystem).ok();
-            place.and_then(|place| filesystems.get(place)).map(|it| &it.kind)
-        };
-        let root = filesystems.iter().position(|it| it.kind == FilesystemKind::Root);
-        let is_own = |it: &(&String, &u32)| usize::try_from(*it.1).ok() == root;
-        let own = self.known.iter().find(is_own).map(|(device, _)| device.as_str());
-        for (namespace, mounts) in self.namespaces.iter().zip(&self.tables) {
-            let its =
-                mounts.iter().filter(|it| matches!(kind(it), Some(FilesystemKind::Overlay(_))));
-            let overlays = its.map(|it| (it.point.clone(), it.root.clone())).collect();
-            let inode = nix::sys::stat::fstat(namespace)?.st_ino;
-            layered::remember(inode, own.unwrap_or_default(), overlays);
-        }
-        Ok(())
-    }
-
     /// Finds the layers of all overlays in a list of file systems.
     pub(super) fn find(&self, filesystems: &mut [Filesystem]) -> Vec<Unfound> {
         let kinds: Vec<FilesystemKind> = filesystems.iter().map(|it| it.kind.clone()).collect();

@@ -70,17 +70,18 @@ impl Waiting {
 
 /// The mount that a path without links leads into.
 fn seen(mounts: &[Mount], path: &str) -> usize {
-    let on = |place: usize| move |mount: &Mount| usize::try_from(mount.parent) == Ok(place);
     let mut at = 0;
+    // The first one stands on itself, and a damaged list could be a circle.
     let mut been = HashSet::from([0]);
     loop {
-        let standing = mounts.iter().enumerate().filter(|(_, mount)| on(at)(mount));
-        let above = standing.filter(|(_, mount)| inside(&mount.point, path).is_some());
+        let stands = |mount: &Mount| usize::try_from(mount.parent) == Ok(at);
+        let above = mounts.iter().enumerate().filter(|(place, mount)| {
+            stands(mount) && !been.contains(place) && inside(&mount.point, path).is_some()
+        });
         // Of those on one mount the highest hides the others.
-        match above.min_by_key(|(_, mount)| mount.point.len()) {
-            Some((next, _)) if been.insert(next) => at = next,
-            _ => return at,
-        }
+        let Some((next, _)) = above.min_by_key(|(_, mount)| mount.point.len()) else { return at };
+        been.insert(next);
+        at = next;
     }
 }
 

@@ -5,12 +5,17 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use ckpt_engine::sys::program::descriptor;
 use ckpt_engine::sys::program::map::{Backing, Map};
+use ckpt_engine::sys::program::watch::Watches;
+use libc::{IN_CREATE, IN_DELETE, IN_MODIFY};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::MsFlags;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, mknod};
@@ -52,6 +57,7 @@ impl Writable {
     fn new(
         context: &Context,
         place: Option<&str>,
+        more: &str,
         fill: impl FnOnce(&Path) -> Result<(), Failure>,
     ) -> Result<Self, Failure> {
         let ground = Ground::new(context)?;
@@ -64,7 +70,7 @@ impl Writable {
         fs::create_dir(&work)?;
         let place = place.map_or_else(|| Ok(lower.clone()), |name| ground.directory(name))?;
         let [low, up, work] = [&lower, &upper, &work].map(|path| path.display().to_string());
-        let options = format!("lowerdir={low},upperdir={up},workdir={work},userxattr");
+        let options = format!("lowerdir={low},upperdir={up},workdir={work},userxattr{more}");
         new(&place, "overlay", &options)?;
         let told = overlays(&folder)?;
         same("overlays", told.len(), 1)?;
@@ -284,14 +290,13 @@ fn copy_up(writable: &Writable, turn: u64) -> Result<(), Failure> {
 }
 
 pub(super) fn upper(context: &mut Context) -> Result<(), Failure> {
-    let writable = Writable::new(context, Some("place"), fill)?;
+    let writable = Writable::new(context, Some("place"), "", fill)?;
     write(context, &writable)
 }
 
 /// The overlay hides what it is made of, and a part of it is seen elsewhere.
 pub(super) fn over_itself(context: &mut Context) -> Result<(), Failure> {
-    let writable = Writable::new(context, None, fill)?;
-    let mut writable = writable;
+    let mut writable = Writable::new(context, None, "", fill)?;
     let part = writable.ground.directory("part")?;
     bind(&writable.path("merged"), &part)?;
     writable.told = overlays(&writable.folder)?;
@@ -328,6 +333,86 @@ fn write_until(
         changed(writable)?;
         writable.is_told()?;
         also(turn)?;
+    }
+    Ok(())
+}
+
+/// What programs hold of files in an overlay: watches, locks, the name of a socket.
+pub(super) fn objects(context: &mut Context) -> Result<(), Failure> {
+    let writable = Writable::new(context, Some("place"), ",volatile,xino=off", fill)?;
+    change(&writable)?;
+    let listener = UnixListener::bind(writable.path("socket"))?;
+    let locked = Flock::lock(writable.open("copied")?, FlockArg::LockExclusive);
+    let locked = locked.map_err(|(_, errno)| errno)?;
+    let again = writable.open("copied")?;
+    let watches = Watches::new()?;
+    let of_folder = watches.add(&writable.path("merged"), IN_CREATE | IN_DELETE)?;
+    let of_file = watches.add(&writable.path("merged/new"), IN_MODIFY)?;
+    let of_lower = watches.add(&writable.path("untouched"), IN_CREATE)?;
+    let mut opened = File::options().append(true).open(writable.path("merged/new"))?;
+    while context.step(PAUSE)? {
+        if context.progress.plant() {
+            watches.remove(of_file)?;
+        }
+        let mut client = UnixStream::connect(writable.path("socket"))?;
+        client.write_all(b"hello")?;
+        let mut heard = [0; 5];
+        listener.accept()?.0.read_exact(&mut heard)?;
+        same("what a client says", heard, *b"hello")?;
+        let other = again.try_clone()?;
+        let refused = Flock::lock(other, FlockArg::LockSharedNonblock).err().map(|(_, why)| why);
+        same("a second lock", refused, Some(Errno::EWOULDBLOCK))?;
+        opened.write_all(b"+")?;
+        File::create(writable.path("merged/more"))?;
+        fs::remove_file(writable.path("merged/more"))?;
+        let told = |mask| (of_folder, mask, "more".to_owned());
+        let expected = vec![(of_file, IN_MODIFY, String::new()), told(IN_CREATE), told(IN_DELETE)];
+        same("events", watches.read()?, expected)?;
+        let one = writable.path("untouched/one");
+        File::create(&one)?;
+        fs::remove_file(&one)?;
+        let created = (of_lower, IN_CREATE, "one".to_owned());
+        same("events of a directory from below", watches.read()?, vec![created])?;
+        changed(&writable)?;
+        writable.is_told()?;
+    }
+    drop(locked);
+    Ok(())
+}
+
+/// An overlay of another one, and of a directory that a mount hides since.
+pub(super) fn stacked(context: &mut Context) -> Result<(), Failure> {
+    let ground = Ground::new(context)?;
+    let memory = ground.memory("memory", "mode=755")?;
+    let folder = memory.parent().map(Path::to_path_buf).unwrap_or_default();
+    for name in ["low", "upper", "work", "other"] {
+        fs::create_dir(memory.join(name))?;
+    }
+    fs::write(memory.join("low/first"), "first")?;
+    fs::write(memory.join("other/second"), "second")?;
+    let (one, two) = (ground.directory("z/one")?, ground.directory("two")?);
+    let within = memory.display();
+    let own = format!("upperdir={within}/upper,workdir={within}/work,userxattr");
+    new(&one, "overlay", &format!("lowerdir={within}/low,{own}"))?;
+    fs::write(one.join("third"), "third")?;
+    new(&two, "overlay", &format!("lowerdir={}:{within}/other", one.display()))?;
+    new(&memory.join("other"), "tmpfs", "mode=700")?;
+    let told = overlays(&folder)?;
+    same("overlays", told.len(), 2)?;
+    let mut file = File::open(two.join("second"))?;
+    while context.step(PAUSE)? {
+        if context.progress.plant() {
+            fs::write(memory.join("other/new"), "damage")?;
+        }
+        for name in ["first", "second", "third"] {
+            same("a file of an overlay of an overlay", text(two.join(name))?, name.to_owned())?;
+        }
+        let mut read = String::new();
+        file.rewind()?;
+        file.read_to_string(&mut read)?;
+        same("an open file", read, "second".to_owned())?;
+        same("what hides a layer", names(&memory.join("other"))?.len(), 0)?;
+        same("overlays", overlays(&folder)?, told.clone())?;
     }
     Ok(())
 }
