@@ -41,6 +41,11 @@ pub fn handle(directory: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<Handl
     encode(directory, name, 0)
 }
 
+/// A handle only to tell inodes apart, which more file systems have.
+pub fn to_tell_apart(file: BorrowedFd<'_>) -> io::Result<Option<Handle>> {
+    encode(file, c"", AT_HANDLE_FID)
+}
+
 /// The handle of what the top of an overlay is made of: its upper directory, or else its highest
 /// lower one. `None` where the kernel does not tell.
 pub fn real(top: BorrowedFd<'_>) -> io::Result<Option<Handle>> {
