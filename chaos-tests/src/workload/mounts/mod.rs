@@ -56,6 +56,7 @@ pub(super) const AREA: Area = Area {
         ),
         local("overlay-objects", "watches, locks and a socket in an overlay", overlays::objects),
         local("overlay-stacked", "an overlay of another overlay", overlays::stacked),
+        local("overlay-programs", "programs of an overlay over /usr", overlays::programs),
         local("overlay-private", "an overlay that one service sees alone", overlays::private),
         local("odd-names", "places with blanks, line ends and backslashes", special::names),
         local("proc-options", "a /proc that hides other processes", special::proc),

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
@@ -415,6 +416,50 @@ pub(super) fn stacked(context: &mut Context) -> Result<(), Failure> {
         same("overlays", overlays(&folder)?, told.clone())?;
     }
     Ok(())
+}
+
+/// Programs and libraries of an overlay over `/usr`, as systemd-sysext makes it: a shell that starts
+/// one program after the other.
+pub(super) fn programs(context: &mut Context) -> Result<(), Failure> {
+    let ground = Ground::new(context)?;
+    let added = ground.memory("added", "mode=755")?;
+    let folder = added.parent().map(Path::to_path_buf).unwrap_or_default();
+    fs::create_dir(added.join("bin"))?;
+    fs::copy("/usr/bin/sleep", added.join("bin/selfcheck-sleep"))?;
+    let ticks = folder.join("ticks");
+    let child = Child::start(context, "extended", |stop| {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        set(Path::new("/"), MsFlags::MS_REC | MsFlags::MS_SLAVE)?;
+        let usr = Path::new("/usr");
+        new(usr, "overlay", &format!("lowerdir={}:/usr", added.display()))?;
+        let script = "while :; do selfcheck-sleep 0.02; echo tick >> \"$0\"; done";
+        let mut shell = Command::new("/usr/bin/dash");
+        let mut shell = shell.args(["-c", script]).arg(&ticks).spawn()?;
+        let mut before = 0;
+        let mut waited = 0;
+        while !stop.wait(PAUSE)? {
+            ensure(shell.try_wait()?.is_none(), || "a program has ended".to_owned())?;
+            let exe = fs::read_link(format!("/proc/{}/exe", shell.id()))?;
+            same("its program", exe, PathBuf::from("/usr/bin/dash"))?;
+            let now = fs::read(&ticks).map_or(0, |ticks| ticks.len());
+            ensure(now >= before, || "what it has written has gone".to_owned())?;
+            waited = if now == before { waited + 1 } else { 0 };
+            ensure(waited < 500, || "a program starts no others any more".to_owned())?;
+            before = now;
+        }
+        shell.kill()?;
+        shell.wait()?;
+        Ok(())
+    })?;
+    while context.step(PAUSE)? {
+        if context.progress.plant() {
+            fs::write(&ticks, "")?;
+        }
+        child.check()?;
+        let elsewhere = Path::new("/usr/bin/selfcheck-sleep").exists();
+        ensure(!elsewhere, || "others see the overlay".to_owned())?;
+    }
+    child.finish()
 }
 
 /// A service whose directories nobody else sees merged.
