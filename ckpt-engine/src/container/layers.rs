@@ -20,7 +20,7 @@ use nix::{
     dir::Dir,
     fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2},
     mount::{MntFlags, umount2},
-    sys::stat::{FileStat, Mode, fstatat},
+    sys::stat::{FileStat, Mode, fstat, fstatat},
 };
 
 use super::{
@@ -352,13 +352,27 @@ fn is_made_of(
     }
     let mut wrong = None;
     for _ in 0..TRIES {
-        let merged = merge(layers, root)?;
-        wrong = difference(overlay, &merged, layers.len(), has_upper)?;
+        wrong = match layers.first() {
+            Some(top) if root == "/" && !shows_itself(overlay, &top.directory)? => Some(0),
+            _ => difference(overlay, &merge(layers, root)?, layers.len(), has_upper)?,
+        };
         if wrong.is_none() {
             break;
         }
     }
     Ok(wrong)
+}
+
+/// Whether an overlay tells of its top what the directory itself tells: owner, permissions and the
+/// times of the last changes, which no other directory has.
+fn shows_itself(overlay: &OwnedFd, top: &OwnedFd) -> io::Result<bool> {
+    let (shown, own) = (fstat(overlay)?, fstat(top)?);
+    let owner = |status: &FileStat| (status.st_mode, status.st_uid, status.st_gid);
+    let modified = |status: &FileStat| (status.st_mtime, status.st_mtime_nsec);
+    let changed = |status: &FileStat| (status.st_ctime, status.st_ctime_nsec);
+    Ok(owner(&shown) == owner(&own)
+        && modified(&shown) == modified(&own)
+        && changed(&shown) == changed(&own))
 }
 
 fn names(directory: &OwnedFd) -> io::Result<Vec<CString>> {
@@ -401,7 +415,6 @@ fn merge(layers: &[Layer], root: &str) -> io::Result<Merged> {
             break;
         }
     }
-    // What a whiteout of a layer hides is shown by none below.
     Ok(merged)
 }
 
@@ -425,14 +438,17 @@ fn difference(
     has_upper: bool,
 ) -> io::Result<Option<usize>> {
     let last = count.saturating_sub(1);
-    let mut seen = 0;
-    for name in names(overlay)? {
+    let shown = names(overlay)?;
+    let too_much = merged.iter().find(|(name, _)| !shown.contains(name));
+    if let Some((_, found)) = too_much {
+        return Ok(Some(found[0].0));
+    }
+    for name in shown {
         let Ok(status) = fstatat(overlay, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW) else {
             return Ok(Some(last));
         };
         // What none of them has, the lowest should have had.
         let Some(found) = merged.get(&name) else { return Ok(Some(last)) };
-        seen += 1;
         let (place, first) = &found[0];
         let same_type = status.st_mode & libc::S_IFMT == first.st_mode & libc::S_IFMT;
         // Numbers of directories are the overlay's own, and what was copied up keeps the number
@@ -444,8 +460,7 @@ fn difference(
             return Ok(Some(*place));
         }
     }
-    let too_much = merged.values().map(|found| found[0].0);
-    Ok(if seen == merged.len() { None } else { too_much.max() })
+    Ok(None)
 }
 
 /// Above these bits an overlay may note the layer (`xino`).
