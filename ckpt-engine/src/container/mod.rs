@@ -159,12 +159,7 @@ impl Container {
             }
             (other, _) => return Err(other.into_error("born")),
         };
-        let mut child = Some(child);
-        if !spec.plan.has_overlays()
-            && let Some(mut child) = child.take()
-        {
-            child.0.wait().map_err(step("wait for the seed"))?;
-        }
+        let seed = needed(child, &spec.plan)?;
         let mut received = Vec::new();
         let mut hear = || early.pop_front().map_or_else(|| socket.receive::<Reply>(), Ok);
         let mut next = hear()?;
@@ -193,7 +188,7 @@ impl Container {
         let late = LateMount::collect(&spec.plan, waiting);
         this.nested.late = late.ok_or(ContainerError::Foreign)?;
         this.nested.waiting = Waiting::of(&spec.plan);
-        this.nested.bench = child.map(|seed| Bench::new(socket, seed));
+        this.nested.bench = seed.map(|seed| Bench::new(socket, seed));
         let channel = this.channel.try_clone().map_err(step("copy the channel"))?;
         match Socket::new(channel).receive::<Reply>()?.0 {
             Reply::Alone => Ok(this),
@@ -275,6 +270,15 @@ impl Drop for Reaped {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Waits for the end of a seed, unless overlays are to be made by it.
+fn needed(mut seed: Reaped, plan: &Plan) -> Result<Option<Reaped>, ContainerError> {
+    if plan.has_overlays() {
+        return Ok(Some(seed));
+    }
+    seed.0.wait().map_err(step("wait for the seed"))?;
+    Ok(None)
 }
 
 /// A reply with its descriptors.

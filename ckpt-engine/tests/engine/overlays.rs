@@ -18,8 +18,8 @@ fn run(bench: &Bench, script: &str) -> ckpt_engine::container::Captured {
     let init = bench.start(IDLE);
     let (output, status) = bench.run(&init, &format!("{LAYERS}\n{script}"));
     assert!(matches!(status, WaitStatus::Exited(_, 0)), "{output}");
-    let pids = procfs::cgroup_processes(&bench.cgroup).unwrap();
-    capture(init.pid, &pids).unwrap()
+    let pids = procfs::cgroup_processes(&bench.cgroup).expect("the processes");
+    capture(init.pid, &pids).expect("a look at it")
 }
 
 #[test]

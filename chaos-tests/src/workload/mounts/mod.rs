@@ -48,6 +48,7 @@ pub(super) const AREA: Area = Area {
         local("moved-mount", "a mount that was moved with those in it", layers::moved),
         local("covered-place", "a mount whose directory another one hides", layers::covered),
         local("overlay-lower", "directories merged of three, for reading", overlays::lower),
+        local("overlay-many", "two dozen directories merged", overlays::many),
         local("overlay-upper", "an overlay whose changes are in memory", overlays::upper),
         local(
             "overlay-over-itself",

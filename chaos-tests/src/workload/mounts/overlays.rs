@@ -185,6 +185,41 @@ pub(super) fn lower(context: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
+/// More layers than one option of fsconfig(2) can name.
+pub(super) fn many(context: &mut Context) -> Result<(), Failure> {
+    const LAYERS: usize = 24;
+    let ground = Ground::new(context)?;
+    let memory = ground.memory("memory", "mode=755")?;
+    let folder = memory.parent().map(Path::to_path_buf).unwrap_or_default();
+    let mut layers = Vec::new();
+    for number in 0..LAYERS {
+        let layer = match number % 2 {
+            0 => ground.directory(&format!("layer-{number}"))?,
+            _ => memory.join(format!("layer-{number}")),
+        };
+        fs::create_dir_all(&layer)?;
+        fs::write(layer.join(number.to_string()), number.to_string())?;
+        fs::write(layer.join("all"), number.to_string())?;
+        layers.push(layer.display().to_string());
+    }
+    let place = ground.directory("place, with a comma")?;
+    new(&place, "overlay", &format!("lowerdir={}", layers.join(":")))?;
+    let told = overlays(&folder)?;
+    same("overlays", told.len(), 1)?;
+    while context.step(PAUSE)? {
+        if context.progress.plant() {
+            fs::write(folder.join("layer-0/all"), "damage")?;
+        }
+        same("the highest", text(place.join("all"))?, "0".to_owned())?;
+        for number in 0..LAYERS {
+            let name = number.to_string();
+            same("one of many", text(place.join(&name))?, name)?;
+        }
+        same("overlays", overlays(&folder)?, told.clone())?;
+    }
+    Ok(())
+}
+
 /// How many files are there to be copied up, one after the other.
 const UNTOUCHED: u64 = 300;
 
