@@ -22,8 +22,11 @@ pub(crate) struct View {
     overlays: Vec<(String, String)>,
 }
 
-/// What is known, by the inode of the mount namespace.
+/// What is known, by the inode of the mount namespace. Of those that have gone nobody tells, and
+/// whoever looks at a VE notes its own anew before.
 static VIEWS: Mutex<BTreeMap<u64, Arc<View>>> = Mutex::new(BTreeMap::new());
+/// The most that is remembered.
+const VIEWS_MAX: usize = 10_000;
 
 /// Remembers the overlays of a mount namespace in place of what was known of it before. `own` is
 /// the device number of the VE's own files, as mountinfo shows it.
@@ -32,6 +35,9 @@ pub(crate) fn remember(namespace: u64, own: &str, overlays: Vec<(String, String)
     if overlays.is_empty() {
         views.remove(&namespace);
         return;
+    }
+    if views.len() >= VIEWS_MAX {
+        views.clear();
     }
     let (major, minor) = own.split_once(':').unwrap_or_default();
     let number = |text: &str| text.parse::<u32>().unwrap_or(u32::MAX);
