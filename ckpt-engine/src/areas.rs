@@ -13,6 +13,7 @@ use crate::{
     aio,
     inject::Vdso,
     ipc,
+    layered::{self, Place, View},
     procfs::{self, AreaFlags, MapLine, ProcError},
     ranges::Ranges,
     sys::vm,
@@ -39,8 +40,9 @@ impl AddressSpace {
     /// From what `/proc/PID/smaps` of this process says: lines and flags of one moment.
     pub fn parse(pid: i32, smaps: &str) -> Self {
         let mut space = Self::default();
+        let view = layered::view_of(pid);
         for (line, flags) in procfs::parse_smaps(smaps) {
-            space.add(pid, &line, flags);
+            space.add(pid, &line, flags, view.as_deref());
         }
         // Without the one the other is of no use.
         if space.unsupported.iter().any(|(name, _)| name == VDSO) {
@@ -49,15 +51,25 @@ impl AddressSpace {
         space
     }
 
-    fn add(&mut self, pid: i32, line: &MapLine, flags: AreaFlags) {
+    fn add(&mut self, pid: i32, line: &MapLine, flags: AreaFlags, view: Option<&View>) {
         if let Some(why) = unsupported(pid, line, flags) {
             self.unsupported.push((line.name.clone(), why));
             return;
         }
-        let backing = match flags.huge_page {
+        let mut backing = match flags.huge_page {
             page @ 1.. if !line.shared && line.name == HUGE => Backing::Huge { page },
             _ => backing(pid, line),
         };
+        if let (Backing::File { path, .. }, Some(view)) = (&mut backing, view) {
+            match view.place(pid, line) {
+                Place::AsNamed => {}
+                Place::At(seen) => *path = seen,
+                Place::Hidden => {
+                    let why = "a file that an overlay has shown and shows no more";
+                    self.unsupported.push((line.name.clone(), why));
+                }
+            }
+        }
         if let Backing::Shared { object } = backing {
             self.shared.insert(object, (line.start, line.end));
         }

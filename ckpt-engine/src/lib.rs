@@ -20,6 +20,7 @@ pub mod huge;
 pub mod inject;
 pub mod ipc;
 mod kin;
+mod layered;
 pub mod lazy;
 mod message;
 pub mod procfs;

@@ -3,6 +3,7 @@
 mod cgroup;
 mod mounts;
 mod namespaces;
+mod overlay;
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +11,7 @@ pub use self::{
     cgroup::{Cgroup, Setting},
     mounts::{Cover, Mount, Part, covers, inside, locked, parts},
     namespaces::{Children, IdRange, Names, Namespaces, Nested, Owners, Users},
+    overlay::{Overlay, Waiting, late, made_late},
 };
 
 /// What a container looks like, as found on the source and made again on the target.
@@ -125,6 +127,8 @@ pub enum FilesystemKind {
         /// The name.
         name: String,
     },
+    /// An overlay that a program has made.
+    Overlay(Overlay),
 }
 
 impl FilesystemKind {
@@ -141,6 +145,7 @@ impl FilesystemKind {
             Self::Cgroup => "cgroup2",
             Self::Network | Self::Namespace { .. } => "nsfs",
             Self::Device { name } => name,
+            Self::Overlay(_) => "overlay",
         }
     }
 }
@@ -168,6 +173,11 @@ impl Container {
     /// The place of the VE's own files in [`Self::filesystems`].
     pub fn root_filesystem(&self) -> Option<usize> {
         self.filesystems.iter().position(|filesystem| filesystem.kind == FilesystemKind::Root)
+    }
+
+    /// True if programs have made overlays.
+    pub fn has_overlays(&self) -> bool {
+        self.filesystems.iter().any(|it| matches!(it.kind, FilesystemKind::Overlay(_)))
     }
 
     /// The mounts of each mount namespace; the first is the VE's own.

@@ -191,10 +191,12 @@ pub struct ExtendedAttribute {
 /// Whether an extended attribute belongs to the VE and so travels with it.
 ///
 /// `trusted.*` is the host's (the overlay keeps its notes there), and so are the labels of the
-/// host's security modules.
+/// host's security modules. An overlay of a program notes the origin of a file by its file handle,
+/// which means another file, or none, on another host; without it nothing is lost but the number
+/// that the file had before it was copied up.
 #[must_use]
 pub fn travels(name: &[u8]) -> bool {
-    name.starts_with(b"user.")
+    name.starts_with(b"user.") && name != b"user.overlay.origin"
         || [&b"security.capability"[..], b"system.posix_acl_access", b"system.posix_acl_default"]
             .contains(&name)
 }

@@ -7,7 +7,10 @@ use std::{
 
 use ckpt_format::{
     blocker::Blocker,
-    container::{Clocks, Container as Plan, Mount, Names, Nested, covers, locked, parts},
+    container::{
+        Clocks, Container as Plan, FilesystemKind, Mount, Names, Nested, covers, late, locked,
+        parts,
+    },
     network::Network,
 };
 use nix::time::{ClockId, clock_gettime};
@@ -15,11 +18,11 @@ use nix::time::{ClockId, clock_gettime};
 use super::{
     ContainerError,
     error::step,
-    late::late,
+    layers,
     numbered::parts_in_threads,
     read_proc,
     spaces::{Spaces, foreign_namespaces},
-    table::Reader,
+    table::{self, Reader},
 };
 use crate::{
     procfs::{self, Stat, Status},
@@ -59,7 +62,16 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
     for (place, mounts) in mounts.iter_mut().skip(1).enumerate() {
         spaces.lock(place, mounts).map_err(step("find which mounts are locked"))?;
     }
-    let Reader { filesystems, mut blockers, .. } = reader;
+    let Reader { mut filesystems, mut blockers, known, .. } = reader;
+    let owners = spaces.owners();
+    let site = layers::Site {
+        namespaces: spaces.mount_namespaces(),
+        tables: mounts.iter().map(Vec::as_slice).collect(),
+        owners: &owners.mounts,
+        known: &known,
+    };
+    let unfound = site.find(&mut filesystems).into_iter();
+    blockers.extend(unfound.map(|(object, point)| table::unmovable(&object, &point)));
     blockers.extend(foreign_namespaces(init, pids));
     let tops = spaces.cgroups(init, pids).map_err(step("read the cgroup namespaces"))?;
     if tops.contains(&None) {
@@ -83,7 +95,7 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
         networks: spaces.networks().iter().map(|_| Network::default()).collect(),
         cgroups: tops.into_iter().map(Option::unwrap_or_default).collect(),
         users: spaces.users(base).map_err(step("read the user namespaces"))?,
-        owners: spaces.owners(),
+        owners,
         times: times.into_iter().map(Option::unwrap_or_default).collect(),
     };
     for mounts in &nested.mounts {
@@ -140,12 +152,18 @@ fn uneven(spaces: &Spaces, pids: &[i32]) -> Vec<Blocker> {
     blockers
 }
 
-/// Each `/proc` of a pid namespace that a user namespace came with.
+/// Each overlay, and `/proc` of a pid namespace, that a user namespace came with.
 fn late_and_locked(plan: &Plan, mounts: &[Mount]) -> Vec<Blocker> {
     let both = late(plan, mounts).into_iter().zip(locked(mounts)).zip(mounts);
     let both = both.filter(|((late, locked), _)| *late && *locked);
     let blocker = |(_, mount): (_, &Mount)| {
-        let object = format!("a locked /proc of a pid namespace on {}", mount.point);
+        let place = usize::try_from(mount.filesystem).ok();
+        let shown = place.and_then(|place| plan.filesystems.get(place));
+        let what = match shown.map(|shown| &shown.kind) {
+            Some(FilesystemKind::Overlay(_)) => "overlay",
+            _ => "/proc of a pid namespace",
+        };
+        let object = format!("a locked {what} on {}", mount.point);
         unmovable(&object, "end the program that has it in a user namespace of its own")
     };
     both.map(blocker).collect()

@@ -1,6 +1,6 @@
 //! Mounts that have to wait: the `/proc` of a pid namespace below the container's own can be made
-//! only when that has a process. Where each is to stand is kept until then, and so is what stands
-//! on it.
+//! only when that has a process, an overlay only when its layers have all their files. Where each
+//! is to stand is kept until then, and so is what stands on it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,9 +9,11 @@ use std::{
     path::Path,
 };
 
-use ckpt_format::container::{Container as Plan, Filesystem, FilesystemKind, Mount, inside};
+use ckpt_format::container::{
+    Container as Plan, Filesystem, FilesystemKind, Mount, inside, late, made_late,
+};
 
-use super::{groups::Groups, mounts::relative};
+use super::{bench::Bench, groups::Groups, mounts::relative};
 use crate::sys::{
     mount::{
         Propagation, attach, clone_tree, join_group, set_attributes, set_private, set_propagation,
@@ -20,28 +22,14 @@ use crate::sys::{
     pids::open_proc,
 };
 
-/// The pid namespace of a file system, unless it is the container's own.
-pub(super) fn space_of(plan: &Plan, mount: &Mount) -> Option<u32> {
-    let filesystem = plan.filesystems.get(usize::try_from(mount.filesystem).ok()?)?;
-    let proc = filesystem.kind == FilesystemKind::Proc;
-    (proc && filesystem.pids != 0).then_some(filesystem.pids)
-}
-
-/// Which mounts of a namespace have to wait.
-pub(super) fn late(plan: &Plan, mounts: &[Mount]) -> Vec<bool> {
-    let mut late = vec![false; mounts.len()];
-    for (place, mount) in mounts.iter().enumerate().skip(1) {
-        let parent = usize::try_from(mount.parent).ok().filter(|&parent| parent < place);
-        late[place] = parent.is_some_and(|parent| late[parent]) || space_of(plan, mount).is_some();
-    }
-    late
-}
-
 /// A mount that waits.
 #[derive(Debug)]
 pub struct LateMount {
     /// The mount namespace; 0 is the container's own.
     table: usize,
+    /// Where it is among the mounts of its namespace.
+    path: String,
+    /// With its place as seen from what it stands on.
     mount: Mount,
     ground: Ground,
     made: Made,
@@ -50,8 +38,8 @@ pub struct LateMount {
 /// What it is to stand on.
 #[derive(Debug)]
 enum Ground {
-    /// A mount that is there, which passes new ones on to others or not.
-    There { mount: OwnedFd, shared: bool },
+    /// A mount that is there, which passes new ones on to others or not, and the place on it.
+    There { mount: OwnedFd, place: OwnedFd, shared: bool },
     /// Another one that waits.
     Late(usize),
 }
@@ -60,14 +48,14 @@ enum Ground {
 enum Made {
     /// It only has to be attached.
     Ready(OwnedFd),
-    /// The `/proc` of a pid namespace.
-    Proc { number: u32, filesystem: Filesystem },
+    /// It shows a file system that is to be made: its place in the plan, and what it is.
+    Anew { number: u32, filesystem: Filesystem },
 }
 
 impl LateMount {
-    /// All of a plan, with the descriptors that pid 1 has sent for them: for each what it stands
-    /// on, unless that waits too, and the mount itself, unless it is to be made. `None` if they do
-    /// not fit.
+    /// All of a plan, with the descriptors that pid 1 has sent for them: for each the mount that it
+    /// stands on and the place there, unless that waits too, and the mount itself, unless it is to
+    /// be made. `None` if they do not fit.
     pub(super) fn collect(plan: &Plan, descriptors: Vec<OwnedFd>) -> Option<Vec<Self>> {
         let mut descriptors = descriptors.into_iter();
         let mut all = Vec::new();
@@ -80,22 +68,24 @@ impl LateMount {
                     Some(&late) => Ground::Late(late),
                     None => {
                         let shared = mounts.get(parent)?.peers.is_some();
-                        Ground::There { mount: descriptors.next()?, shared }
+                        let (mount, place) = (descriptors.next()?, descriptors.next()?);
+                        Ground::There { mount, place, shared }
                     }
                 };
                 let number = mount.filesystem;
-                let made = match space_of(plan, mount) {
-                    None => Made::Ready(descriptors.next()?),
-                    Some(_) => {
+                let made = match made_late(plan, mount) {
+                    false => Made::Ready(descriptors.next()?),
+                    true => {
                         let filesystem = plan.filesystems.get(usize::try_from(number).ok()?)?;
-                        Made::Proc { number, filesystem: filesystem.clone() }
+                        Made::Anew { number, filesystem: filesystem.clone() }
                     }
                 };
                 places.insert(place, all.len());
-                // As seen from what it stands on.
+                let path = mount.point.clone();
                 let from = &mounts[parent].point;
                 let point = inside(from, &mount.point)?.to_owned();
-                all.push(Self { table, mount: Mount { point, ..mount.clone() }, ground, made });
+                let mount = Mount { point, ..mount.clone() };
+                all.push(Self { table, path, mount, ground, made });
             }
         }
         descriptors.next().is_none().then_some(all)
@@ -104,35 +94,77 @@ impl LateMount {
     /// The pid namespace that must be there before.
     pub(crate) fn space(&self) -> Option<u32> {
         match &self.made {
-            Made::Ready(_) => None,
-            Made::Proc { filesystem, .. } => Some(filesystem.pids),
+            Made::Anew { filesystem, .. } if filesystem.kind == FilesystemKind::Proc => {
+                Some(filesystem.pids)
+            }
+            Made::Ready(_) | Made::Anew { .. } => None,
         }
     }
 }
 
-/// Mounts all of them. `tables` are the mount namespaces, the container's own first, and `spaces`
-/// the pid namespaces by their numbers. The ids of the container start at `id_base`.
-pub(crate) fn mount_late(
-    late: Vec<LateMount>,
-    tables: &[OwnedFd],
-    spaces: &HashMap<u32, OwnedFd>,
-    id_base: u32,
-) -> io::Result<()> {
-    let mut filesystems = BTreeMap::new();
-    for waits in &late {
-        if let Made::Proc { number, filesystem } = &waits.made
-            && !filesystems.contains_key(number)
-        {
-            let pids = spaces.get(&filesystem.pids).ok_or(io::ErrorKind::NotFound)?;
-            filesystems.insert(*number, make(filesystem, pids.as_fd(), id_base)?);
+/// All that is needed to make the file systems of mounts that have to wait.
+#[derive(Debug)]
+pub(crate) struct Site<'a> {
+    /// The mount namespaces, the container's own first.
+    pub(crate) tables: &'a [OwnedFd],
+    /// The pid namespaces by their numbers.
+    pub(crate) spaces: &'a HashMap<u32, OwnedFd>,
+    /// Where overlays are made, if there are any.
+    pub(crate) bench: Option<Bench>,
+    /// The host's id of the container's id 0.
+    pub(crate) id_base: u32,
+}
+
+impl Site<'_> {
+    /// Makes the file systems that mounts show, by their places in the plan.
+    fn make(&self, late: &[LateMount]) -> io::Result<BTreeMap<u32, OwnedFd>> {
+        let mut made = BTreeMap::new();
+        let mut overlays = BTreeMap::new();
+        for waits in late {
+            let Made::Anew { number, filesystem } = &waits.made else { continue };
+            match filesystem.kind {
+                FilesystemKind::Overlay(_) => drop(overlays.insert(*number, filesystem)),
+                _ if made.contains_key(number) => {}
+                _ => {
+                    let pids = self.spaces.get(&filesystem.pids).ok_or(io::ErrorKind::NotFound)?;
+                    made.insert(*number, make(filesystem, pids.as_fd(), self.id_base)?);
+                }
+            }
         }
+        // Those that others are made of come first; a damaged plan could be a circle.
+        while !overlays.is_empty() {
+            let ready = overlays.iter().find_map(|(&number, filesystem)| {
+                let FilesystemKind::Overlay(overlay) = &filesystem.kind else { return None };
+                let there = overlay.on.iter().all(|on| made.contains_key(on));
+                there.then_some((number, *filesystem, overlay))
+            });
+            let (number, filesystem, overlay) = ready.ok_or(io::ErrorKind::InvalidData)?;
+            let table = usize::try_from(overlay.table).map_err(io::Error::other)?;
+            let on = late.iter().filter(|waits| {
+                waits.table == table && overlay.on.contains(&waits.mount.filesystem)
+            });
+            let on = on.map(|it| (it.mount.filesystem, it.path.clone(), it.mount.root.clone()));
+            let bench = self.bench.as_ref().ok_or(io::ErrorKind::NotFound)?;
+            let namespace = self.tables.get(table).ok_or(io::ErrorKind::NotFound)?.as_fd();
+            let covers = &overlay.covers;
+            let overlay = bench.make(number, filesystem, covers, namespace, on.collect())?;
+            overlays.remove(&number);
+            made.insert(number, overlay);
+        }
+        Ok(made)
     }
+}
+
+/// Mounts all of them.
+pub(crate) fn mount_late(late: Vec<LateMount>, site: Site<'_>) -> io::Result<()> {
+    let tables = site.tables;
+    let filesystems = site.make(&late)?;
     // Their places in a plan of nothing else.
     let numbers: Vec<u32> = filesystems.keys().copied().collect();
     let filesystems: Vec<OwnedFd> = filesystems.into_values().collect();
     let place_of = |number: u32| numbers.iter().position(|it| *it == number).unwrap_or(0);
-    let of_proc = late.iter().filter(|waits| matches!(waits.made, Made::Proc { .. }));
-    let alone = of_proc.map(|waits| {
+    let anew = late.iter().filter(|waits| matches!(waits.made, Made::Anew { .. }));
+    let alone = anew.map(|waits| {
         let filesystem = u32::try_from(place_of(waits.mount.filesystem)).unwrap_or(0);
         Mount { filesystem, ..waits.mount.clone() }
     });
@@ -158,10 +190,10 @@ pub(crate) fn mount_late(
     for waits in late {
         let mount = match waits.made {
             Made::Ready(mount) => mount,
-            Made::Proc { .. } => clones.next().ok_or(io::ErrorKind::NotFound)?,
+            Made::Anew { .. } => clones.next().ok_or(io::ErrorKind::NotFound)?,
         };
-        let is_proc = numbers.contains(&waits.mount.filesystem);
-        made.push((waits.table, waits.mount, mount, is_proc));
+        let is_new = numbers.contains(&waits.mount.filesystem);
+        made.push((waits.table, waits.mount, mount, is_new));
         grounds.push(waits.ground);
     }
     for ((table, mount, fd, _), ground) in made.iter().zip(&grounds) {
@@ -170,9 +202,9 @@ pub(crate) fn mount_late(
         in_mounts_of(namespace, || {
             match ground {
                 Ground::Late(on) => attach(fd.as_fd(), made[*on].2.as_fd(), point)?,
-                Ground::There { mount, shared: false } => attach(fd.as_fd(), mount.as_fd(), point)?,
-                Ground::There { mount, shared: true } => {
-                    quietly(mount.as_fd(), || attach(fd.as_fd(), mount.as_fd(), point))?
+                Ground::There { mount, place, shared } => {
+                    let attach = || attach(fd.as_fd(), place.as_fd(), Path::new(""));
+                    if *shared { quietly(mount.as_fd(), attach)? } else { attach()? }
                 }
             }
             match mount.unbindable {
@@ -181,8 +213,8 @@ pub(crate) fn mount_late(
             }
         })?;
     }
-    let of_proc = made.into_iter().filter(|(.., is_proc)| *is_proc);
-    let fds: Vec<OwnedFd> = of_proc.map(|(_, _, fd, _)| fd).collect();
+    let anew = made.into_iter().filter(|(.., is_new)| *is_new);
+    let fds: Vec<OwnedFd> = anew.map(|(_, _, fd, _)| fd).collect();
     let members: Vec<(&Mount, OwnedFd)> = alone.mounts.iter().zip(fds).collect();
     groups.apply(members.iter()).map_err(|(_, source)| source)
 }

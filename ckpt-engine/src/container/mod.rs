@@ -10,6 +10,7 @@
 //! While it waits, pid 1 has all signals at their defaults but SIGCHLD, which it ignores, and no
 //! descriptor but the channel as number 3. It never depends on the daemon afterwards.
 
+mod bench;
 mod capture;
 pub mod cgroups;
 mod devices;
@@ -17,6 +18,7 @@ mod enter;
 mod error;
 mod groups;
 mod late;
+mod layers;
 mod limits;
 mod mountinfo;
 mod mounts;
@@ -42,16 +44,14 @@ use std::{
     process::{Child, Command},
 };
 
-use ckpt_format::container::{Clocks, Container as Plan, parts};
+use ckpt_format::container::{Clocks, Container as Plan, Waiting, parts};
 use nix::sys::{
     socket::{AddressFamily, SockFlag, SockType, socketpair},
     wait::{Id, WaitPidFlag, WaitStatus, waitid},
 };
 
-pub(crate) use self::{
-    capture::offset_lines, late::mount_late, refused::BASELINE_FILTERS, users::IdRanges,
-};
 pub use self::{
+    bench::Bench,
     capture::{Captured, Found, capture, clock_offsets, clocks_now, host_clocks},
     enter::{Entered, Entry, Program, enter, open_terminal},
     error::ContainerError,
@@ -60,6 +60,12 @@ pub use self::{
     overlay::Layers,
     seed::seed_main,
     spaces::{Spaces, foreign_namespaces},
+};
+pub(crate) use self::{
+    capture::offset_lines,
+    late::{Site, mount_late},
+    refused::BASELINE_FILTERS,
+    users::IdRanges,
 };
 use self::{
     error::step,
@@ -122,7 +128,7 @@ impl Container {
     /// Makes a container. `seed` is the program that calls [`seed_main`].
     pub fn create(spec: &Spec, seed: Command) -> Result<Self, ContainerError> {
         let (socket, child) = spawn_seed(seed)?;
-        let mut child = Reaped(child);
+        let child = Reaped(child);
         place(child.0.id().cast_signed(), &spec.cgroups)?;
         let (channel, inner) = pair(SockType::SeqPacket).map_err(step("make a channel"))?;
         let order = Order::Create {
@@ -153,7 +159,7 @@ impl Container {
             }
             (other, _) => return Err(other.into_error("born")),
         };
-        child.0.wait().map_err(step("wait for the seed"))?;
+        let seed = needed(child, &spec.plan)?;
         let mut received = Vec::new();
         let mut hear = || early.pop_front().map_or_else(|| socket.receive::<Reply>(), Ok);
         let mut next = hear()?;
@@ -181,6 +187,8 @@ impl Container {
         this.nested.user_parents = nested.users.iter().map(|users| users.parent).collect();
         let late = LateMount::collect(&spec.plan, waiting);
         this.nested.late = late.ok_or(ContainerError::Foreign)?;
+        this.nested.waiting = Waiting::of(&spec.plan);
+        this.nested.bench = seed.map(|seed| Bench::new(socket, seed));
         let channel = this.channel.try_clone().map_err(step("copy the channel"))?;
         match Socket::new(channel).receive::<Reply>()?.0 {
             Reply::Alone => Ok(this),
@@ -253,6 +261,7 @@ pub fn reap(pidfd: std::os::fd::BorrowedFd<'_>) -> Option<WaitStatus> {
 }
 
 /// A seed that is always waited for, and killed if it still runs.
+#[derive(Debug)]
 struct Reaped(Child);
 
 impl Drop for Reaped {
@@ -261,6 +270,15 @@ impl Drop for Reaped {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Waits for the end of a seed, unless overlays are to be made by it.
+fn needed(mut seed: Reaped, plan: &Plan) -> Result<Option<Reaped>, ContainerError> {
+    if plan.has_overlays() {
+        return Ok(Some(seed));
+    }
+    seed.0.wait().map_err(step("wait for the seed"))?;
+    Ok(None)
 }
 
 /// A reply with its descriptors.

@@ -60,7 +60,7 @@ impl Line {
 }
 
 /// Blanks and backslashes come as three octal digits.
-fn unescape(word: &str) -> String {
+pub(super) fn unescape(word: &str) -> String {
     let mut bytes = Vec::with_capacity(word.len());
     let mut rest = word.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {

@@ -7,6 +7,7 @@
 //! passed on.
 
 use std::{
+    collections::BTreeMap,
     fs::{File, OpenOptions},
     io,
     os::{
@@ -17,8 +18,8 @@ use std::{
 };
 
 use ckpt_format::container::{
-    Container as Plan, Filesystem, FilesystemKind, HOST_DEVICES, Mount, TUN_DEVICE, inside, locked,
-    parts,
+    Container as Plan, Filesystem, FilesystemKind, HOST_DEVICES, Mount, TUN_DEVICE, inside, late,
+    locked, made_late, parts,
 };
 use nix::{
     fcntl::{OFlag, openat},
@@ -28,7 +29,6 @@ use nix::{
 
 use super::{
     groups::Groups,
-    late,
     nested::{Handles, Own, owner},
     place,
 };
@@ -55,7 +55,8 @@ pub(super) struct Built {
     pub(super) trees: Vec<OwnedFd>,
     /// The nested mount namespaces.
     pub(super) namespaces: Vec<OwnedFd>,
-    /// For the mounts that have to wait, see [`late::LateMount::collect`].
+    /// For the mounts that have to wait, see
+    /// [`LateMount::collect`](super::LateMount::collect).
     pub(super) late: Vec<OwnedFd>,
 }
 
@@ -89,6 +90,7 @@ pub(super) fn build(
         tables.push(mounts.iter().map(prepare).collect::<Result<Vec<_>, Failure>>()?);
     }
     let mut namespaces = Vec::new();
+    let mut places = vec![Places::new()];
     let back = own.open("mnt").map_err(at("keep", "the mounts"))?;
     for (place, table) in tables[1..].iter_mut().enumerate() {
         let users = owner(&plan.nested.owners.mounts, place, &handles.users);
@@ -96,32 +98,46 @@ pub(super) fn build(
         unshare(libc::CLONE_NEWNS).map_err(at("make", "a mount namespace"))?;
         namespaces.push(match users {
             None => {
-                assemble(plan, table)?;
+                places.push(assemble(plan, table)?);
                 own.open("mnt").map_err(at("keep", "a mount namespace"))?
             }
-            Some(users) => hand_over(plan, table, users, own)?,
+            Some(users) => {
+                let (namespace, kept) = hand_over(plan, table, users, own)?;
+                places.push(kept);
+                namespace
+            }
         });
         join(back.as_fd(), libc::CLONE_NEWNS).map_err(at("leave", "a mount namespace"))?;
     }
-    assemble(plan, &tables[0])?;
-    let late = waiting(plan, &tables).map_err(at("keep", "mounts for later"))?;
-    let there = |(mount, _): &&Prepared<'_>| late::space_of(plan, mount).is_none();
+    places[0] = assemble(plan, &tables[0])?;
+    let late = waiting(plan, &tables, places).map_err(at("keep", "mounts for later"))?;
+    let there = |(mount, _): &&Prepared<'_>| !made_late(plan, mount);
     groups.apply(tables.iter().flatten().filter(there))?;
     Ok(Built { trees, namespaces, late })
 }
 
-/// What is needed to attach the mounts that have to wait, see [`late::LateMount::collect`].
-fn waiting(plan: &Plan, tables: &[Vec<Prepared<'_>>]) -> io::Result<Vec<OwnedFd>> {
+/// Where on what is there mounts of a namespace that wait are to stand, by their places in its
+/// table: what is attached there until then may hide it.
+type Places = BTreeMap<usize, OwnedFd>;
+
+/// What is needed to attach the mounts that have to wait, see
+/// [`LateMount::collect`](super::LateMount::collect).
+fn waiting(
+    plan: &Plan,
+    tables: &[Vec<Prepared<'_>>],
+    places: Vec<Places>,
+) -> io::Result<Vec<OwnedFd>> {
     let mut descriptors = Vec::new();
-    for (table, mounts) in tables.iter().zip(plan.mount_tables()) {
-        let late = late::late(plan, mounts);
+    for ((table, mounts), mut places) in tables.iter().zip(plan.mount_tables()).zip(places) {
+        let late = late(plan, mounts);
         for (place, (mount, made)) in table.iter().enumerate().filter(|(place, _)| late[*place]) {
             let parent = usize::try_from(mount.parent).ok().filter(|&parent| parent < place);
             let parent = parent.ok_or(io::ErrorKind::InvalidData)?;
             if !late[parent] {
                 descriptors.push(table[parent].1.try_clone()?);
+                descriptors.push(places.remove(&place).ok_or(io::ErrorKind::NotFound)?);
             }
-            if late::space_of(plan, mount).is_none() {
+            if !made_late(plan, mount) {
                 // It is private from here on, and joins its group next.
                 set_attributes(made.as_fd(), mount.attributes)?;
                 descriptors.push(made.try_clone()?);
@@ -166,9 +182,8 @@ fn superblocks(
                 other.and_then(|other| make_in(other, &ipc, libc::CLONE_NEWIPC, filesystem))
             }
             // Its place is kept, but nothing will ever show it.
-            FilesystemKind::Proc if filesystem.pids != 0 => {
-                FilesystemContext::open("tmpfs").and_then(|context| context.mount(0))
-            }
+            FilesystemKind::Proc if filesystem.pids != 0 => placeholder(),
+            FilesystemKind::Overlay(_) => placeholder(),
             FilesystemKind::Device { ref name } => device(name, devices),
             _ => make(filesystem),
         };
@@ -214,6 +229,10 @@ fn device(name: &str, devices: &OwnedFd) -> io::Result<OwnedFd> {
     Ok(device.open(Path::new("/dev").join(name))?.into())
 }
 
+fn placeholder() -> io::Result<OwnedFd> {
+    FilesystemContext::open("tmpfs")?.mount(0)
+}
+
 fn make(filesystem: &Filesystem) -> io::Result<OwnedFd> {
     let context = FilesystemContext::open(filesystem.kind.name())?;
     let source = Some(filesystem.source.as_str()).filter(|source| !source.is_empty());
@@ -255,20 +274,23 @@ fn finish((mount, made): &Prepared<'_>) -> Result<(), Failure> {
 type Prepared<'a> = (&'a Mount, OwnedFd);
 
 /// Attaches the mounts of one namespace, which becomes the caller's tree.
-fn assemble(plan: &Plan, table: &[Prepared<'_>]) -> Result<(), Failure> {
+fn assemble(plan: &Plan, table: &[Prepared<'_>]) -> Result<Places, Failure> {
     change_root(table)?;
     let mounts: Vec<Mount> = table.iter().map(|(mount, _)| (*mount).clone()).collect();
-    let late = late::late(plan, &mounts);
+    let late = late(plan, &mounts);
+    let mut places = Places::new();
     for index in 1..table.len() {
         if !late[index] {
             make_place(plan, table, index)?;
             stand(table, index)?;
         } else if !late[usize::try_from(mounts[index].parent).unwrap_or(0)] {
             make_place(plan, table, index)?;
+            places.insert(index, open_place(table, index)?);
         }
     }
     let there = table.iter().zip(&late).filter(|(_, late)| !**late);
-    there.map(|(prepared, _)| prepared).try_for_each(finish)
+    there.map(|(prepared, _)| prepared).try_for_each(finish)?;
+    Ok(places)
 }
 
 /// Attaches the mounts of a namespace that belongs to a user namespace, which becomes the
@@ -276,15 +298,15 @@ fn assemble(plan: &Plan, table: &[Prepared<'_>]) -> Result<(), Failure> {
 ///
 /// What is locked there came with the namespace when it was made, as a copy of another one: so it
 /// is made in one that has nothing else, and copied in the same way. What the copy has of the
-/// mounts takes their places in the table.
+/// mounts takes their places in the table. The second value is as of [`assemble`].
 fn hand_over(
     plan: &Plan,
     table: &mut [Prepared<'_>],
     users: &OwnedFd,
     own: &Own,
-) -> Result<OwnedFd, Failure> {
+) -> Result<(OwnedFd, Places), Failure> {
     let mounts: Vec<Mount> = table.iter().map(|(mount, _)| (*mount).clone()).collect();
-    let waits = late::late(plan, &mounts);
+    let waits = late(plan, &mounts);
     let (came, later): (Vec<usize>, Vec<usize>) = {
         let locked = locked(&mounts);
         (0..table.len()).partition(|&index| locked[index])
@@ -296,7 +318,7 @@ fn hand_over(
         stand(table, index)?;
     }
     if came.iter().any(|&index| waits[index]) {
-        return Err(at("lock", "/proc of a pid namespace")(io::ErrorKind::Unsupported.into()));
+        return Err(at("lock", "a mount that waits")(io::ErrorKind::Unsupported.into()));
     }
     // What is read-only takes no new places afterwards.
     for &index in later.iter().filter(|index| came.contains(&stands(index))) {
@@ -313,16 +335,19 @@ fn hand_over(
         let point = &mounts[index].point;
         table[index].1 = open.open(point).map_err(at("find the copy of", point))?.into();
     }
+    let mut places = Places::new();
     for &index in &later {
         if later.contains(&stands(&index)) && !waits[stands(&index)] {
             make_place(plan, table, index)?;
         }
-        if !waits[index] {
-            stand(table, index)?;
+        match waits[index] {
+            false => stand(table, index)?,
+            true if waits[stands(&index)] => {}
+            true => drop(places.insert(index, open_place(table, index)?)),
         }
     }
     later.iter().filter(|&&index| !waits[index]).try_for_each(|&index| finish(&table[index]))?;
-    Ok(namespace)
+    Ok((namespace, places))
 }
 
 /// The mount that another one stands on, and where on it.
@@ -347,6 +372,17 @@ fn make_place(plan: &Plan, table: &[Prepared<'_>], index: usize) -> Result<(), F
     let directory = mount.is_directory() && !device;
     let file_type = if directory { libc::S_IFDIR } else { libc::S_IFREG };
     place::make(parent, point, file_type).map_err(at("make", &mount.point))
+}
+
+/// Where a mount is to stand.
+fn open_place(table: &[Prepared<'_>], index: usize) -> Result<OwnedFd, Failure> {
+    let (parent, point) = ground(table, index)?;
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let opened = match point.as_os_str().is_empty() {
+        true => parent.try_clone_to_owned(),
+        false => openat(parent, point, flags, Mode::empty()).map_err(io::Error::from),
+    };
+    opened.map_err(at("find", &table[index].0.point))
 }
 
 fn stand(table: &[Prepared<'_>], index: usize) -> Result<(), Failure> {

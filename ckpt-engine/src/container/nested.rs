@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use ckpt_format::container::{Clocks, Names, Nested};
+use ckpt_format::container::{Clocks, Names, Nested, Waiting};
 use nix::{
     fcntl::{OFlag, openat},
     sys::stat::Mode,
@@ -15,6 +15,7 @@ use nix::{
 };
 
 use super::{
+    bench::Bench,
     late::LateMount,
     mounts::{Failure, at},
     users,
@@ -91,8 +92,12 @@ pub struct Handles {
     pub users: Vec<OwnedFd>,
     /// The tops of cgroup namespaces, which are made when all cgroups are there.
     pub cgroups: Vec<String>,
-    /// What can be mounted only when all pid namespaces are there.
+    /// What can be mounted only when all pid namespaces, or all files, are there.
     pub late: Vec<LateMount>,
+    /// What will be seen through these.
+    pub waiting: Waiting,
+    /// Where overlays are made, if there are any.
+    pub bench: Option<Bench>,
     /// The user namespaces that pid namespaces belong to, which come with their first processes.
     pub pid_owners: Vec<u32>,
     /// Which user namespace each of `users` is in.

@@ -11,7 +11,10 @@ use ckpt_format::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::error::{ContainerError, step};
+use super::{
+    bench::Job,
+    error::{ContainerError, step},
+};
 use crate::sys::ancillary;
 
 /// The most descriptors beside one message; the kernel's own limit is 253.
@@ -29,6 +32,8 @@ pub(super) enum Order {
     Mapped,
     /// Become this program, as the container's init.
     Init { arguments: Vec<String>, environment: Vec<(String, String)> },
+    /// Make an overlay. A mount namespace of the container comes beside it.
+    Overlay(Box<Job>),
     /// Join a container, whose pid 1 comes beside it, and run a program there on the three
     /// descriptors that follow.
     Enter {
@@ -47,6 +52,7 @@ pub(super) enum Reply {
     /// The process that matters exists; its pidfd comes beside it.
     Born { pid: i32 },
     /// pid 1 has made everything, and these come beside this: part of what [`Self::Ready`] counts.
+    /// Or the seed has made an overlay.
     Descriptors,
     /// pid 1 has made everything. It has sent so many trees before, and so many namespaces of
     /// each kind, in this order, and what mounts that have to wait need.

@@ -22,6 +22,7 @@ use nix::{
 };
 
 use super::{
+    bench,
     capture::offset_lines,
     limits::drop_capabilities,
     mounts,
@@ -105,7 +106,12 @@ fn create(
     }
     match alone.clone_sibling().map_err(at("make pid 1"))? {
         Sibling::Caller(pid, pidfd) => {
+            // What pid 1 alone is to hold.
+            drop((channel, root));
             let _ = socket.send(&Reply::Born { pid }, &[pidfd.as_fd()]);
+            if plan.has_overlays() {
+                bench::serve(socket);
+            }
             Ok(())
         }
         Sibling::Child => {

@@ -32,7 +32,7 @@ use super::{
     users::{UserSpaces, inode_of},
 };
 use crate::{
-    ipc,
+    ipc, layered,
     procfs::{self, Status},
     sys::{
         namespace,
@@ -87,10 +87,12 @@ impl Spaces {
         for pid in pids {
             this.add_held(*pid)?;
         }
+        let mut own = None;
         // Those that a mount keeps can have mounts, too.
         while let Some(namespace) = this.kinds[0].get(this.mounts.len()) {
             let table = MountTable::open(namespace)?;
             let bound = table.bound(namespace)?;
+            table.note_overlays(namespace, &mut own)?;
             this.mounts.push(table);
             bound.into_iter().try_for_each(|namespace| this.add_found(namespace))?;
         }
@@ -398,6 +400,18 @@ impl MountTable {
             // One that something is mounted over is refused later.
             Ok(points.iter().filter_map(|point| open_bound(proc, point)).collect())
         })
+    }
+
+    /// Notes where overlays of programs are, for those who look at maps of files in them. `own` is
+    /// the device number of the VE's own files, which the first table tells.
+    fn note_overlays(&self, namespace: &OwnedFd, own: &mut Option<String>) -> io::Result<()> {
+        let lines: Vec<Line> = self.text.lines().filter_map(Line::parse).collect();
+        let top = lines.iter().find(|line| line.point == "/").map(|line| line.device.clone());
+        let own = own.get_or_insert(top.unwrap_or_default());
+        let overlays = lines.into_iter().filter(|it| it.kind == "overlay" && it.device != *own);
+        let overlays = overlays.map(|line| (line.point, line.root)).collect();
+        layered::remember(nix::sys::stat::fstat(namespace)?.st_ino, own, overlays);
+        Ok(())
     }
 
     fn is_unchanged(&self) -> io::Result<bool> {

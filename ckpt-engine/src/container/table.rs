@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use ckpt_format::{
     blocker::Blocker,
-    container::{Filesystem, FilesystemKind, HOST_DEVICES, Mount, MountOption},
+    container::{Filesystem, FilesystemKind, HOST_DEVICES, Mount, MountOption, Overlay},
 };
 
-use super::{ID_COUNT, devices, mountinfo::Line};
+use super::{ID_COUNT, devices, layers, mountinfo::Line};
 use crate::sys::mount::attribute;
 
 /// One mount namespace as found.
@@ -42,7 +42,7 @@ pub(super) struct Reader {
     cgroup_top: String,
     pub(super) filesystems: Vec<Filesystem>,
     /// Places in `filesystems` by device number.
-    known: HashMap<String, u32>,
+    pub(super) known: HashMap<String, u32>,
     /// The device number of the VE's own files.
     root: Option<String>,
     pub(super) blockers: Vec<Blocker>,
@@ -156,6 +156,10 @@ impl Reader {
         let root = self.root.get_or_insert_with(|| line.device.clone());
         match line.kind.as_str() {
             "overlay" if *root == line.device => Ok(FilesystemKind::Root),
+            "overlay" => match layers::options(&line.super_options) {
+                Ok(_) => Ok(FilesystemKind::Overlay(Overlay::default())),
+                Err(object) => Err(object.to_owned()),
+            },
             "tmpfs" => Ok(FilesystemKind::Tmpfs),
             "ramfs" => Ok(FilesystemKind::Ramfs),
             "proc" => Ok(FilesystemKind::Proc),
@@ -244,6 +248,7 @@ impl Reader {
             | FilesystemKind::Ramfs
             | FilesystemKind::Devpts
             | FilesystemKind::Proc => self.options(&line.super_options)?,
+            FilesystemKind::Overlay(_) => layers::options(&line.super_options).ok()?,
             _ => Vec::new(),
         };
         let number = u32::try_from(self.filesystems.len()).ok()?;
@@ -285,13 +290,18 @@ impl Reader {
     }
 
     fn block(&mut self, line: &Line, object: &str) {
-        self.blockers.push(Blocker {
-            pid: 1,
-            command: "init".to_owned(),
-            fd: None,
-            object: format!("{object} mounted on {}", line.point),
-            hint: format!("unmount {} inside the VE", line.point),
-        });
+        self.blockers.push(unmovable(object, &line.point));
+    }
+}
+
+/// A mount that cannot be made again elsewhere.
+pub(super) fn unmovable(object: &str, point: &str) -> Blocker {
+    Blocker {
+        pid: 1,
+        command: "init".to_owned(),
+        fd: None,
+        object: format!("{object} mounted on {point}"),
+        hint: format!("unmount {point} inside the VE"),
     }
 }
 

@@ -52,6 +52,7 @@ struct Point {
     number: u64,
     device: u64,
     path: PathBuf,
+    is_overlay: bool,
 }
 
 impl Mounts {
@@ -68,6 +69,62 @@ impl Mounts {
     pub(super) fn path_of(&self, inode: Inode, handle: &Handle) -> Option<Vec<u8>> {
         let points = self.points.iter().filter(|point| point.device == inode.0);
         points.filter_map(|point| self.path_through(&point.path, inode, handle)).next()
+    }
+
+    /// Whether this is the device number of an overlay other than the VE's own files.
+    pub(super) fn is_of_overlay(&self, device: u64) -> bool {
+        let own = descriptor::status(self.root.as_fd()).map_or(device, |status| status.device);
+        device != own && self.points.iter().any(|it| it.is_overlay && it.device == device)
+    }
+
+    /// The path of an inode of an overlay of a program, which `root` shows. stat(2) shows its files
+    /// as those of the layers, so each is asked for its handle.
+    pub(super) fn path_in_overlay(
+        &self,
+        root: &Path,
+        inode: Inode,
+        handle: Option<&Handle>,
+    ) -> Option<Vec<u8>> {
+        let points = self.points.iter().filter(|it| it.is_overlay && it.device == inode.0);
+        let mut directories: VecDeque<PathBuf> = points
+            .filter(|point| self.in_sight(point).is_some())
+            .map(|it| it.path.clone())
+            .collect();
+        let mut looked_at = 0;
+        let is_it = |path: &Path, number: u64| {
+            let opened = (number == inode.1).then(|| self.open(path, OFlag::O_PATH).ok()).flatten();
+            opened.is_some_and(|opened| match handle {
+                Some(handle) => handle::to_tell_apart(opened.as_fd())
+                    .is_ok_and(|it| it.as_ref() == Some(handle)),
+                None => true,
+            })
+        };
+        while let Some(directory) = directories.pop_front() {
+            let inside = root.join(directory.strip_prefix("/").unwrap_or(&directory));
+            let Ok(metadata) = fs::symlink_metadata(&inside) else { continue };
+            if is_it(&directory, metadata.ino()) {
+                return Some(directory.into_os_string().into_vec());
+            }
+            // What is mounted in it shows itself as another file system.
+            if metadata.dev() != inode.0 {
+                continue;
+            }
+            for entry in fs::read_dir(&inside).into_iter().flatten().flatten() {
+                looked_at += 1;
+                let path = directory.join(entry.file_name());
+                match entry.file_type() {
+                    Ok(kind) if kind.is_dir() => directories.push_back(path),
+                    Ok(_) if entry.metadata().is_ok_and(|it| is_it(&path, it.ino())) => {
+                        return Some(path.into_os_string().into_vec());
+                    }
+                    _ => {}
+                }
+            }
+            if looked_at > ENTRIES {
+                break;
+            }
+        }
+        None
     }
 
     /// Where a mount is, by its number in mountinfo.
@@ -127,7 +184,8 @@ fn read_line(line: &str) -> Option<Point> {
         bytes.extend(rest.as_bytes());
     }
     let path = PathBuf::from(std::ffi::OsString::from_vec(bytes));
-    Some(Point { number, device, path })
+    let is_overlay = line.contains(" - overlay ");
+    Some(Point { number, device, path, is_overlay })
 }
 
 /// Finds one inode below a directory of the VE.
@@ -215,7 +273,7 @@ mod tests {
     fn a_mount_point_with_a_space_is_read() {
         let line = "36 35 98:2 / /a\\040b\\134 rw,noatime master:1 - ext3 /dev/root rw";
         let (device, path) = (libc::makedev(98, 2), PathBuf::from("/a b\\"));
-        assert_eq!(read_line(line).unwrap(), Point { number: 36, device, path });
+        assert_eq!(read_line(line).unwrap(), Point { number: 36, device, path, is_overlay: false });
     }
 
     #[test]

@@ -49,10 +49,20 @@ pub(super) fn paths(all: &[&Watched], mounts: &Mounts, init: i32) -> io::Result<
     // Service managers watch these, and there alone it is worth to look below /sys.
     let cgroups = Path::new("/sys/fs/cgroup");
     let device = fs::metadata(root.join("sys/fs/cgroup")).map_or(0, |metadata| metadata.dev());
-    let (of_cgroups, others): (Paths, Paths) =
+    let (of_cgroups, mut others): (Paths, Paths) =
         rest.into_iter().partition(|((of, _), _)| *of == device);
     found.extend(search::below(&root, cgroups, of_cgroups));
-    found.extend(search::below(&root, Path::new("/"), others));
+    for watched in all.iter().filter(|watched| mounts.is_of_overlay(watched.inode.0)) {
+        if let Some(place @ None) = others.get_mut(&watched.inode) {
+            *place = mounts.path_in_overlay(&root, watched.inode, watched.handle.as_ref());
+        }
+    }
+    let (in_overlays, others): (Paths, Paths) =
+        others.into_iter().partition(|(_, place)| place.is_some());
+    found.extend(in_overlays);
+    if !others.is_empty() {
+        found.extend(search::below(&root, Path::new("/"), others));
+    }
     Ok(found)
 }
 

@@ -46,10 +46,10 @@ impl Skeleton {
             true => kept(&bone.areas, &areas),
             false => Ranges::default(),
         };
-        let mut work = Work { skeleton: self, bone, batch: self.gate.batch(), opened: Vec::new() };
+        let mut work = Work::new(self, bone);
         let old: Ranges = bone.areas.iter().filter(is_mapped).map(bounds).collect();
         for (start, end) in old.without(&good).iter() {
-            work.batch.call("munmap", libc::SYS_munmap, &[start, end - start]);
+            work.unmap(start, end);
             work.flush_when_full()?;
         }
         work.vdso(&areas, &good);
@@ -178,19 +178,27 @@ fn huge_pages(page: u64) -> Result<i32, RebuildError> {
 }
 
 /// A batch of calls for one process, with the paths that it opens.
-struct Work<'a> {
+pub(super) struct Work<'a> {
     skeleton: &'a Skeleton,
     bone: &'a Bone,
     batch: Batch,
     opened: Vec<(usize, String)>,
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    pub(super) fn new(skeleton: &'a Skeleton, bone: &'a Bone) -> Self {
+        Self { skeleton, bone, batch: skeleton.gate.batch(), opened: Vec::new() }
+    }
+
+    pub(super) fn unmap(&mut self, start: u64, end: u64) {
+        self.batch.call("munmap", libc::SYS_munmap, &[start, end - start]);
+    }
+
     fn flush_when_full(&mut self) -> Result<(), RebuildError> {
         if self.batch.is_nearly_full() { self.flush() } else { Ok(()) }
     }
 
-    fn flush(&mut self) -> Result<(), RebuildError> {
+    pub(super) fn flush(&mut self) -> Result<(), RebuildError> {
         let batch = std::mem::replace(&mut self.batch, self.skeleton.gate.batch());
         let opened = std::mem::take(&mut self.opened);
         if batch.is_empty() {
@@ -224,8 +232,15 @@ impl Work<'_> {
         self.batch.call("arch_prctl", libc::SYS_arch_prctl, &[which, first.start]);
     }
 
-    fn map(&mut self, area: &Area, start: u64, end: u64) -> Result<(), RebuildError> {
+    pub(super) fn map(&mut self, area: &Area, start: u64, end: u64) -> Result<(), RebuildError> {
         let mut flags = libc::MAP_FIXED_NOREPLACE;
+        if self.skeleton.waits(self.bone, area) {
+            flags |= libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            let protection = u64::from(area.protection);
+            let arguments = [start, end - start, protection, flags as u64, u64::MAX, 0];
+            self.batch.call("mmap", libc::SYS_mmap, &arguments);
+            return Ok(());
+        }
         flags |= match (area.shared, area.advice.droppable) {
             (true, _) => libc::MAP_SHARED,
             (false, true) => MAP_DROPPABLE,
@@ -376,7 +391,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn advise(&mut self, new: Advice, old: Advice, start: u64, end: u64) {
+    pub(super) fn advise(&mut self, new: Advice, old: Advice, start: u64, end: u64) {
         let pairs = [
             (new.dont_fork, old.dont_fork, libc::MADV_DONTFORK, libc::MADV_DOFORK),
             (new.dont_dump, old.dont_dump, libc::MADV_DONTDUMP, libc::MADV_DODUMP),

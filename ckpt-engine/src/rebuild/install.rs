@@ -33,6 +33,7 @@ impl Skeleton {
     pub fn populate(&mut self, processes: &Processes) -> Result<(), RebuildError> {
         self.processes.values_mut().try_for_each(Bone::write_late)?;
         self.mount_late()?;
+        self.map_waiting()?;
         for process in &processes.processes {
             if process.threads.is_empty() {
                 return Err(Inconsistency::NoThreads(process.pid).into());

@@ -36,6 +36,7 @@ mod remote;
 mod threads;
 mod timers;
 mod tree;
+mod waiting;
 
 use std::{
     collections::{BTreeMap, HashMap},

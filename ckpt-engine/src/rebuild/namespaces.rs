@@ -9,7 +9,7 @@ use std::{
 };
 
 use ckpt_format::{
-    container::{Children, Clocks, Namespaces},
+    container::{Children, Clocks, Namespaces, Waiting},
     process::Process,
 };
 
@@ -19,7 +19,9 @@ use super::{
     credentials,
 };
 use crate::{
-    container::{Handles, LateMount, cgroups, clock_offsets, mount_late, offset_lines},
+    container::{
+        Bench, Handles, LateMount, Site, cgroups, clock_offsets, mount_late, offset_lines,
+    },
     inject::Stopped,
     sys::namespace::CLONE_NEWTIME,
 };
@@ -39,8 +41,12 @@ pub(super) struct Table {
     users: Vec<OwnedFd>,
     /// The tops of the cgroup namespaces of programs.
     cgroups: Vec<String>,
-    /// What is mounted when all pid namespaces are there.
+    /// What is mounted when all pid namespaces and all files are there.
     late: Vec<LateMount>,
+    /// What will be seen through these.
+    pub(super) waiting: Waiting,
+    /// Where overlays are made.
+    bench: Option<Bench>,
     /// By number, without the VE's own: what user namespaces are in.
     user_parents: Vec<u32>,
     /// In the same way: the user namespaces that pid namespaces belong to.
@@ -52,14 +58,15 @@ pub(super) struct Table {
 impl Table {
     pub(super) fn new(init: i32, handles: Handles) -> io::Result<Self> {
         let Handles { mounts, names, ipcs, networks, users, cgroups, late, .. } = handles;
-        let Handles { user_parents, pid_owners, .. } = handles;
+        let Handles { user_parents, pid_owners, waiting, bench, .. } = handles;
         let mut kinds = [mounts, names, ipcs, networks, Vec::new()];
         for (kind, name) in kinds.iter_mut().zip(KINDS) {
             if !kind.is_empty() {
                 kind.insert(0, File::open(format!("/proc/{init}/ns/{name}"))?.into());
             }
         }
-        Ok(Self { kinds, users, cgroups, late, user_parents, pid_owners, offsets: Vec::new() })
+        let offsets = Vec::new();
+        Ok(Self { kinds, users, cgroups, late, waiting, bench, user_parents, pid_owners, offsets })
     }
 
     /// All that programs have made, by kind and number.
@@ -284,8 +291,8 @@ impl Skeleton {
         Ok(())
     }
 
-    /// Mounts the `/proc` of each pid namespace below the VE's own, and what stands on those. To be
-    /// called when all processes are there.
+    /// Mounts the `/proc` of each pid namespace below the VE's own, the overlays of programs, and
+    /// what stands on those. To be called when all processes and all files are there.
     pub(super) fn mount_late(&mut self) -> Result<(), RebuildError> {
         let late = std::mem::take(&mut self.nested.late);
         if late.is_empty() {
@@ -300,8 +307,9 @@ impl Skeleton {
         let mut tables = vec![own.map_err(outside("find its namespaces"))?.into()];
         let others = self.nested.mounts().map_err(outside("find its namespaces"))?;
         tables.extend(others.into_iter().skip(1));
-        mount_late(late, &tables, &spaces, self.id_base)
-            .map_err(outside("mount /proc of a pid namespace"))
+        let (bench, id_base) = (self.nested.bench.take(), self.id_base);
+        mount_late(late, Site { tables: &tables, spaces: &spaces, bench, id_base })
+            .map_err(outside("mount its overlays, and the /proc of pid namespaces"))
     }
 
     /// The next children of a process are born elsewhere than it was. To be called when it has all

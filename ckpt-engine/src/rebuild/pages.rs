@@ -181,7 +181,7 @@ impl Skeleton {
     }
 
     /// Makes an empty object of the right kind and size, owned by the right user of the VE.
-    fn make_shared(&self, object: &SharedObject) -> io::Result<File> {
+    pub(super) fn make_shared(&self, object: &SharedObject) -> io::Result<File> {
         let init = || unnamed::process(self.init().map_err(io::Error::other)?);
         match &object.kind {
             SharedKind::Segment(segment) => {
@@ -193,6 +193,12 @@ impl Skeleton {
                     }
                     None => Err(unknown()),
                 }
+            }
+            // Something else holds its contents until its file system is there.
+            kind if self.lost_its_name_late(kind) => {
+                let file = File::from(task::memfd("waiting")?);
+                file.set_len(object.size)?;
+                Ok(file)
             }
             SharedKind::Deleted { path, mode, uid, gid, linkable } => {
                 let (mode, uid, gid, linkable) = (*mode, *uid, *gid, *linkable);

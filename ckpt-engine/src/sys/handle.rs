@@ -11,6 +11,11 @@ use super::descriptor::own;
 
 /// The most bytes in a handle (`MAX_HANDLE_SZ`).
 const LENGTH_MAX: usize = 128;
+/// Only to tell inodes apart, not to open them (Linux 6.6).
+const AT_HANDLE_FID: i32 = 0x200;
+/// `OVL_FILEID_V1` and the magic number in it.
+const OVERLAY: i32 = 0xf8;
+const OVERLAY_MAGIC: u8 = 0xfb;
 
 /// `struct file_handle` with room for the longest one.
 #[repr(C)]
@@ -33,9 +38,36 @@ pub struct Handle {
 /// name is `directory` itself, which then may be any file. `None` on file systems without
 /// handles.
 pub fn handle(directory: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<Handle>> {
+    encode(directory, name, 0)
+}
+
+/// A handle only to tell inodes apart, which more file systems have.
+pub fn to_tell_apart(file: BorrowedFd<'_>) -> io::Result<Option<Handle>> {
+    encode(file, c"", AT_HANDLE_FID)
+}
+
+/// The handle of what the top of an overlay is made of: its upper directory, or else its highest
+/// lower one. `None` where the kernel does not tell.
+pub fn real(top: BorrowedFd<'_>) -> io::Result<Option<Handle>> {
+    // `struct ovl_fh`: padding, version, magic, length, flags, the kind of the handle within, the
+    // id of its file system, and that handle.
+    let told = match encode(top, c"", AT_HANDLE_FID) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => None,
+        told => told?,
+    };
+    let within = told.filter(|told| told.kind == OVERLAY).and_then(|told| {
+        let (magic, length) = (*told.bytes.get(4)?, usize::from(*told.bytes.get(5)?));
+        let kind = i32::from(*told.bytes.get(7)?);
+        let bytes = told.bytes.get(24..length + 3)?.to_vec();
+        (magic == OVERLAY_MAGIC).then_some(Handle { kind, bytes })
+    });
+    Ok(within)
+}
+
+fn encode(directory: BorrowedFd<'_>, name: &CStr, flags: i32) -> io::Result<Option<Handle>> {
     let mut buffer = Buffer { length: LENGTH_MAX as u32, kind: 0, bytes: [0; LENGTH_MAX] };
     let mut mount = 0;
-    let flags = if name.is_empty() { libc::AT_EMPTY_PATH } else { 0 };
+    let flags = flags | if name.is_empty() { libc::AT_EMPTY_PATH } else { 0 };
     let into = (&raw mut buffer).cast::<libc::file_handle>();
     // SAFETY: the name is terminated; the buffer begins like `struct file_handle`, has the room
     // that its length tells, and like the mount number lives through the call.

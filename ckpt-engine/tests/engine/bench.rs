@@ -42,6 +42,7 @@ impl Bench {
             "/bin/mount",
             "/bin/mkdir",
             "/bin/rm",
+            "/bin/mv",
             "/usr/bin/unshare",
         ] {
             install(Path::new(program), &lower);

@@ -3,4 +3,5 @@
 mod bench;
 mod container;
 mod mounts;
+mod overlays;
 mod rebuild;

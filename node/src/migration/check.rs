@@ -10,10 +10,11 @@ use super::{blackout::CopyError, holders::Holders};
 /// Everything that would stop a move of this VE now; disturbs nothing.
 pub(super) fn blockers(init: i32, id_base: u32, freezer: &Path) -> Result<Vec<Blocker>, CopyError> {
     let list = |source| CopyError::Process { pid: init, source };
-    let mut all = capture::check(freezer).map_err(list)?;
     let holders = Holders::of(freezer)?;
     let pids: Vec<i32> = holders.hosts().collect();
+    // First: where overlays are tells where the files of maps are.
     let spaces = Spaces::of(init, &pids).map_err(list)?;
+    let mut all = capture::check(freezer).map_err(list)?;
     let (mounts, namespaces) = (spaces.mounts().map_err(list)?, spaces.numbers());
     let networks = spaces.networks().iter().map(AsFd::as_fd).collect();
     let holders = holders.source(init, id_base);

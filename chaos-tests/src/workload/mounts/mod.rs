@@ -8,6 +8,7 @@ mod binds;
 mod groups;
 mod layers;
 mod memory;
+mod overlays;
 mod special;
 pub(super) mod table;
 
@@ -46,6 +47,18 @@ pub(super) const AREA: Area = Area {
         local("many-mounts", "forty file systems", layers::many),
         local("moved-mount", "a mount that was moved with those in it", layers::moved),
         local("covered-place", "a mount whose directory another one hides", layers::covered),
+        local("overlay-lower", "directories merged of three, for reading", overlays::lower),
+        local("overlay-many", "two dozen directories merged", overlays::many),
+        local("overlay-upper", "an overlay whose changes are in memory", overlays::upper),
+        local(
+            "overlay-over-itself",
+            "an overlay that hides what it is made of",
+            overlays::over_itself,
+        ),
+        local("overlay-objects", "watches, locks and a socket in an overlay", overlays::objects),
+        local("overlay-stacked", "an overlay of another overlay", overlays::stacked),
+        local("overlay-programs", "programs of an overlay over /usr", overlays::programs),
+        local("overlay-private", "an overlay that one service sees alone", overlays::private),
         local("odd-names", "places with blanks, line ends and backslashes", special::names),
         local("proc-options", "a /proc that hides other processes", special::proc),
         local("terminals-apart", "a devpts of its own", special::devpts),
