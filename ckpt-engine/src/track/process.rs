@@ -58,6 +58,9 @@ pub struct Tracked {
 #[derive(Debug)]
 struct Life {
     number: u64,
+    maps: File,
+    /// What it said last: the names of files change without a change of the areas.
+    text: String,
     smaps: File,
     /// What the kernel said of the areas before they were read.
     mark: Option<AreasMark>,
@@ -142,7 +145,7 @@ impl Tracked {
         self.life.as_ref().map_or(&NONE, |life| &life.space)
     }
 
-    /// Reads the areas again, unless `mark`, which was read before, is as it was; notices an
+    /// Reads the areas again, unless they are as they were: `mark` was read before. Notices an
     /// execve(2) by the old address space being gone; starts the tracking where there is none yet,
     /// if somebody is given to do it.
     pub(super) fn refresh(
@@ -151,35 +154,34 @@ impl Tracked {
         surgeon: Option<&Surgeon>,
         mark: Option<AreasMark>,
     ) -> Result<(), TrackError> {
-        let known = self.life.as_ref().and_then(|life| life.mark);
-        if mark.is_some() && mark == known {
-            return self.arm(surgeon);
-        }
-        let smaps = match &mut self.life {
+        let maps = match &mut self.life {
             Some(life) => {
-                read_again(&mut life.smaps).map_err(|source| gone(self.host, "smaps", source))?
+                read_again(&mut life.maps).map_err(|source| gone(self.host, "maps", source))?
             }
             None => String::new(),
         };
-        if smaps.is_empty() {
+        let same = |life: &Life| life.text == maps && mark.is_some() && life.mark == mark;
+        if maps.is_empty() {
             self.life = None;
             // What it will execute could not be told from the memory that it borrows.
             if borrows_memory(self.host) {
                 return Ok(());
             }
             *lives += 1;
-            let (life, smaps) = Life::open(self.host, *lives)?;
+            let (life, maps) = Life::open(self.host, *lives)?;
             self.life = Some(life);
-            self.update(&smaps, mark);
-        } else {
-            self.update(&smaps, mark);
+            self.update(maps, mark)?;
+        } else if !self.life.as_ref().is_some_and(same) {
+            self.update(maps, mark)?;
         }
         self.arm(surgeon)
     }
 
-    fn update(&mut self, smaps: &str, mark: Option<AreasMark>) {
-        let Some(life) = &mut self.life else { return };
-        let space = AddressSpace::parse(self.host, smaps);
+    fn update(&mut self, maps: String, mark: Option<AreasMark>) -> Result<(), TrackError> {
+        let Some(life) = &mut self.life else { return Ok(()) };
+        let smaps =
+            read_again(&mut life.smaps).map_err(|source| gone(self.host, "smaps", source))?;
+        let space = AddressSpace::parse(self.host, &smaps);
         let good = kept(&life.space.areas, &space.areas);
         life.sent = life.sent.common(&good);
         life.owed = life.owed.common(&good);
@@ -192,6 +194,10 @@ impl Tracked {
         life.anew = life.anew.common(&all);
         life.space = space;
         life.mark = mark;
+        // What has changed between the two looks is looked at again.
+        let lines = procfs::parse_smaps(&smaps).into_iter().map(|(line, _)| line);
+        life.text = if lines.eq(procfs::parse_maps(&maps)) { maps } else { String::new() };
+        Ok(())
     }
 
     /// Starts the tracking where there is none yet, if somebody is given to do it.
@@ -369,12 +375,14 @@ impl Life {
     fn open(host: i32, number: u64) -> Result<(Self, String), ProcError> {
         let open =
             |name| File::open(procfs::path(host, name)).map_err(|source| gone(host, name, source));
-        let mut smaps = open("smaps")?;
+        let (mut maps, smaps) = (open("maps")?, open("smaps")?);
         let pagemap = open("pagemap")?;
         let memory = memory(host).map_err(|source| gone(host, "mem", source))?;
-        let text = read_again(&mut smaps).map_err(|source| gone(host, "smaps", source))?;
+        let text = read_again(&mut maps).map_err(|source| gone(host, "maps", source))?;
         let life = Self {
             number,
+            maps,
+            text: String::new(),
             smaps,
             mark: None,
             pagemap,
