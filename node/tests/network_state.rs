@@ -462,7 +462,9 @@ fn the_restore_window_comes_and_goes() {
     println!("routes set back in {:?}", start.elapsed());
     assert_eq!(windows(), 0);
     let again = capture(&ve.netns, &expected(mac), Some(&[])).unwrap().network;
-    assert_eq!(again.routes.len(), network.routes.len());
+    // The kernel may add one of its own when the link comes up.
+    let missing: Vec<_> = network.routes.iter().filter(|it| !again.routes.contains(it)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 #[test]

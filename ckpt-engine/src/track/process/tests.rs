@@ -75,3 +75,27 @@ fn an_area_that_lost_its_tracking_by_a_move_beside_it_counts_as_written() {
     assert!(round(&mut life, areas).iter().eq([(third, third + PAGE)]));
     call(libc::SYS_munmap, [beside, 16 * PAGE, 0, 0, 0, 0]).unwrap();
 }
+
+#[test]
+fn a_mapped_file_that_loses_its_name_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("program");
+    std::fs::copy("/bin/sleep", &program).unwrap();
+    let mut child = std::process::Command::new(&program).arg("100").spawn().unwrap();
+    let mut tracked = Tracked::new(child.id().cast_signed(), 1, 0);
+    // As if nothing ever changed its areas.
+    let mark = Some(AreasMark { memory: 1, locked: 1, executed: 1 });
+    let mut named = || {
+        tracked.refresh(&mut 0, None, mark).unwrap();
+        let is_it = |area: &Area| match &area.backing {
+            Backing::File { path, .. } => path.ends_with("/program"),
+            _ => false,
+        };
+        tracked.space().areas.iter().any(is_it)
+    };
+    let found = (named(), std::fs::remove_file(&program).map(|()| named()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(found.0, "it is there");
+    assert!(!found.1.unwrap(), "it is gone");
+}
