@@ -101,7 +101,9 @@ fn stalls(link: &Link, all: &[Seen]) -> Table {
         let told = median(&seen.each(away));
         let ratio = told.zip(ideal).map(|(told, ideal)| told / ideal);
         let kib = |moved: &Moved| moved.delta_bytes() as f64 / 1024.0;
-        let runs = || seen.runs.iter().chain(&seen.stopped);
+        // Stop-and-copy stands still for longer than a timeout.
+        let timeouts = seen.runs.iter().map(|run| run.timeouts).sum::<i64>();
+        let lost = seen.runs.iter().chain(&seen.stopped).map(|run| run.lost).sum::<u64>();
         table.row([
             seen.kind.to_string(),
             seen.runs.len().to_string(),
@@ -114,8 +116,8 @@ fn stalls(link: &Link, all: &[Seen]) -> Table {
             maybe(ideal),
             maybe(ratio),
             maybe(median(&seen.stopped_stalls())),
-            runs().map(|run| run.timeouts).sum::<i64>().to_string(),
-            runs().map(|run| run.lost).sum::<u64>().to_string(),
+            timeouts.to_string(),
+            lost.to_string(),
         ]);
     }
     table
