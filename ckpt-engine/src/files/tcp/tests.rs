@@ -7,9 +7,12 @@ use std::{
     os::fd::{AsFd, AsRawFd, RawFd},
 };
 
-use crate::files::{
-    Captured,
-    testing::{Child, Copy, new_network, rebuild},
+use crate::{
+    files::{
+        Captured,
+        testing::{Child, Copy, new_network, rebuild},
+    },
+    sys::descriptor::{Count, count},
 };
 
 /// Bytes that tell their place.
@@ -61,6 +64,14 @@ fn a_busy_connection_goes_on_where_it_was() {
     let mut start = [0; 1000];
     server.read_exact(&mut start).unwrap();
     let sent = write_until_full(&mut server);
+    // What the client sends while nobody is there would be refused, since nothing holds it here:
+    // data once more, or an acknowledgement that is late.
+    let counted = |stream: &TcpStream, what| count(stream.as_fd(), what).unwrap();
+    while counted(&client, Count::Outstanding) > 0
+        || counted(&server, Count::Outstanding) > counted(&server, Count::Unsent)
+    {
+        std::thread::yield_now();
+    }
     let child = Child::holding(&[listener.as_fd(), server.as_fd()]);
     let (fd_listener, fd) = (listener.as_raw_fd(), server.as_raw_fd());
     drop((listener, server));

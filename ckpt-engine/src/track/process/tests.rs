@@ -93,6 +93,11 @@ fn a_mapped_file_that_loses_its_name_is_noticed() {
         };
         tracked.space().areas.iter().any(is_it)
     };
+    // The program is there a moment after the process.
+    let start = std::time::Instant::now();
+    while !named() && start.elapsed().as_secs() < 10 {
+        std::thread::yield_now();
+    }
     let found = (named(), std::fs::remove_file(&program).map(|()| named()));
     child.kill().unwrap();
     child.wait().unwrap();
