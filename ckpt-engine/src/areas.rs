@@ -333,6 +333,27 @@ fn same_content(old: &Area, new: &Area) -> bool {
         && place(old) == place(new)
 }
 
+/// Areas for tests.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::{Advice, Area, Backing};
+
+    /// Private memory without a file, to be read and written.
+    pub(crate) fn anonymous(start: u64, end: u64) -> Area {
+        Area {
+            start,
+            end,
+            protection: 3,
+            shared: false,
+            grows_down: false,
+            may_write: true,
+            offset: 0,
+            backing: Backing::Anonymous { name: None },
+            advice: Advice::default(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -342,17 +363,7 @@ mod tests {
             Some(path) => Backing::File { path: path.to_owned(), inode: 1 },
             None => Backing::Anonymous { name: None },
         };
-        Area {
-            start,
-            end,
-            protection: 3,
-            shared: false,
-            grows_down: false,
-            may_write: true,
-            offset,
-            backing,
-            advice: Advice::default(),
-        }
+        Area { offset, backing, ..testing::anonymous(start, end) }
     }
 
     fn check(old: &[Area], new: &[Area], expected: &[(u64, u64)]) {

@@ -25,7 +25,10 @@ pub use self::{
     restart::{is_32_bit_code, restart_interrupted},
     vdso::{Vdso, vdso_image},
 };
-pub(crate) use self::{restart::left_number, vdso::read_image};
+pub(crate) use self::{
+    restart::{ERESTART_RESTARTBLOCK, ERESTARTNOHAND, left_number},
+    vdso::read_image,
+};
 use crate::{
     procfs,
     sys::{

@@ -14,14 +14,10 @@ use crate::{
     bits32::INTERRUPT,
     btf::Types,
     eye::Eye,
-    inject::{is_32_bit_code, left_number},
+    inject::{ERESTART_RESTARTBLOCK, ERESTARTNOHAND, is_32_bit_code, left_number},
     sys::ptrace::Registers,
 };
 
-/// What the kernel leaves in the register of a call that goes on by restart_syscall(2).
-const ERESTART_RESTARTBLOCK: i64 = -516;
-/// As if a signal had interrupted a call that is made again.
-const ERESTARTNOHAND: i64 = -514;
 /// The instruction `syscall`.
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 /// restart_syscall(2) for programs of 32 bits.

@@ -3,7 +3,8 @@
 use crate::sys::ptrace::Registers;
 
 const EINTR: i64 = -4;
-const ERESTARTNOHAND: i64 = -514;
+/// As if a signal had interrupted a call that is made again.
+pub(crate) const ERESTARTNOHAND: i64 = -514;
 
 /// Calls that the kernel ends with EINTR when the thread is stopped, although no signal came.
 const NOT_RESTARTED: [i64; 14] = [
@@ -80,13 +81,15 @@ pub(super) fn to_64_bit_code(registers: &mut Registers) {
     (registers.cs, registers.ss) = (CODE_64, STACK);
 }
 
-const ERESTART_RESTARTBLOCK: i64 = -516;
+/// What the kernel leaves in the register of a call that goes on by restart_syscall(2).
+pub(crate) const ERESTART_RESTARTBLOCK: i64 = -516;
 
 /// What a number that was left is known by.
 const LEFT: u64 = 0x0f32_b175;
 
 /// A timed wait that goes on after a stop is a call of restart_syscall(2), and the kernel alone
-/// knows of which. A program of 64 bits has the number in the instruction before the call; one of
+/// knows of which. A program of 64 bits has the number in the instruction before the call, or else the
+/// function by which the kernel goes on tells it; one of
 /// 32 bits makes most calls through a common place. So we leave the number where only we find it
 /// at the next stop: in registers that code of 32 bits does not have, and the kernel does not
 /// touch. With it goes what tells that the wait is still the same.

@@ -165,3 +165,20 @@ fn a_change_of_areas_that_maps_does_not_show_is_noticed() {
     assert_eq!(maps(), shown);
     assert_ne!(mark(), before);
 }
+
+#[test]
+fn a_kernel_whose_structures_are_others_is_not_trusted() {
+    let mut sleeper = Sleeper::new("sleep", &["100"]);
+    let patient = sleeper.patient();
+    let mut fields = Fields::known().expect("a kernel with BTF").clone();
+    // As if the limits were one further on.
+    fields.places[Field::Limits as usize].offset += 16;
+    let mut view = View::of(fields, patient.host).unwrap();
+    assert!(!view.areas_marks().unwrap().is_empty(), "nothing is wrong yet");
+    view.learn(&[patient], IDS).unwrap_err();
+    assert!(view.areas_marks().unwrap().is_empty());
+    view.learn(&[patient], IDS).expect("nobody is asked again");
+    sleeper.freeze();
+    let told = view.tell(&[patient], IDS, false, &mut Filters::default()).unwrap();
+    assert!(told.processes.is_empty());
+}

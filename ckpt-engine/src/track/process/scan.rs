@@ -64,8 +64,8 @@ impl Life {
         Ok(standing)
     }
 
-    /// Looks at neighbouring areas of a process that stands still; without trust in the tracking all that is
-    /// there counts as written. False, with nothing said, if a part is not tracked any more.
+    /// Looks at neighbouring areas of a process that stands still; without trust in the tracking all
+    /// that is there counts as written. False, with nothing said, if a part is not tracked any more.
     fn look(
         &self,
         areas: &[Area],
@@ -175,33 +175,18 @@ fn guards() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use ckpt_format::memory::Advice;
-
     use super::*;
-
-    fn area(start: u64, end: u64) -> Area {
-        Area {
-            start,
-            end,
-            protection: 3,
-            shared: false,
-            grows_down: false,
-            may_write: true,
-            offset: 0,
-            backing: Backing::Anonymous { name: None },
-            advice: Advice::default(),
-        }
-    }
+    use crate::areas::testing::anonymous;
 
     #[test]
     fn pieces_cover_all_areas_once() {
         let mib = |count: u64| count << 20;
         let file = Backing::File { path: "/a".to_owned(), inode: 1 };
         let areas = [
-            area(mib(1), mib(3)),
-            Area { backing: file, ..area(mib(100), mib(150)) },
-            area(mib(1 << 20), mib((1 << 20) + 40)),
-            area(mib(1 << 21), mib((1 << 21) + 1)),
+            anonymous(mib(1), mib(3)),
+            Area { backing: file, ..anonymous(mib(100), mib(150)) },
+            anonymous(mib(1 << 20), mib((1 << 20) + 40)),
+            anonymous(mib(1 << 21), mib((1 << 21) + 1)),
         ];
         let piece = |start, end, anonymous| Piece { start, end, anonymous };
         let large = mib(1 << 20);

@@ -1,9 +1,10 @@
 //! Tests of what is tracked in one process.
 
-use ckpt_format::memory::Advice;
-
 use super::*;
-use crate::sys::{testing::call, userfault};
+use crate::{
+    areas::testing::anonymous,
+    sys::{testing::call, userfault},
+};
 
 fn map(address: u64, pages: u64) -> u64 {
     let (protection, flags) = (3, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
@@ -13,17 +14,7 @@ fn map(address: u64, pages: u64) -> u64 {
 }
 
 fn area(start: u64, pages: u64) -> Area {
-    Area {
-        start,
-        end: start + pages * PAGE,
-        protection: 3,
-        shared: false,
-        grows_down: false,
-        may_write: true,
-        offset: 0,
-        backing: Backing::Anonymous { name: None },
-        advice: Advice::default(),
-    }
+    anonymous(start, start + pages * PAGE)
 }
 
 /// One round over these areas: what is due.
