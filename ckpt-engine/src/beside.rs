@@ -9,6 +9,9 @@ const SHARE_MIN: usize = 32;
 /// in the order of the items. The threads are in the namespaces of the calling one. A panic in one
 /// of them becomes one here.
 pub(crate) fn each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    if items.len() < 2 * SHARE_MIN {
+        return items.iter().map(work).collect();
+    }
     let cpus = thread::available_parallelism().map_or(1, NonZero::get);
     let count = cpus.min(items.len() / SHARE_MIN).max(1);
     let mut shares = items.chunks(items.len().div_ceil(count).max(1));

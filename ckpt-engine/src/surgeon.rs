@@ -67,10 +67,41 @@ pub struct AreasMark {
     pub executed: u32,
 }
 
+/// As long as this is the same, a process is the same one, with the same relations to others. All
+/// numbers are those of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KinMark {
+    /// When it was born: `CLOCK_BOOTTIME`.
+    pub born_ns: u64,
+    /// Whether it has ended.
+    pub dead: bool,
+    /// Which signal tells its parent of its end.
+    pub exit_signal: i32,
+    /// Its parent.
+    pub parent: i32,
+    /// Its process group.
+    pub group: i32,
+    /// Its session.
+    pub session: i32,
+    /// Where the kernel keeps its descriptors.
+    pub descriptors: u64,
+    /// Where the kernel keeps its directories.
+    pub directories: u64,
+}
+
+/// What the kernel tells of a process at a look at all of a VE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Of the process.
+    pub kin: KinMark,
+    /// Of its memory; `None` where it has none, or the kernel does not tell.
+    pub areas: Option<AreasMark>,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
     Arm { host: i32, vdso: Vdso },
-    AreasMarks { fields: Fields, init: i32 },
+    Marks { fields: Fields, init: i32 },
     Learn { fields: Fields, patients: Vec<Patient>, ids: IdMap },
     Capture { cgroup: PathBuf, patients: Vec<Patient>, ids: IdMap, sets: Vec<Vec<SemaphoreSet>> },
     ReadLetters { asker: i32, mailboxes: Vec<i32> },
@@ -97,17 +128,16 @@ impl Surgeon {
         Tracking::new(descriptor).map_err(|source| call_failed(host, source))
     }
 
-    /// What tells whether the processes of a VE have changed their areas, by their numbers on the
-    /// host; nothing where the kernel does not tell. `init` is the first process of the VE.
-    pub fn areas_marks(&self, init: i32) -> HashMap<i32, AreasMark> {
+    /// What tells whether the processes of a VE have changed, by their numbers on the host;
+    /// nothing where the kernel does not tell. `init` is the first process of the VE.
+    pub fn marks(&self, init: i32) -> HashMap<i32, Mark> {
         let Some(fields) = Fields::known().cloned() else { return HashMap::new() };
-        let answer = self.ask::<Result<_, CaptureError>>(&Request::AreasMarks { fields, init });
-        answer.map_err(CaptureError::from).and_then(|(areas_marks, _)| areas_marks).unwrap_or_else(
-            |error| {
-                tracing::info!(%error, "the areas of all processes are read again");
-                HashMap::new()
-            },
-        )
+        let answer = self.ask::<Result<_, CaptureError>>(&Request::Marks { fields, init });
+        let marks = answer.map_err(CaptureError::from).and_then(|(marks, _)| marks);
+        marks.unwrap_or_else(|error| {
+            tracing::info!(%error, "all processes are looked at again");
+            HashMap::new()
+        })
     }
 
     /// Makes ready for [`Self::capture`] as long as the processes run: finds out what can only be
@@ -209,7 +239,7 @@ pub fn serve(mut socket: UnixStream, theatre: &Theatre) -> io::Result<()> {
                 send(&mut socket, &Ok::<(), InjectError>(()), Some(descriptor.as_fd()))?;
             }
             Outcome::Armed(Err(error)) => send(&mut socket, &Err::<(), _>(error), None)?,
-            Outcome::AreasMarks(areas_marks) => send(&mut socket, &areas_marks, None)?,
+            Outcome::Marks(marks) => send(&mut socket, &marks, None)?,
             Outcome::Learned(learned) => send(&mut socket, &learned, None)?,
             Outcome::Captured(captured) => send(&mut socket, &captured, None)?,
             Outcome::Letters(letters) => send(&mut socket, &letters, None)?,
@@ -221,7 +251,7 @@ pub fn serve(mut socket: UnixStream, theatre: &Theatre) -> io::Result<()> {
 
 enum Outcome {
     Armed(Result<OwnedFd, InjectError>),
-    AreasMarks(Result<HashMap<i32, AreasMark>, CaptureError>),
+    Marks(Result<HashMap<i32, Mark>, CaptureError>),
     Learned(Result<(), CaptureError>),
     Captured(Result<Processes, CaptureError>),
     Letters(Result<Vec<Letters>, InjectError>),
@@ -231,8 +261,8 @@ enum Outcome {
 fn operate(request: Request, view: &mut Option<View>) -> Outcome {
     match request {
         Request::Arm { host, vdso } => Outcome::Armed(arm(host, vdso)),
-        Request::AreasMarks { fields, init } => {
-            Outcome::AreasMarks(ready(fields, init, view).and_then(|view| view.areas_marks()))
+        Request::Marks { fields, init } => {
+            Outcome::Marks(ready(fields, init, view).and_then(|view| view.marks()))
         }
         Request::Learn { fields, patients, ids } => {
             Outcome::Learned(learn(fields, &patients, ids, view))
@@ -256,7 +286,7 @@ fn refuse(request: &Request) -> Outcome {
     let closed = || lost(io::Error::from_raw_os_error(libc::ECANCELED));
     match request {
         Request::Arm { .. } => Outcome::Armed(Err(closed())),
-        Request::AreasMarks { .. } => Outcome::AreasMarks(Err(closed().into())),
+        Request::Marks { .. } => Outcome::Marks(Err(closed().into())),
         Request::Learn { .. } => Outcome::Learned(Err(closed().into())),
         Request::Capture { .. } => Outcome::Captured(Err(closed().into())),
         Request::ReadLetters { .. } => Outcome::Letters(Err(closed())),

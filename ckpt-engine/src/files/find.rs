@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use super::{
     Holder, Source,
     info::{Directory, Info},
+    tables::{self, Entry},
 };
 use crate::{
     beside,
@@ -115,6 +116,8 @@ pub(super) struct Found {
     pub(super) locked: Vec<(usize, usize, i32, Info)>,
     /// Descriptions of one inode in the order of kcmp(2).
     by_inode: HashMap<(u64, u64), Vec<u32>>,
+    /// Descriptions by where the kernel keeps them, as far as it has told.
+    by_file: HashMap<u64, FileId>,
 }
 
 impl Found {
@@ -122,8 +125,10 @@ impl Found {
     pub(super) fn of(source: &Source<'_>) -> Result<Self, Vec<Blocker>> {
         let mut found = Self::default();
         let mut blockers = Vec::new();
+        let mut told = if source.still { tables::read(source.init) } else { HashMap::new() };
         for (place, holder) in source.processes.iter().enumerate() {
-            if let Err(error) = found.add_process(place, holder) {
+            let told = told.remove(&holder.host_pid);
+            if let Err(error) = found.add_process(place, holder, told) {
                 blockers.push(Blocker {
                     pid: holder.pid,
                     command: holder.command.clone(),
@@ -136,22 +141,56 @@ impl Found {
         if blockers.is_empty() { Ok(found) } else { Err(blockers) }
     }
 
-    fn add_process(&mut self, holder_place: usize, holder: &Holder<'_>) -> io::Result<()> {
-        let numbers = match numbers(holder.host_pid) {
-            // A process that has ended meanwhile, or is a zombie, holds nothing.
-            Err(error) if has_ended(&error) => Vec::new(),
-            other => other?,
-        };
-        let mut table = Vec::with_capacity(numbers.len());
-        let directory = match Directory::of_process(holder.host_pid) {
-            Err(error) if has_ended(&error) => {
-                self.tables.insert(holder.pid, table);
-                return Ok(());
+    /// Adds the table of a process, which the kernel may have told.
+    fn add_process(
+        &mut self,
+        holder_place: usize,
+        holder: &Holder<'_>,
+        told: Option<Vec<Entry>>,
+    ) -> io::Result<()> {
+        let mut table = Vec::new();
+        let mut unknown = Vec::new();
+        match told {
+            Some(entries) => {
+                for entry in entries {
+                    let file = self.by_file.get(&entry.file).filter(|_| entry.unlocked);
+                    let Some(&file) = file else {
+                        unknown.push((entry.fd, Some(entry.file)));
+                        continue;
+                    };
+                    self.objects[file.0 as usize].holders.push((holder_place, entry.fd));
+                    let Entry { fd, close_on_exec, .. } = entry;
+                    table.push(Descriptor { fd, file, close_on_exec });
+                }
             }
+            None => match numbers(holder.host_pid) {
+                // A process that has ended meanwhile, or is a zombie, holds nothing.
+                Err(error) if has_ended(&error) => {}
+                numbers => unknown.extend(numbers?.into_iter().map(|fd| (fd, None))),
+            },
+        }
+        if !unknown.is_empty() {
+            self.fetch_all(holder_place, holder, unknown, &mut table)?;
+        }
+        table.sort_unstable_by_key(|descriptor| descriptor.fd);
+        self.tables.insert(holder.pid, table);
+        Ok(())
+    }
+
+    /// Fetches descriptors of a process, each with where the kernel keeps it if that is told.
+    fn fetch_all(
+        &mut self,
+        holder_place: usize,
+        holder: &Holder<'_>,
+        unknown: Vec<(i32, Option<u64>)>,
+        table: &mut Vec<Descriptor>,
+    ) -> io::Result<()> {
+        let directory = match Directory::of_process(holder.host_pid) {
+            Err(error) if has_ended(&error) => return Ok(()),
             other => other?,
         };
-        let fetched = beside::each(&numbers, |&fd| fetch(holder, &directory, fd));
-        for (fd, fetched) in numbers.into_iter().zip(fetched) {
+        let fetched = beside::each(&unknown, |&(fd, _)| fetch(holder, &directory, fd));
+        for ((fd, kept_at), fetched) in unknown.into_iter().zip(fetched) {
             let Some((fetched, status, info)) = fetched? else { continue };
             let known = self.objects.len();
             let file = self.add_with(fetched, status)?;
@@ -166,9 +205,9 @@ impl Found {
             if place == known {
                 object.info = Some(info);
             }
+            self.by_file.extend(kept_at.map(|at| (at, file)));
             table.push(Descriptor { fd, file, close_on_exec });
         }
-        self.tables.insert(holder.pid, table);
         Ok(())
     }
 

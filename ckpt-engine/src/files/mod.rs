@@ -62,6 +62,7 @@ mod search;
 mod socket;
 mod spent;
 mod table;
+mod tables;
 mod tcp;
 mod terminal;
 #[cfg(test)]
@@ -87,6 +88,8 @@ pub use remote::{Argument, Remote};
 pub struct Source<'a> {
     /// All processes of the VE; zombies may be left out.
     pub processes: Vec<Holder<'a>>,
+    /// None of them runs, so that what is open stays so while it is looked at.
+    pub still: bool,
     /// The VE's init, as the host numbers processes: whose namespaces are the VE's.
     pub init: i32,
     /// The host's number of the VE's user and group 0.

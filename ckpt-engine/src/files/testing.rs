@@ -49,6 +49,7 @@ impl Child {
 
     pub(super) fn source(&self) -> Source<'_> {
         Source {
+            still: false,
             processes: vec![self.holder()],
             init: self.pid,
             id_base: 0,

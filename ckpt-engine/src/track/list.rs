@@ -1,7 +1,7 @@
 //! Which processes a VE has, as they are numbered inside it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::Path,
     time::{Duration, Instant},
 };
@@ -16,6 +16,7 @@ use crate::{
     capture::IdMap,
     container::ID_COUNT,
     procfs::{self, ProcError, Stat, Status},
+    surgeon::{KinMark, Mark},
     sys::task,
 };
 
@@ -60,37 +61,77 @@ impl Seen {
     }
 }
 
-/// Lists the processes in a cgroup as they are numbered inside the VE. Zombies are in no cgroup
-/// any more: they are looked for, as children of the others, when it counts.
-pub(super) fn list(cgroup: &Path, zombies: bool, id_base: u32) -> Result<Vec<Seen>, TrackError> {
-    let mut hosts = procfs::cgroup_processes(cgroup)
-        .map_err(|source| TrackError::List { cgroup: cgroup.to_owned(), source })?;
-    if zombies {
-        for index in 0..hosts.len() {
-            let children = procfs::children(hosts[index])?;
-            let new = children.into_iter().filter(|child| !hosts.contains(child));
-            hosts.extend(new.collect::<Vec<_>>());
+/// The processes as they were seen last.
+#[derive(Debug, Default)]
+pub(super) struct Known(HashMap<i32, Entry>);
+
+#[derive(Clone, Debug)]
+struct Entry {
+    seen: Seen,
+    /// Its parent, as numbered on the host.
+    parent: i32,
+    /// What the kernel said of it before it was looked at.
+    mark: Option<KinMark>,
+}
+
+impl Known {
+    /// Lists the processes in a cgroup as they are numbered inside the VE. Zombies are in no cgroup
+    /// any more: they are looked for when it counts, in a VE that stands still. Whoever there has
+    /// the same mark as before is not looked at again; `marks` were read before.
+    pub(super) fn list(
+        &mut self,
+        cgroup: &Path,
+        still: bool,
+        id_base: u32,
+        marks: &HashMap<i32, Mark>,
+    ) -> Result<Vec<Seen>, TrackError> {
+        let mut hosts = procfs::cgroup_processes(cgroup)
+            .map_err(|source| TrackError::List { cgroup: cgroup.to_owned(), source })?;
+        if still {
+            hosts.extend(zombies(&hosts, marks)?);
         }
-    }
-    let mut inner_by_host = HashMap::new();
-    let mut seen = Vec::with_capacity(hosts.len());
-    for host in hosts {
-        match see(host, zombies, id_base) {
-            Ok((process, parent_host)) => {
-                inner_by_host.insert(host, process.inner);
-                seen.push((process, parent_host));
+        let mut before = std::mem::take(&mut self.0);
+        let mut kept = HashSet::new();
+        for host in hosts {
+            let mark = marks.get(&host).map(|mark| mark.kin);
+            let same = |entry: &Entry| still && mark.is_some() && entry.mark == mark;
+            if let Some(entry) = before.remove(&host).filter(same) {
+                kept.insert(host);
+                self.0.insert(host, entry);
+                continue;
             }
-            Err(error) if error.is_gone() => {}
-            Err(error) => return Err(error.into()),
+            match see(host, still, id_base, mark) {
+                Ok(entry) => drop(self.0.insert(host, entry)),
+                Err(error) if error.is_gone() => {}
+                Err(error) => return Err(error.into()),
+            }
         }
+        let inner: HashMap<i32, i32> =
+            self.0.iter().map(|(&host, entry)| (host, entry.seen.inner)).collect();
+        for (host, entry) in &mut self.0 {
+            let parent = inner.get(&entry.parent);
+            entry.seen.parent = parent.copied().unwrap_or(0);
+            if parent.is_some() && !(kept.contains(host) && kept.contains(&entry.parent)) {
+                entry.seen.common = common(&entry.seen, entry.parent);
+            }
+        }
+        let mut seen: Vec<Seen> = self.0.values().map(|entry| entry.seen.clone()).collect();
+        seen.sort_unstable_by_key(|seen| seen.host);
+        Ok(seen)
     }
-    Ok(seen
-        .into_iter()
-        .map(|(process, parent)| match inner_by_host.get(&parent) {
-            Some(&inner) => Seen { parent: inner, common: common(&process, parent), ..process },
-            None => process,
-        })
-        .collect())
+}
+
+/// The dead that nobody has collected, in a VE that stands still.
+fn zombies(living: &[i32], marks: &HashMap<i32, Mark>) -> Result<Vec<i32>, ProcError> {
+    let known: HashSet<i32> = living.iter().copied().collect();
+    let mut dead: Vec<i32> = if marks.is_empty() {
+        let children = living.iter().map(|&host| procfs::children(host));
+        children.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect()
+    } else {
+        marks.iter().filter(|(_, mark)| mark.kin.dead).map(|(&host, _)| host).collect()
+    };
+    dead.retain(|host| !known.contains(host));
+    Ok(dead)
 }
 
 /// What a process has in common with its parent.
@@ -119,7 +160,7 @@ fn stat_of(host: i32, settled: bool) -> Result<Stat, ProcError> {
     }
 }
 
-fn see(host: i32, settled: bool, id_base: u32) -> Result<(Seen, i32), ProcError> {
+fn see(host: i32, settled: bool, id_base: u32, mark: Option<KinMark>) -> Result<Entry, ProcError> {
     let stat = stat_of(host, settled)?;
     let status = Status::read(host)?;
     let zombie = match stat.state {
@@ -149,7 +190,16 @@ fn see(host: i32, settled: bool, id_base: u32) -> Result<(Seen, i32), ProcError>
         // The dead are nowhere.
         seen.below.directory = procfs::link(host, "cwd").unwrap_or_default();
     }
-    Ok((seen, stat.field(4, "ppid")?))
+    let parent = stat.field(4, "ppid")?;
+    let told = (parent, stat.field(5, "pgrp")?, stat.field(6, "session")?, seen.exit_signal);
+    // Who it is in a namespace below can change without a change of its relations. And what tells
+    // something else than `/proc` is of another moment, or not understood.
+    let good = |mark: &KinMark| {
+        seen.below.process.is_empty()
+            && mark.dead == seen.zombie.is_some()
+            && (mark.parent, mark.group, mark.session, mark.exit_signal) == told
+    };
+    Ok(Entry { mark: mark.filter(good), parent, seen })
 }
 
 /// Who a process is, as numbered inside the VE.

@@ -36,7 +36,7 @@ use ckpt_format::{
 
 pub use self::{error::TrackError, process::Tracked};
 use self::{
-    list::{DYING, Seen, in_tree_order, list},
+    list::{DYING, Known, Seen, in_tree_order},
     output::Output,
     shared::TrackedObject,
 };
@@ -44,7 +44,7 @@ use crate::{
     container::Spaces,
     kin::{self, Kin},
     rebuild::Later,
-    surgeon::{AreasMark, Surgeon},
+    surgeon::{Mark, Surgeon},
 };
 
 /// Where records go. `Err` means that nobody takes them any more.
@@ -83,6 +83,9 @@ pub struct Tracker {
     id_base: u32,
     surgeon: Surgeon,
     processes: BTreeMap<i32, Tracked>,
+    known: Known,
+    /// The first process, as numbered on the host, once it was seen.
+    init: Option<i32>,
     shared: HashMap<u64, TrackedObject>,
     /// Objects that are only open, not mapped.
     open: HashMap<u64, SharedObject>,
@@ -109,6 +112,8 @@ impl Tracker {
             id_base,
             surgeon,
             processes: BTreeMap::new(),
+            known: Known::default(),
+            init: None,
             shared: HashMap::new(),
             open: HashMap::new(),
             strangers: Vec::new(),
@@ -284,8 +289,11 @@ impl Tracker {
 
     /// Brings the list of processes up to date and arms the new ones.
     fn refresh(&mut self) -> Result<Vec<Member>, TrackError> {
-        let seen = list(&self.cgroup, self.frozen, self.id_base)?;
+        // Before anything is read: what is changed meanwhile is read again the next time.
+        let marks = self.init.map_or_else(HashMap::new, |init| self.surgeon.marks(init));
+        let seen = self.known.list(&self.cgroup, self.frozen, self.id_base, &marks)?;
         let order = in_tree_order(&seen);
+        self.init = order.first().map(|init| init.host);
         let in_tree: HashSet<i32> = order.iter().map(|process| process.host).collect();
         let hosts = seen.iter().map(|process| process.host);
         self.strangers = hosts.filter(|host| !in_tree.contains(host)).collect();
@@ -293,16 +301,14 @@ impl Tracker {
         let living: HashMap<i32, u64> =
             living.map(|process| (process.host, process.start_time)).collect();
         self.processes.retain(|host, tracked| living.get(host) == Some(&tracked.start_time()));
-        // Before the areas are read: what is changed meanwhile is read again the next time.
-        let marks = match order.first() {
-            Some(init) => self.surgeon.areas_marks(init.host),
-            None => HashMap::new(),
-        };
+        let unchanged = if self.frozen { self.unchanged(&marks) } else { HashSet::new() };
         let mut there = Vec::with_capacity(order.len());
         for seen in order {
             let refreshed = match seen.zombie {
-                Some(_) => Ok(()),
-                None => self.refresh_process(&seen, marks.get(&seen.host).copied()),
+                None if !unchanged.contains(&seen.host) => {
+                    self.refresh_process(&seen, marks.get(&seen.host))
+                }
+                _ => Ok(()),
             };
             match refreshed {
                 Ok(()) => there.push(seen),
@@ -311,6 +317,24 @@ impl Tracker {
             }
         }
         self.arrange(there)
+    }
+
+    /// The processes whose areas need not be read again, in a VE that stands still: they have not
+    /// changed since, nor have the names of the files in them. Those are looked at once for all
+    /// processes that have the same files.
+    fn unchanged(&mut self, marks: &HashMap<i32, Mark>) -> HashSet<i32> {
+        let mut named = HashMap::new();
+        let mut unchanged = HashSet::new();
+        for (&host, tracked) in &mut self.processes {
+            let areas = marks.get(&host).and_then(|mark| mark.areas);
+            let Some(names) = tracked.names_if(areas) else { continue };
+            let space = tracked.namespaces().mounts;
+            let same = named.entry((names, space)).or_insert_with(|| tracked.has_same_names());
+            if *same {
+                unchanged.insert(host);
+            }
+        }
+        unchanged
     }
 
     /// Finds out who must be born again, who inherits, and in which order all are to be sent.
@@ -385,7 +409,7 @@ impl Tracker {
         }
     }
 
-    fn refresh_process(&mut self, seen: &Seen, mark: Option<AreasMark>) -> Result<(), TrackError> {
+    fn refresh_process(&mut self, seen: &Seen, mark: Option<&Mark>) -> Result<(), TrackError> {
         let tracked = match self.processes.entry(seen.host) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
@@ -399,7 +423,7 @@ impl Tracker {
         {
             tracked.place(spaces)?;
         }
-        tracked.refresh(&mut self.lives, surgeon, mark)
+        tracked.refresh(&mut self.lives, surgeon, mark.and_then(|mark| mark.areas))
     }
 
     fn refresh_shared(&mut self, members: &[Member]) -> Result<Vec<SharedObject>, TrackError> {

@@ -8,6 +8,7 @@ use std::{
     fs::File,
     io::{self, Seek, SeekFrom},
     os::unix::fs::FileExt,
+    sync::Arc,
 };
 
 use ckpt_format::{
@@ -27,7 +28,7 @@ use crate::{
     areas::{AddressSpace, heritage, kept},
     container::Spaces,
     inject::{InjectError, memory},
-    procfs::{self, ProcError},
+    procfs::{self, MapLine, ProcError},
     ranges::Ranges,
     surgeon::{AreasMark, Patient, Surgeon},
     sys::{
@@ -61,6 +62,8 @@ struct Life {
     maps: File,
     /// What it said last: the names of files change without a change of the areas.
     text: String,
+    /// The files in it, each once.
+    names: Arc<str>,
     smaps: File,
     /// What the kernel said of the areas before they were read.
     mark: Option<AreasMark>,
@@ -195,9 +198,24 @@ impl Tracked {
         life.space = space;
         life.mark = mark;
         // What has changed between the two looks is looked at again.
-        let lines = procfs::parse_smaps(&smaps).into_iter().map(|(line, _)| line);
-        life.text = if lines.eq(procfs::parse_maps(&maps)) { maps } else { String::new() };
+        let lines: Vec<MapLine> =
+            procfs::parse_smaps(&smaps).into_iter().map(|(line, _)| line).collect();
+        life.names = names(&lines);
+        life.text = if lines == procfs::parse_maps(&maps) { maps } else { String::new() };
         Ok(())
+    }
+
+    /// The files that it has mapped, if its areas have not changed since they were read.
+    pub(super) fn names_if(&self, mark: Option<AreasMark>) -> Option<Arc<str>> {
+        let life = self.life.as_ref()?;
+        let same = self.is_placed() && mark.is_some() && life.mark == mark && !life.text.is_empty();
+        same.then(|| life.names.clone())
+    }
+
+    /// Whether they still have the names that they had.
+    pub(super) fn has_same_names(&mut self) -> bool {
+        let same = |life: &mut Life| read_again(&mut life.maps).is_ok_and(|maps| maps == life.text);
+        self.life.as_mut().is_some_and(same)
     }
 
     /// Starts the tracking where there is none yet, if somebody is given to do it.
@@ -383,6 +401,7 @@ impl Life {
             number,
             maps,
             text: String::new(),
+            names: "".into(),
             smaps,
             mark: None,
             pagemap,
@@ -473,6 +492,16 @@ impl Life {
         self.owed.insert(start + good, end);
         Ok(())
     }
+}
+
+/// Every file in these lines once, as they are called there.
+fn names(lines: &[MapLine]) -> Arc<str> {
+    let files = lines.iter().filter(|line| line.inode != 0);
+    let mut files: Vec<_> = files.map(|it| (&it.device, it.inode, &it.name)).collect();
+    files.sort_unstable();
+    files.dedup();
+    let lines = files.iter().map(|(device, inode, name)| format!("{device} {inode} {name}\n"));
+    lines.collect::<String>().into()
 }
 
 fn run(start: u64, end: u64) -> Run {

@@ -135,6 +135,8 @@ pub(super) struct Live {
     pub(super) tracker: Tracker,
     pub(super) files: FileTracker,
     pub(super) spaces: Arc<Spaces>,
+    /// The processes as they were in the last round.
+    pub(super) holders: Holders,
     /// The network namespaces, the VE's own first.
     pub(super) networks: Vec<Netns>,
     pub(super) expected: Vec<Expected>,
@@ -152,8 +154,8 @@ impl Live {
     pub(super) fn round(&mut self, number: u32, pipe: &Pipe) -> Result<Round, CopyError> {
         self.mounts()?;
         self.send_files(false, pipe)?;
-        let holders = Holders::of(&self.freezer)?;
-        let large = find_large(holders.hosts(), self.id_base);
+        self.holders = Holders::of(&self.freezer)?;
+        let large = find_large(self.holders.hosts(), self.id_base);
         self.hold_contents(large)?;
         let round = self.tracker.round(&mut pipe.clone())?;
         self.learn();
@@ -268,7 +270,9 @@ impl Live {
         pipe: &Pipe,
     ) -> (Result<(), CopyError>, Result<files::Captured, CopyError>) {
         let (init, id_base, spaces) = (self.init, self.id_base, self.spaces.clone());
-        let found = Holders::of(&self.freezer).and_then(|holders| Ok((holders, self.mounts()?)));
+        let holders = std::mem::take(&mut self.holders);
+        let holders = holders.again(&self.freezer);
+        let found = holders.and_then(|holders| Ok((holders, self.mounts()?)));
         let (holders, mounts) = match found {
             Ok(found) => found,
             Err(error) => return (Ok(()), Err(error)),
@@ -280,7 +284,15 @@ impl Live {
                 let networks = spaces.networks().iter().map(AsFd::as_fd).collect();
                 let ipcs = spaces.ipcs().iter().map(AsFd::as_fd).collect();
                 let source = holders.source(init, id_base);
-                files::capture(&files::Source { mounts, namespaces, networks, ipcs, ..source })
+                let still = true;
+                files::capture(&files::Source {
+                    still,
+                    mounts,
+                    namespaces,
+                    networks,
+                    ipcs,
+                    ..source
+                })
             });
             let sent = self.send_contents(memory, pipe);
             let captured =

@@ -11,18 +11,31 @@ use ckpt_engine::{
     procfs,
     sys::task,
 };
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::blackout::CopyError;
 
 /// The processes of a VE with descriptors for them.
+#[derive(Default)]
 pub(super) struct Holders(Vec<(i32, i32, String, OwnedFd)>);
 
 impl Holders {
     /// All that live in a cgroup now.
     pub(super) fn of(cgroup: &Path) -> Result<Self, CopyError> {
+        Self::default().again(cgroup)
+    }
+
+    /// All that live in it now, without another look at those that did before.
+    pub(super) fn again(self, cgroup: &Path) -> Result<Self, CopyError> {
         let list = |source| CopyError::Process { pid: 0, source };
+        let mut before: HashMap<i32, _> = self.0.into_iter().map(|it| (it.0, it)).collect();
         let mut all = Vec::new();
         for host in procfs::cgroup_processes(cgroup).map_err(list)? {
+            // A number can be another process's by now.
+            if let Some(known) = before.remove(&host).filter(|(.., pidfd)| lives(pidfd)) {
+                all.push(known);
+                continue;
+            }
             let Ok(status) = procfs::Status::read(host) else { continue };
             let (Ok(inner), Ok(name)) = (status.in_ve("NSpid"), status.text("Name")) else {
                 continue;
@@ -60,6 +73,7 @@ impl Holders {
             .collect();
         files::Source {
             processes,
+            still: false,
             init,
             id_base,
             mounts: None,
@@ -68,4 +82,10 @@ impl Holders {
             ipcs: Vec::new(),
         }
     }
+}
+
+/// Whether a process has not ended yet (`pidfd_open(2)`).
+fn lives(pidfd: &OwnedFd) -> bool {
+    let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut ended, PollTimeout::ZERO) == Ok(0)
 }

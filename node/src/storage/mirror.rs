@@ -85,6 +85,11 @@ impl Mirror {
         })
     }
 
+    /// Whether the target keeps something that has no name just now.
+    pub(super) fn has_parked(&self) -> bool {
+        self.nodes.values().any(|copy| copy.parked.is_some())
+    }
+
     pub(super) fn sent(&mut self, identity: &Identity) -> Option<&mut Sent> {
         self.nodes.get_mut(identity).map(|copy| &mut copy.sent)
     }

@@ -16,6 +16,7 @@ mod attributes;
 mod check;
 mod contents;
 mod error;
+mod glance;
 mod limits;
 mod listing;
 mod make;

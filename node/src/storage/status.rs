@@ -91,6 +91,16 @@ fn identity(stat: &FileStat, version: u64) -> Identity {
 pub(super) struct Recall(HashMap<u64, (Identity, Stamp)>);
 
 impl Recall {
+    /// Whether this file is one of them.
+    pub(super) fn knows(&self, identity: &Identity) -> bool {
+        self.0.get(&identity.inode).is_some_and(|(known, _)| known == identity)
+    }
+
+    /// Whether this file is one of them and what it was.
+    pub(super) fn is_same(&self, identity: &Identity, status: &Status) -> bool {
+        self.0.get(&identity.inode) == Some(&(*identity, status.stamp))
+    }
+
     fn identity(&self, stat: &FileStat) -> Option<Identity> {
         let (identity, stamp) = self.0.get(&stat.st_ino)?;
         let same = *stamp == Status::from(*stat).stamp;
@@ -135,6 +145,16 @@ pub(super) fn of_steady_name(
         None => identity(&stat, version(directory, name)?),
     };
     Ok((identity, stat.into()))
+}
+
+/// The same for a name that is not a text of C yet.
+pub(super) fn of_steady_entry(
+    directory: BorrowedFd<'_>,
+    name: &[u8],
+    recall: &Recall,
+) -> Result<(Identity, Status), Errno> {
+    let name = std::ffi::CString::new(name).map_err(|_| Errno::EINVAL)?;
+    of_steady_name(directory, &name, recall)
 }
 
 /// Which file a name means, and what it is. The name may come to mean another file at any moment,

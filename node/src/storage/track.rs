@@ -24,6 +24,7 @@ use super::{
     attributes::{self, Ids},
     contents::{Change, Failure, Read},
     error::{SinkClosed, TreeError, at, has_gone, show},
+    glance::glance,
     mirror::{Directory, Mirror},
     path,
     status::{self, Identity, Recall, Status},
@@ -149,29 +150,47 @@ struct Round<'a> {
 
 impl Round<'_> {
     fn run(&mut self, mirror: &mut Option<Mirror>) -> Result<(), TreeError> {
-        let known = |identity: &Identity| mirror.as_ref().is_some_and(|it| it.knows(identity));
-        let overlay = self.is_own();
         let recall = match (&mirror, self.last) {
             (Some(mirror), true) => mirror.unchanged_since(self.trusted_until).collect(),
             _ => Recall::default(),
         };
+        if self.last
+            && let Some(mirror) = mirror
+        {
+            let directories = mirror.directories();
+            if let Some(scan) = glance(self.top(), mirror, &directories, &recall) {
+                return self.tell(&directories, &HashSet::new(), mirror, &scan);
+            }
+        }
+        let known = |identity: &Identity| mirror.as_ref().is_some_and(|it| it.knows(identity));
+        let overlay = self.is_own();
         let walk = Walk { top: self.top(), overlay, steady: self.last, known: &known, recall };
         let scan = walk.run()?;
         let mirror = match mirror {
             Some(mirror) if mirror.top() == scan.top => mirror,
             other => other.insert(Mirror::new(scan.top)),
         };
-        self.result.files += scan.nodes.len() as u64;
         let last = self.last;
         let touched = mirror.follow(&scan, last, &mut |step| self.emit(step))?;
-        let directories = mirror.directories();
-        for directory in &directories {
-            self.files(directory, mirror, &scan)?;
+        self.tell(&mirror.directories(), &touched, mirror, &scan)
+    }
+
+    /// Tells what is in all files, now that the target has their names.
+    fn tell(
+        &mut self,
+        directories: &[Directory],
+        touched: &HashSet<Identity>,
+        mirror: &mut Mirror,
+        scan: &Scan,
+    ) -> Result<(), TreeError> {
+        self.result.files += scan.nodes.len() as u64;
+        for directory in directories {
+            self.files(directory, mirror, scan)?;
         }
         // Nothing changes an entry any more, so directories keep the times they get now.
-        for directory in &directories {
+        for directory in directories {
             let touched = touched.contains(&directory.identity) || directory.path.is_empty();
-            self.directory(directory, touched, mirror, &scan)?;
+            self.directory(directory, touched, mirror, scan)?;
         }
         Ok(())
     }

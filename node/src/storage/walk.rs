@@ -237,7 +237,7 @@ fn fatal<'a>(
     move |errno| Stop::Fatal(at(action, &path::join(here, name.to_bytes()))(errno))
 }
 
-fn found(status: Status, detail: Detail) -> Found {
+pub(super) fn found(status: Status, detail: Detail) -> Found {
     Found { status, detail, children: BTreeMap::new() }
 }
 

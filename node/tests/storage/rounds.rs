@@ -251,3 +251,52 @@ fn ten_thousand_files_cost_little_when_nothing_changes() {
     assert_eq!(second.data_bytes, 0);
     assert_equal(&pair, "many");
 }
+
+/// Waits until what changes now has another time than what has changed before.
+fn wait_for_tick(pair: &Pair) {
+    use std::os::unix::fs::MetadataExt;
+    let probe = || {
+        let probe = tempfile::tempfile_in(pair.directory.path()).unwrap().metadata().unwrap();
+        (probe.ctime(), probe.ctime_nsec())
+    };
+    let before = probe();
+    while probe() == before {}
+}
+
+#[test]
+fn a_last_round_that_trusts_times_finds_every_kind_of_change() {
+    type Change = fn(&std::path::Path) -> std::io::Result<()>;
+    let changes: [(&str, Change); 8] = [
+        ("nothing", |_| Ok(())),
+        ("contents", |top| fs::write(top.join("d/b"), "other text")),
+        ("a new file", |top| fs::write(top.join("d/new"), "new")),
+        ("a removed file", |top| fs::remove_file(top.join("d/c"))),
+        ("a renamed file", |top| fs::rename(top.join("d/b"), top.join("e/b"))),
+        ("a second name", |top| fs::hard_link(top.join("d/a"), top.join("e/a"))),
+        ("a replaced file", |top| {
+            fs::write(top.join("d/x"), "some text")?;
+            fs::rename(top.join("d/x"), top.join("d/a"))
+        }),
+        ("permissions", |top| {
+            use std::os::unix::fs::PermissionsExt;
+            fs::set_permissions(top.join("e"), fs::Permissions::from_mode(0o700))?;
+            fs::set_permissions(top.join("d/a"), fs::Permissions::from_mode(0o600))
+        }),
+    ];
+    for (what, change) in changes {
+        let mut pair = Pair::new(|_| ());
+        pair.source.inside(0, |top| {
+            fs::create_dir(top.join("d"))?;
+            fs::create_dir(top.join("e"))?;
+            ["a", "b", "c"].iter().try_for_each(|it| fs::write(top.join("d").join(it), "some text"))
+        });
+        let plan = pair.source.plan();
+        let trees = pair.source.trees(&plan);
+        pair.tracker = node::storage::FileTracker::new(trees).with_write_time_max(-3600);
+        pair.round(false).unwrap();
+        wait_for_tick(&pair);
+        pair.source.inside(0, change);
+        pair.round(true).unwrap();
+        assert_equal(&pair, what);
+    }
+}

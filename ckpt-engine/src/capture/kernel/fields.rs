@@ -17,19 +17,31 @@ pub(super) enum Base {
     Directories,
     Credentials,
     Groups,
+    Parent,
+    Group,
+    Session,
+    Program,
+    IoContext,
     Namespace,
 }
 
-/// The pointers that lead to them: from where, and through which member. The first, to the task,
-/// is given; the last, to the last pid namespace that a task is in, is found by its depth.
-pub(super) const POINTERS: [(Base, Base, &str, &str); 7] = [
-    (Base::Number, Base::Task, "task_struct", "thread_pid"),
-    (Base::Memory, Base::Task, "task_struct", "mm"),
-    (Base::Signals, Base::Task, "task_struct", "signal"),
-    (Base::Handlers, Base::Task, "task_struct", "sighand"),
-    (Base::Directories, Base::Task, "task_struct", "fs"),
-    (Base::Credentials, Base::Task, "task_struct", "real_cred"),
-    (Base::Groups, Base::Credentials, "cred", "group_info"),
+/// The pointers that lead to them: from where, through which member, and the place in it if it is
+/// an array. The first, to the task, is given; the last, to the last pid namespace that a task is
+/// in, is found by its depth.
+pub(super) const POINTERS: [(Base, Base, &str, &str, u32); 12] = [
+    (Base::Number, Base::Task, "task_struct", "thread_pid", 0),
+    (Base::Memory, Base::Task, "task_struct", "mm", 0),
+    (Base::Signals, Base::Task, "task_struct", "signal", 0),
+    (Base::Handlers, Base::Task, "task_struct", "sighand", 0),
+    (Base::Directories, Base::Task, "task_struct", "fs", 0),
+    (Base::Credentials, Base::Task, "task_struct", "real_cred", 0),
+    (Base::Groups, Base::Credentials, "cred", "group_info", 0),
+    (Base::Parent, Base::Task, "task_struct", "real_parent", 0),
+    // `enum pid_type` in include/linux/pid_types.h.
+    (Base::Group, Base::Signals, "signal_struct", "pids", 2),
+    (Base::Session, Base::Signals, "signal_struct", "pids", 3),
+    (Base::Program, Base::Memory, "mm_struct", "exe_file", 0),
+    (Base::IoContext, Base::Task, "task_struct", "io_context", 0),
 ];
 
 macro_rules! fields {
@@ -48,6 +60,8 @@ macro_rules! fields {
 
 /// The most supplementary groups that are read.
 pub(super) const GROUPS_MAX: u32 = 32;
+/// The most processors that are told of, as by [`task::affinity`](crate::sys::task::affinity).
+const PROCESSORS_MAX: u32 = 1024;
 /// The most pid namespaces, from that of the VE on, whose numbers are read.
 pub(super) const DEPTH_MAX: u32 = 4;
 /// `AT_VECTOR_SIZE`, with some room.
@@ -61,6 +75,10 @@ fields! {
     /// When it was born.
     Birth: Task, 8, [("task_struct", "start_boottime")];
     ExitState: Task, 4, [("task_struct", "exit_state")];
+    ExitSignal: Task, 4, [("task_struct", "exit_signal")];
+    ParentNumber: Parent, 4, [("task_struct", "tgid")];
+    GroupNumber: Group, 4, [("pid", "numbers")];
+    SessionNumber: Session, 4, [("pid", "numbers")];
     Tracer: Task, 4, [("task_struct", "ptrace")];
     OnProcessor: Task, 4, [("task_struct", "on_cpu")];
     Flags: Task, 4, [("task_struct", "flags")];
@@ -96,8 +114,19 @@ fields! {
     SegmentGs: Task, 2, [("task_struct", "thread"), ("thread_struct", "gsindex")];
     BaseFs: Task, 8, [("task_struct", "thread"), ("thread_struct", "fsbase")];
     BaseGs: Task, 8, [("task_struct", "thread"), ("thread_struct", "gsbase")];
+    RobustList: Task, 8, [("task_struct", "robust_list")];
+    Policy: Task, 4, [("task_struct", "policy")];
+    /// By which the kernel remembers the nice value.
+    StaticPriority: Task, 4, [("task_struct", "static_prio")];
+    RealTimePriority: Task, 4, [("task_struct", "rt_priority")];
+    IoContextPointer: Task, 8, [("task_struct", "io_context")];
+    IoPriority: IoContext, 2, [("io_context", "ioprio")];
     Depth: Number, 4, [("pid", "level")];
     Umask: Directories, 4, [("fs_struct", "umask")];
+    /// Mount and name, `struct path`, as the next two.
+    Program: Program, 16, [("file", "f_path")];
+    WorkingDirectory: Directories, 16, [("fs_struct", "pwd")];
+    RootDirectory: Directories, 16, [("fs_struct", "root")];
     /// Real, saved, effective and file-system user and group, in the order of the kernel.
     Users: Credentials, 32, [("cred", "uid")];
     SecureBits: Credentials, 4, [("cred", "securebits")];
@@ -170,6 +199,10 @@ pub(crate) struct Fields {
     pub(super) subreaper: Bit,
     /// Whether [`Field::SavedMask`] is the one to go back to.
     pub(super) restores_mask: Bit,
+    /// Whether children begin with the usual scheduling.
+    pub(super) resets: Bit,
+    /// On which processors a thread may run, as far as they are told.
+    pub(super) processors: Place,
     /// Who has logged in, where the kernel keeps a record of it.
     pub(super) login: Option<Place>,
     /// The rights to memory by protection keys.
@@ -233,6 +266,10 @@ impl Fields {
         };
         let subreaper = bit(Base::Signals, "signal_struct", "is_child_subreaper")?;
         let restores_mask = bit(Base::Task, "task_struct", "restore_sigmask")?;
+        let resets = bit(Base::Task, "task_struct", "sched_reset_on_fork")?;
+        let len = types.size("cpumask")?.min(PROCESSORS_MAX / 8);
+        let offset = types.offset("task_struct", "cpus_mask")?;
+        let processors = Place { base: Base::Task, offset, len, at: room(len) };
         let mut perhaps = |base, members: &[(&str, &str)]| {
             let offset = way(members).ok()?;
             Some(Place { base, offset, len: 4, at: room(4) })
@@ -243,14 +280,17 @@ impl Fields {
         // Behind the task itself from Linux 6.16 on.
         let registers = way(&[("task_struct", "thread"), ("thread_struct", "fpu")])
             .or_else(|_| types.size("task_struct"))?;
-        let pointer =
-            |(_, _, structure, member): &(_, _, &str, &str)| types.offset(structure, member);
+        let pointer = |(_, _, structure, member, place): &(_, _, &str, &str, u32)| {
+            types.offset(structure, member).map(|offset| offset + 8 * place)
+        };
         Ok(Self {
             iterator: types.function("bpf_iter_task")?,
             pointers: POINTERS.iter().map(pointer).collect::<io::Result<_>>()?,
             places,
             subreaper,
             restores_mask,
+            resets,
+            processors,
             login,
             keys,
             locked,
@@ -265,7 +305,8 @@ impl Fields {
 
     /// Everything that is copied by the program as it is.
     pub(super) fn all(&self) -> impl Iterator<Item = &Place> {
-        let bits = [&self.subreaper.place, &self.restores_mask.place];
+        let bits = [&self.subreaper.place, &self.restores_mask.place, &self.resets.place];
+        let bits = bits.into_iter().chain([&self.processors]);
         let perhaps = self.login.iter().chain(&self.keys).chain(&self.locked);
         self.places.iter().chain(bits).chain(perhaps)
     }

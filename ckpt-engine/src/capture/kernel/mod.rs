@@ -15,6 +15,7 @@
 //! pending signals, timers other than `ITIMER_REAL`, a debugger, job control, tables apart, code of
 //! 32 bits.
 
+mod answers;
 mod extended;
 mod fields;
 mod known;
@@ -29,11 +30,12 @@ use std::{
 
 use ckpt_format::{
     controls::ThreadControls,
-    process::{Process, Scheduling, Thread},
+    process::{Process, Thread},
 };
 
 pub(crate) use self::fields::Fields;
 use self::{
+    answers::Answers,
     extended::Form,
     fields::Field,
     known::Known,
@@ -45,12 +47,15 @@ use crate::{
     container::host_clocks,
     inject::{InjectError, Stopped, restart_interrupted},
     procfs,
-    surgeon::{AreasMark, Patient},
-    sys::{event, ptrace, task},
+    surgeon::{Mark, Patient},
+    sys::{event, ptrace},
 };
 
 /// How often the tasks are looked at again because one of them was just leaving its processor.
 const TRIES: u32 = 20;
+
+/// `struct robust_list_head`, which the kernel knows in one size only.
+const ROBUST_LIST_LEN: u64 = 24;
 
 /// How old a thread must be to be asked.
 const SETTLED_NS: u64 = 100_000_000;
@@ -118,14 +123,14 @@ impl View {
         Ok(Sight { bytes, now_ns: event::elapsed(0, 0)? })
     }
 
-    /// What tells whether the areas of a process have changed, by the process.
-    pub(crate) fn areas_marks(&self) -> Result<HashMap<i32, AreasMark>, CaptureError> {
+    /// What tells whether a process has changed, by the process; of the dead as well.
+    pub(crate) fn marks(&self) -> Result<HashMap<i32, Mark>, CaptureError> {
         if !self.trusted {
             return Ok(HashMap::new());
         }
         let sight = self.look().map_err(|source| InjectError::Control { tid: 0, source })?;
         let leaders = self.records(&sight).filter(|it| it.thread() == it.process());
-        Ok(leaders.filter_map(|it| Some((it.process(), it.areas_mark()?))).collect())
+        Ok(leaders.map(|it| (it.process(), it.mark())).collect())
     }
 
     /// Asks the processes whose words are not known yet. They run on. If that fails, nothing is
@@ -212,7 +217,14 @@ impl View {
         if seen.len() != asked.threads.len() {
             return Ok(());
         }
-        let told = self.process(patient, &seen, now_ns, ids, known, &mut again)?;
+        let told = self.process(
+            patient,
+            &seen,
+            now_ns,
+            ids,
+            known,
+            (&mut again, &mut Answers::default()),
+        )?;
         match told {
             Some(told) if !known::agree(&asked, &told) => {
                 tracing::warn!(
@@ -260,7 +272,7 @@ impl View {
         for record in self.records(&sight) {
             threads.entry(record.process()).or_default().push(record);
         }
-        let mut told = Told::default();
+        let (mut told, mut answers) = (Told::default(), Answers::default());
         for patient in patients {
             let Some(records) = threads.get_mut(&patient.host) else { continue };
             // The leader first, as `procfs::threads` has them.
@@ -275,7 +287,8 @@ impl View {
             if patient.inner == 1 {
                 told.last_pid = Some(leader.last_number());
             }
-            let process = self.process(patient, records, sight.now_ns, ids, &known, filters)?;
+            let (now_ns, kept) = (sight.now_ns, (&mut *filters, &mut answers));
+            let process = self.process(patient, records, now_ns, ids, &known, kept)?;
             if let Some(process) = process {
                 told.processes.insert(patient.host, process);
             }
@@ -293,27 +306,27 @@ impl View {
         now_ns: i64,
         ids: IdMap,
         known: &Known,
-        filters: &mut Filters,
+        (filters, answers): (&mut Filters, &mut Answers),
     ) -> Result<Option<Process>, CaptureError> {
-        let host = patient.host;
         let Some(leader) = records.first() else { return Ok(None) };
         let Some(memory) = known.memory(leader) else { return Ok(None) };
         let Some(membarrier) = known.barriers(leader) else { return Ok(None) };
         let mut threads = Vec::with_capacity(records.len());
         for record in records {
-            let Some(thread) = self.thread(host, record, ids, known, filters)? else {
+            let Some(thread) = self.thread(record, ids, known, (filters, answers))? else {
                 return Ok(None);
             };
             threads.push(thread);
         }
+        let program = answers.program(leader)?;
         let is_founder = threads.first().is_some_and(|leader| leader.below.last() == Some(&1));
         Ok(Some(Process {
             pid: patient.inner,
             memory: leader.memory(),
-            exe_object: process::gone_program(host)?,
-            exe: procfs::link(host, "exe")?,
-            cwd: procfs::link(host, "cwd")?,
-            root: procfs::link(host, "root")?,
+            exe_object: program.object,
+            exe: program.path,
+            cwd: answers.directory(leader, Field::WorkingDirectory, "cwd")?,
+            root: answers.directory(leader, Field::RootDirectory, "root")?,
             umask: leader.word(Field::Umask),
             actions: leader.actions(),
             pending: Vec::new(),
@@ -345,14 +358,12 @@ impl View {
 
     fn thread(
         &self,
-        host: i32,
         record: &Record<'_>,
         ids: IdMap,
         known: &Known,
-        filters: &mut Filters,
+        (filters, answers): (&mut Filters, &mut Answers),
     ) -> Result<Option<Thread>, CaptureError> {
-        let tid = record.thread();
-        let control = |source| InjectError::Control { tid, source };
+        let host = record.process();
         let Some(controls) = known.controls(record) else { return Ok(None) };
         let Some(own_filters) = known.filters(record, filters) else { return Ok(None) };
         let Some(numbers) = record.numbers() else { return Ok(None) };
@@ -370,7 +381,6 @@ impl View {
         let stack_pointer = registers.rsp;
         restart_interrupted(&mut registers);
         restart::again(host, &mut registers, || Some(record.number(Field::RestartFunction)));
-        let scheduling = task::scheduling(tid).map_err(control)?;
         Ok(Some(Thread {
             tid: numbers[0],
             below: numbers[1..].to_vec(),
@@ -381,17 +391,10 @@ impl View {
             pending: Vec::new(),
             alternate_stack: record.alternate_stack(stack_pointer),
             tid_address: record.number(Field::ClearTid),
-            robust_list: task::robust_list(tid).map_err(control)?,
+            robust_list: (record.number(Field::RobustList), ROBUST_LIST_LEN),
             rseq,
             credentials: record.credentials(ids),
-            scheduling: Scheduling {
-                policy: scheduling.policy,
-                nice: scheduling.nice,
-                priority: scheduling.priority,
-                flags: scheduling.flags,
-                io_priority: task::io_priority(tid).map_err(control)?,
-                processors: thread::processors(tid).map_err(control)?,
-            },
+            scheduling: answers.scheduling(record)?,
             parent_death_signal: record.word(Field::DeathSignal).cast_signed(),
             timer_slack_ns: record.number(Field::TimerSlack),
             filters: own_filters,

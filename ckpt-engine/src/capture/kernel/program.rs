@@ -1,17 +1,19 @@
 //! The program that is shown all tasks and copies what is known of those of one VE.
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use super::fields::{Base, DEPTH_MAX, Fields, NUMBERS_AT, POINTERS, REGISTERS_AT, REGISTERS_LEN};
-use crate::sys::bpf::{
-    self, MapKind,
-    code::{
-        ADD, ADD_REGISTER, COPY, Code, EXIT, IF_AT_MOST, IF_EQUAL, IF_SAME, LOAD, LOAD_WORD, SET,
-        SHIFT_LEFT, STORE, STORE_REGISTER, helper,
+use crate::{
+    eye::read_all,
+    sys::bpf::{
+        self, MapKind,
+        code::{
+            ADD, ADD_REGISTER, COPY, Code, EXIT, IF_AT_MOST, IF_EQUAL, IF_SAME, LOAD, LOAD_WORD,
+            SET, SHIFT_LEFT, STORE, STORE_REGISTER, helper,
+        },
     },
 };
 
@@ -65,23 +67,6 @@ impl Copier {
         question[..8].copy_from_slice(&namespace.address.to_ne_bytes());
         question[8..].copy_from_slice(&(u64::from(namespace.depth) * NUMBER).to_ne_bytes());
         bpf::set_entry(self.question.as_fd(), &question)
-    }
-}
-
-fn read_all(link: &OwnedFd) -> io::Result<Vec<u8>> {
-    let mut iterator = File::from(bpf::iterator(link.as_fd())?);
-    let mut records = Vec::new();
-    // More than the kernel gives at once.
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        match iterator.read(&mut buffer) {
-            Ok(0) => return Ok(records),
-            Ok(len) => records.extend_from_slice(&buffer[..len]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Nothing to show up to here.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     capture::{IdMap, thread::has_segments},
-    surgeon::AreasMark,
+    surgeon::{AreasMark, KinMark, Mark},
     sys::ptrace::Registers,
 };
 
@@ -72,6 +72,26 @@ impl<'a> Record<'a> {
     /// The address of the pid namespace that was asked for.
     pub(super) fn namespace(&self) -> u64 {
         number(&self.bytes[..8])
+    }
+
+    /// Everything that the answers about its scheduling come from; `None` for policies with more to
+    /// them.
+    pub(super) fn scheduling(&self) -> Option<Vec<u8>> {
+        let plain = [libc::SCHED_OTHER, libc::SCHED_BATCH, libc::SCHED_IDLE];
+        let words = [
+            Field::Policy,
+            Field::StaticPriority,
+            Field::RealTimePriority,
+            Field::IoContextPointer,
+            Field::IoPriority,
+        ];
+        let (resets, processors) = (&self.view.fields.resets, &self.view.fields.processors);
+        let mut all = vec![u8::from(self.bit(resets)), u8::from(self.number(words[3]) != 0)];
+        for field in words.into_iter().filter(|field| *field != Field::IoContextPointer) {
+            all.extend(self.bytes(field));
+        }
+        all.extend(self.at(processors));
+        plain.contains(&self.int(Field::Policy)).then_some(all)
     }
 
     /// Whether it is running just now, so that its registers are not kept.
@@ -302,8 +322,23 @@ impl<'a> Record<'a> {
         i32::from(self.number(Field::OutOfMemory) as i16)
     }
 
+    /// What tells whether anything that is listed of the process has changed.
+    pub(super) fn mark(&self) -> Mark {
+        let kin = KinMark {
+            born_ns: self.number(Field::Birth),
+            dead: self.word(Field::ExitState) != 0,
+            exit_signal: self.int(Field::ExitSignal),
+            parent: self.int(Field::ParentNumber),
+            group: self.int(Field::GroupNumber),
+            session: self.int(Field::SessionNumber),
+            descriptors: self.number(Field::FileTable),
+            directories: self.number(Field::DirectoriesPointer),
+        };
+        Mark { kin, areas: self.areas_mark() }
+    }
+
     /// What tells whether its areas have changed; none for one that has no memory any more.
-    pub(super) fn areas_mark(&self) -> Option<AreasMark> {
+    fn areas_mark(&self) -> Option<AreasMark> {
         let memory = self.number(Field::MemoryPointer);
         // Four bytes.
         let locked = number(self.at(self.view.fields.locked.as_ref()?)) as u32;

@@ -152,7 +152,7 @@ fn a_change_of_areas_that_maps_does_not_show_is_noticed() {
     let sleeper = Sleeper::new("sleep", &["100"]);
     let patient = sleeper.patient();
     let view = view(&patient);
-    let mark = || view.areas_marks().unwrap()[&patient.host];
+    let mark = || view.marks().unwrap()[&patient.host].areas.unwrap();
     let maps = || procfs::read_text(patient.host, "maps").unwrap();
     let (before, shown) = (mark(), maps());
     assert_eq!(mark(), before, "nothing has happened");
@@ -174,9 +174,9 @@ fn a_kernel_whose_structures_are_others_is_not_trusted() {
     // As if the limits were one further on.
     fields.places[Field::Limits as usize].offset += 16;
     let mut view = View::of(fields, patient.host).unwrap();
-    assert!(!view.areas_marks().unwrap().is_empty(), "nothing is wrong yet");
+    assert!(!view.marks().unwrap().is_empty(), "nothing is wrong yet");
     view.learn(&[patient], IDS).unwrap_err();
-    assert!(view.areas_marks().unwrap().is_empty());
+    assert!(view.marks().unwrap().is_empty());
     view.learn(&[patient], IDS).expect("nobody is asked again");
     sleeper.freeze();
     let told = view.tell(&[patient], IDS, false, &mut Filters::default()).unwrap();

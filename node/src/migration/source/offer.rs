@@ -28,6 +28,7 @@ use crate::{
         check,
         error::MigrateError,
         facts,
+        holders::Holders,
         journal::{Journal, Step},
         limiter::Pace,
         messages::{Item, Offer as Message, ToSource},
@@ -309,6 +310,7 @@ pub(in crate::migration) fn look_at(
         tracker: Tracker::new(&freezer, id_base, watchdog.surgeon().clone())
             .with_spaces(spaces.clone()),
         spaces,
+        holders: Holders::default(),
         freezer,
         visible: handle.cgroups.visible(),
         clock_offsets: clock_offsets(init).map_err(MigrateError::Inside)?,
