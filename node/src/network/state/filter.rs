@@ -15,7 +15,7 @@ use nix::sys::socket::SockProtocol;
 
 use super::{
     attributes::{self, only, put, without},
-    sets,
+    flows, sets,
 };
 use crate::network::{
     NetworkError,
@@ -148,7 +148,7 @@ fn flows(netlink: &mut Netlink) -> Result<Vec<FilterPart>, NetlinkError> {
         found => found?,
     };
     let part = |(_, body): (u16, Vec<u8>)| {
-        let attributes = only(body.get(FAMILY..)?, &KEPT);
+        let attributes = flows::to_be_made(only(body.get(FAMILY..)?, &KEPT));
         Some(FilterPart { family: body[0], kind: NEW, attributes })
     };
     Ok(found.into_iter().filter_map(part).collect())

@@ -21,6 +21,7 @@ use super::{NetworkError, netlink::Netlink, system};
 mod addresses;
 mod attributes;
 mod filter;
+mod flows;
 mod kinds;
 mod links;
 mod made;
