@@ -37,6 +37,7 @@ pub mod userfault;
 pub mod users;
 pub mod vm;
 pub mod xattr;
+pub mod xtables;
 
 use std::io;
 
