@@ -3,8 +3,10 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
+
+use super::{tun, users};
 
 /// Which tables, and how their structures differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,7 +176,17 @@ pub fn replace(
     value.extend(entries);
     // `before` has room for as many counters as the value says, and the kernel refuses another
     // number than that of the entries that it replaces.
-    set(fd, family, family.base, &value)
+    match set(fd, family, family.base, &value) {
+        // A match of users (`owner`) is taken only from the user namespace of the network.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            let users = users::owner(tun::network(fd)?.as_fd())?;
+            let again = || set(fd, family, family.base, &value);
+            // SAFETY: one system call; it allocates memory for a value of gigabytes alone, which
+            // the kernel has refused before.
+            unsafe { users::act_in(users.as_fd(), again) }
+        }
+        done => done,
+    }
 }
 
 /// `IPT_SO_SET_ADD_COUNTERS`: for each entry, packets and bytes.

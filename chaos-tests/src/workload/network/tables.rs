@@ -112,7 +112,8 @@ fn datagrams_to(address: Ipv4Addr) -> Vec<u8> {
     packets
 }
 
-/// Chains of `filter`: two of its own, one in the other, a comment, and a limit that is never met.
+/// Chains of `filter`: two of its own, one in the other, a comment, a user, and a limit that is never
+/// met.
 fn make_filter(v4: Family) -> Result<(), Failure> {
     // Where things are does not depend on where a rule leads.
     let draft = |inner: i32, outer: i32| {
@@ -120,7 +121,11 @@ fn make_filter(v4: Family) -> Result<(), Failure> {
         let input = draft.rule(&datagrams_to(LOST), &[], &verdict(outer));
         let policy = draft.rule(&[], &[], &verdict(ACCEPT));
         let forward = draft.rule(&[], &[], &verdict(ACCEPT));
-        let output = draft.rule(&[], &[], &verdict(ACCEPT));
+        // struct xt_owner_match_info of its first revision: what this user sends.
+        let mut owner = part("owner", &[1000u32, 1000, 0, 0, 1, 0].map(u32::to_ne_bytes).concat());
+        owner[31] = 1;
+        let output = draft.rule(&[], &[owner], &verdict(ACCEPT));
+        let last = draft.rule(&[], &[], &verdict(ACCEPT));
         draft.mark("outer");
         let mut comment = b"they are lost".to_vec();
         comment.resize(256, 0);
@@ -132,7 +137,7 @@ fn make_filter(v4: Family) -> Result<(), Failure> {
         limit.resize(40, 0);
         let inner = draft.rule(&[], &[part("limit", &limit)], &verdict(DROP));
         draft.rule(&[], &[], &verdict(RETURN));
-        let hooks = [(INPUT, input, policy), (2, forward, forward), (OUTPUT, output, output)];
+        let hooks = [(INPUT, input, policy), (2, forward, forward), (OUTPUT, output, last)];
         (draft, hooks, inner, outer)
     };
     let (_, _, inner, outer) = draft(0, 0);
@@ -181,8 +186,11 @@ fn make_others(v6: Family, arp: Family) -> Result<(), Failure> {
     draft.make("filter", &hooks)
 }
 
-/// A table without its counters, and how many packets its rules have counted.
-fn look(family: Family, name: &str) -> Result<((Info, Vec<u8>), Vec<u64>), Failure> {
+/// A table without its counters.
+type Seen = (Info, Vec<u8>);
+
+/// A table, and how many packets its rules have counted.
+fn look(family: Family, name: &str) -> Result<(Seen, Vec<u64>), Failure> {
     let socket = open(family)?;
     let (info, size) = xtables::info(socket.as_fd(), family, name)?;
     let mut entries = xtables::entries(socket.as_fd(), family, name, size)?;
@@ -239,7 +247,7 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
         same("tables", &now, &before)?;
         // The first rule of INPUT, and where it leads.
         let counted = look(v4, "filter")?.1;
-        let counted = [0, 5, 8].map(|rule| counted.get(rule).copied());
+        let counted = [0, 6, 9].map(|rule| counted.get(rule).copied());
         same("counters", counted, [Some(sent); 3])?;
     }
     Ok(())
