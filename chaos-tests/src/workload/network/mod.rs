@@ -29,6 +29,7 @@ pub(super) const AREA: Area = Area {
         local("ip-sets", "sets of ipset with counters and times, and a rule", sets::run),
         local("tables", "tables of iptables, ip6tables and arptables with counters", tables::run),
         local("tunnel", "a tun link, whose packets a program answers", tunnels::tunnel),
+        local("tap-filter", "a tap with a filter", tunnels::filter),
         local("taps", "taps with several queues, at rest, and without a program", tunnels::taps),
     ],
 };
