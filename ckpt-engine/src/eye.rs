@@ -179,6 +179,11 @@ impl Eye {
 
     /// Where the `struct sock` of a socket is that the process has under this number.
     pub(crate) fn socket(&self, fd: i32, inode: u64) -> io::Result<u64> {
+        self.number(self.file(fd, inode)?, Paths::known()?.socket_sock)
+    }
+
+    /// Where that is which belongs to a file alone (`private_data`).
+    pub(crate) fn file(&self, fd: i32, inode: u64) -> io::Result<u64> {
         let places = Paths::known()?;
         let gone = || io::Error::from(io::ErrorKind::NotFound);
         let task = self.number(self.memory()?, places.memory_owner)?;
@@ -193,7 +198,7 @@ impl Eye {
         if found != inode {
             return Err(gone());
         }
-        self.number(self.number(file, places.file_private)?, places.socket_sock)
+        self.number(file, places.file_private)
     }
 }
 

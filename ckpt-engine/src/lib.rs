@@ -19,6 +19,7 @@ pub mod host;
 pub mod huge;
 pub mod inject;
 pub mod ipc;
+mod keys;
 mod kin;
 mod layered;
 pub mod lazy;

@@ -12,6 +12,7 @@ pub mod controls;
 pub mod files;
 pub mod image;
 pub mod ipc;
+pub mod keys;
 pub mod memory;
 pub mod network;
 pub mod process;

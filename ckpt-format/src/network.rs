@@ -45,6 +45,9 @@ pub struct Network {
     /// The sets of ipset, in the order of their numbers.
     #[serde(default)]
     pub ip_sets: Vec<IpSet>,
+    /// The tables of iptables, ip6tables and arptables.
+    #[serde(default)]
+    pub tables: Vec<Table>,
 }
 
 /// A set of ipset(8).
@@ -59,6 +62,26 @@ pub struct IpSet {
     pub settings: Vec<u8>,
     /// Its entries: attributes as `IPSET_CMD_ADD` takes them (`IPSET_ATTR_ADT`), several at a time.
     pub entries: Vec<serde_bytes::ByteBuf>,
+}
+
+/// A table of iptables, ip6tables or arptables, as the kernel tells it and takes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// `NFPROTO_*`.
+    pub family: u8,
+    /// Its name.
+    pub name: String,
+    /// The places in the kernel that it has chains for, as bits.
+    pub valid_hooks: u32,
+    /// Where the chain of each place begins.
+    pub hook_entries: Vec<u32>,
+    /// Where the policy of each is.
+    pub underflows: Vec<u32>,
+    /// How many entries there are.
+    pub count: u32,
+    /// The entries (`struct ipt_entry` and what belongs to each), with their counters.
+    #[serde(with = "serde_bytes")]
+    pub entries: Vec<u8>,
 }
 
 /// One part of a packet filter, as the kernel tells it and takes it: a message of nfnetlink.

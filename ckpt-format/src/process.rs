@@ -7,6 +7,7 @@ use crate::{
     controls::{ProcessControls, ThreadControls},
     files::FileId,
     ipc::SemaphoreUndo,
+    keys::Keys,
     memory::{MemoryMap, SharedObject},
     seccomp::Filter,
 };
@@ -104,6 +105,9 @@ pub struct Processes {
     pub last_pid: i32,
     /// The seccomp filters that threads refer to.
     pub filters: Vec<Filter>,
+    /// What they possess.
+    #[serde(default)]
+    pub keys: Keys,
 }
 
 /// The state of one process.

@@ -28,6 +28,7 @@ use std::{
 use ckpt_format::{
     blocker::Blocker,
     ipc::SemaphoreSet,
+    keys::Keys,
     process::{Process, Processes},
 };
 use serde::{Deserialize, Serialize};
@@ -104,9 +105,13 @@ pub(crate) fn capture(
 ) -> Result<Processes, CaptureError> {
     let mut filters = seccomp::Filters::default();
     let any = sets.iter().any(|sets| !sets.is_empty());
-    let told = match view.map(|view| view.tell(patients, ids, any, &mut filters)) {
-        Some(Ok(told)) => told,
-        Some(Err(error)) => {
+    let mut keys = Keys::default();
+    let told = match view.map(|view| (view.tell(patients, ids, any, &mut filters), view)) {
+        Some((Ok(told), view)) => {
+            keys = view.keys(&told, ids)?;
+            told
+        }
+        Some((Err(error), _)) => {
             tracing::warn!(%error, "the processes of a VE are all stopped and asked");
             Told::default()
         }
@@ -121,11 +126,13 @@ pub(crate) fn capture(
             processes: ordered.collect(),
             last_pid,
             filters: filters.into_list(),
+            keys,
         });
     }
     let asked = patients.len() - told.processes.len();
     tracing::debug!(asked, of = patients.len(), "processes are stopped to be captured");
-    stop_and_ask(frozen, patients, ids, sets, (told, filters))
+    let asked = stop_and_ask(frozen, patients, ids, sets, (told, filters))?;
+    Ok(Processes { keys, ..asked })
 }
 
 /// Captures those processes that could not be told.

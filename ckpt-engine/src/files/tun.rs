@@ -5,6 +5,8 @@
 //! frames that no program has read yet are read out, and sent to the link once more: on the target,
 //! or on the source if the VE goes on there.
 
+mod filter;
+
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -68,9 +70,19 @@ pub(super) fn network<'a>(networks: &'a Networks, object: &Object) -> Result<&'a
 /// Refuses what the kernel does not tell.
 pub(super) fn check(networks: &Networks, object: &Object) -> Result<(), Refusal> {
     network(networks, object)?;
-    if tun::attachment(object.fd())?.is_some() && tun::had_filter(object.fd())? {
-        let what = "a tap link with a filter (TUNATTACHFILTER)";
-        return Err(Refusal::new(what, "end the program"));
+    let Some((_, flags)) = tun::attachment(object.fd())? else { return Ok(()) };
+    if tun::had_filter(object.fd())? {
+        // When a queue is attached the kernel reads the filter once more, from where the program had
+        // it then.
+        if flags & tun::MULTI_QUEUE != 0 {
+            let what = "a tap link with a filter (TUNATTACHFILTER) and several queues";
+            return Err(Refusal::new(what, "end the program"));
+        }
+        if !filter::is_readable() {
+            let what =
+                "a tap link with a filter (TUNATTACHFILTER), which this kernel does not show";
+            return Err(Refusal::new(what, "end the program"));
+        }
     }
     Ok(())
 }
@@ -159,6 +171,10 @@ pub(super) fn capture(capture: &mut Capture<'_>, place: usize) -> Result<Kind, R
         header_size: number(Query::HeaderSize)?,
         little_endian: number(Query::LittleEndian)? != 0,
         offload: OFFLOADS.iter().filter(on).map(|(_, bits)| bits).sum(),
+        filter: match tun::had_filter(object.fd())? {
+            true => filter::read(capture.source, object)?,
+            false => Vec::new(),
+        },
         frames: Vec::new(),
         link,
     };
@@ -269,6 +285,9 @@ fn attach(file: BorrowedFd<'_>, queue: &TunQueue) -> io::Result<()> {
     }
     if !queue.carrier {
         tun::change(file, Change::Carrier, 0)?;
+    }
+    if !queue.filter.is_empty() {
+        tun::attach_filter(file, &queue.filter)?;
     }
     put_back(queue)
 }

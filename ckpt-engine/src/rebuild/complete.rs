@@ -7,7 +7,8 @@ use ckpt_format::process::{Process, Processes, Shape, SignalAction, SignalInfo, 
 use nix::poll::{PollFd, PollFlags, poll};
 
 use super::{
-    Bone, Inconsistency, Ready, RebuildError, Skeleton, bits32, controls, credentials, timers, tree,
+    Bone, Inconsistency, Ready, RebuildError, Skeleton, bits32, controls, credentials, keys,
+    timers, tree,
 };
 use crate::{
     inject::{Batch, InjectError},
@@ -31,7 +32,14 @@ impl Skeleton {
     pub fn complete(&mut self, processes: &Processes) -> Result<(), RebuildError> {
         let init = self.bone(1)?;
         self.set_last_pid(init, processes.last_pid)?;
-        processes.processes.iter().try_for_each(|process| self.complete_process(process))
+        let mut keys = self.make_keys(processes)?;
+        // Init last: it keeps the keys for all others.
+        let (first, others) =
+            processes.processes.split_first().ok_or(RebuildError::Stream(Inconsistency::NoInit))?;
+        for process in others.iter().chain([first]) {
+            self.complete_process(process, keys.as_mut())?;
+        }
+        keys.map_or(Ok(()), |made| self.finish_keys(&made))
     }
 
     /// Registers. Afterwards every process stands where the source's stood, nothing of ours is
@@ -53,7 +61,11 @@ impl Skeleton {
         }
     }
 
-    fn complete_process(&self, process: &Process) -> Result<(), RebuildError> {
+    fn complete_process(
+        &self,
+        process: &Process,
+        mut keys: Option<&mut keys::Made<'_>>,
+    ) -> Result<(), RebuildError> {
         let bone = self.bone(process.pid)?;
         self.protect_memory(bone)?;
         set_from_outside(bone.thread.tid, process);
@@ -90,9 +102,18 @@ impl Skeleton {
             if len != 0 && !is_32_bit {
                 batch.call("set_robust_list", libc::SYS_set_robust_list, &[head, len]);
             }
+            // From a user namespace below that of the VE they cannot be joined.
+            let joining = match (&keys, power) {
+                (Some(made), Power::Root { .. }) => made.join(&mut batch, thread.tid),
+                _ => keys::Joining::default(),
+            };
             one_thread(&mut batch, process, thread, power);
             let done = batch.run(stopped)?;
             done.all().map_err(bone.failed("set a thread's credentials and signals"))?;
+            if let Some(made) = &mut keys {
+                made.joined(&done, &joining, thread)
+                    .map_err(|source| outside(process.pid, "give it its keyrings", source))?;
+            }
             set_thread_from_outside(stopped.tid, thread)
                 .map_err(|source| outside(process.pid, "set its scheduling", source))?;
         }
@@ -282,7 +303,7 @@ fn wait_for_end(pidfd: &impl AsFd) -> io::Result<()> {
     }
 }
 
-fn outside(pid: i32, what: &'static str, source: io::Error) -> RebuildError {
+pub(super) fn outside(pid: i32, what: &'static str, source: io::Error) -> RebuildError {
     RebuildError::Outside { pid, what, source }
 }
 

@@ -25,6 +25,7 @@ mod credentials;
 mod directory;
 mod identities;
 mod install;
+mod keys;
 mod lazy;
 mod login;
 mod namespaces;
@@ -161,6 +162,7 @@ pub enum Inconsistency {
     Registers(i32),
     NoThreads(i32),
     UnknownFilter(u32),
+    UnknownKey(u32),
 }
 
 impl std::fmt::Display for Inconsistency {
@@ -178,6 +180,7 @@ impl std::fmt::Display for Inconsistency {
             Self::PageCount => write!(f, "page data and page list differ in size"),
             Self::Registers(pid) => write!(f, "bad registers for a thread of process {pid}"),
             Self::NoThreads(pid) => write!(f, "process {pid} has no threads"),
+            Self::UnknownKey(place) => write!(f, "key {place} was not announced"),
             Self::UnknownFilter(place) => write!(f, "seccomp filter {place} is unusable"),
         }
     }

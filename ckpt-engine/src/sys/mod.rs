@@ -13,6 +13,7 @@ pub mod handle;
 pub mod heap;
 pub mod identity;
 pub mod ipc;
+pub mod keys;
 pub mod mailbox;
 pub mod missing;
 pub mod mount;
@@ -36,6 +37,7 @@ pub mod userfault;
 pub mod users;
 pub mod vm;
 pub mod xattr;
+pub mod xtables;
 
 use std::io;
 

@@ -114,6 +114,20 @@ pub fn had_filter(file: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
+/// `TUNATTACHFILTER`: of the frames for the reader of a tap, those pass that the filter likes.
+pub fn attach_filter(file: BorrowedFd<'_>, instructions: &[u8]) -> io::Result<()> {
+    const ATTACH: libc::c_ulong = 0x4010_54d5;
+    let words = instructions.as_chunks::<8>().0.iter();
+    let mut words: Vec<u64> = words.map(|chunk| u64::from_ne_bytes(*chunk)).collect();
+    let program = libc::sock_fprog {
+        len: words.len().try_into().map_err(|_| io::ErrorKind::InvalidInput)?,
+        filter: words.as_mut_ptr().cast(),
+    };
+    // SAFETY: `program` tells how many instructions of eight bytes `words` holds, and the kernel
+    // checks them before it keeps a copy.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), ATTACH, &raw const program) })
+}
+
 /// What can be asked of a file that is a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Query {

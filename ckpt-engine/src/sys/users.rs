@@ -107,6 +107,23 @@ pub fn visit(users: BorrowedFd<'_>) -> io::Result<Visitor> {
     Ok(unsafe { visitor(|_| join(users, libc::CLONE_NEWUSER)) }?.0)
 }
 
+/// Does something as root of a user namespace, by a child.
+///
+/// # Safety
+/// `work` makes system calls only: the caller may have other threads, and the child has not.
+pub(super) unsafe fn act_in(
+    users: BorrowedFd<'_>,
+    work: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
+    let users = users.as_raw_fd();
+    let inside = |_: &PipeWriter| {
+        join(users, libc::CLONE_NEWUSER)?;
+        work()
+    };
+    // SAFETY: one system call, and what the caller does.
+    unsafe { visitor(inside) }.map(drop)
+}
+
 /// Which of the mounts at `points` of a mount namespace the root of its user namespace may not
 /// take away. Tried on a copy that is gone afterwards; `points` come in the order in which they
 /// can be taken away.

@@ -160,6 +160,9 @@ pub struct TunQueue {
     pub little_endian: bool,
     /// `TUN_F_*`: what the reader does in the place of the kernel.
     pub offload: u32,
+    /// The filter of a tap (`TUNATTACHFILTER`), eight bytes for each instruction.
+    #[serde(default, with = "serde_bytes")]
+    pub filter: Vec<u8>,
     /// The frames that wait to be read, each as it would be read.
     pub frames: Vec<serde_bytes::ByteBuf>,
 }

@@ -76,6 +76,16 @@ pub enum NetworkError {
         /// Its name.
         name: String,
     },
+    /// A table of iptables, ip6tables or arptables cannot be made.
+    #[error("cannot make the table {table}{missing}")]
+    Table {
+        /// Which one.
+        table: String,
+        /// What of it this kernel does not have.
+        missing: String,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
     /// A setting could not be made as it was.
     #[error("cannot set net/{path}")]
     Setting {

@@ -4,6 +4,7 @@ mod bridges;
 mod elsewhere;
 mod sets;
 mod stacked;
+mod tables;
 mod tunnels;
 mod wire;
 
@@ -26,7 +27,9 @@ pub(super) const AREA: Area = Area {
         local("bridge", "a bridge between two networks, with settings", bridges::run),
         local("stacked", "links that stand on other links", stacked::run),
         local("ip-sets", "sets of ipset with counters and times, and a rule", sets::run),
+        local("tables", "tables of iptables, ip6tables and arptables with counters", tables::run),
         local("tunnel", "a tun link, whose packets a program answers", tunnels::tunnel),
+        local("tap-filter", "a tap with a filter", tunnels::filter),
         local("taps", "taps with several queues, at rest, and without a program", tunnels::taps),
     ],
 };

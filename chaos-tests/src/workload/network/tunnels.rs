@@ -132,7 +132,7 @@ pub(super) fn taps(context: &mut Context) -> Result<(), Failure> {
     wire.change("made-tap", Attributes::default().with(ADDRESS, &MAC))?;
     wire.address("made-tap", ip(61, 1))?;
     wire.up("made-tap")?;
-    neighbour(&wire, "made-tap")?;
+    neighbour(&wire, "made-tap", 61)?;
     let socket = UdpSocket::bind((host(61, 1), 0))?;
     socket.connect((host(61, 2), 67))?;
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -186,6 +186,55 @@ pub(super) fn taps(context: &mut Context) -> Result<(), Failure> {
     wire.remove("kept-tap")
 }
 
+/// A tap with a filter, which keeps all but some datagrams from the program.
+pub(super) fn filter(context: &mut Context) -> Result<(), Failure> {
+    const LINK: &str = "made-sieve";
+    /// An Ethernet header.
+    const ETHERNET: usize = 14;
+    super::stand_apart()?;
+    let wire = Wire::open()?;
+    let file = open()?;
+    tun::attach(file.as_fd(), LINK, tun::TAP | tun::NO_HEADER)?;
+    tun::attach_filter(file.as_fd(), &only_port(67))?;
+    std::fs::write(format!("/proc/sys/net/ipv6/conf/{LINK}/disable_ipv6"), "1")?;
+    wire.address(LINK, ip(62, 1))?;
+    wire.up(LINK)?;
+    neighbour(&wire, LINK, 62)?;
+    let socket = UdpSocket::bind((host(62, 1), 0))?;
+    let mut number = 0u64;
+    while context.step(PAUSE)? {
+        // It never comes, unless it is asked for.
+        let port = if context.progress.plant() { 67 } else { 68 };
+        socket.send_to(&[0xff; 8], (host(62, 2), port))?;
+        socket.send_to(&number.to_le_bytes(), (host(62, 2), 67))?;
+        let frame = take(file.as_fd(), ETHERNET)?;
+        let found = datagram(&frame).map(|(_, to, number)| (to, number));
+        same("a frame that passes a filter", found, Some((67, number)))?;
+        number += 1;
+    }
+    Ok(())
+}
+
+/// A filter that passes datagrams of IPv4 to one port.
+fn only_port(port: u32) -> Vec<u8> {
+    /// Load a half, compare, tell how much of the frame is wanted.
+    const LOAD: u16 = 0x28;
+    const IF_EQUAL: u16 = 0x15;
+    const TAKE: u16 = 0x06;
+    let instructions: [(u16, u8, u8, u32); 6] = [
+        (LOAD, 0, 0, 12),
+        (IF_EQUAL, 0, 3, 0x800),
+        (LOAD, 0, 0, 36),
+        (IF_EQUAL, 0, 1, port),
+        (TAKE, 0, 0, 0xffff),
+        (TAKE, 0, 0, 0),
+    ];
+    let bytes = instructions.map(|(code, yes, no, value)| {
+        [&code.to_ne_bytes()[..], &[yes, no], &value.to_ne_bytes()].concat()
+    });
+    bytes.concat()
+}
+
 /// A tap that stays without a file, for a user.
 fn keep_tap() -> Result<(), Failure> {
     let kept = open()?;
@@ -207,11 +256,11 @@ fn addresses(link: &str) -> Result<Vec<String>, Failure> {
 /// The station at the other end.
 const OTHER: [u8; 6] = [2, 0x42, 0, 0, 0, 0x61];
 
-fn neighbour(wire: &Wire, link: &str) -> Result<(), Failure> {
+fn neighbour(wire: &Wire, link: &str, net: u8) -> Result<(), Failure> {
     let mut body = vec![libc::AF_INET as u8, 0, 0, 0];
     body.extend(wire.index(link)?.to_ne_bytes());
     // Permanent.
     body.extend([0x80, 0, 0, 0]);
-    body.extend(Attributes::default().with(1, &ip(61, 2)).with(2, &OTHER).0);
+    body.extend(Attributes::default().with(1, &ip(net, 2)).with(2, &OTHER).0);
     wire.ask(28, 0x600, &body).map(drop)
 }

@@ -6,6 +6,7 @@ mod dead;
 mod dispatch;
 mod family;
 mod identity;
+mod keys;
 mod mutexes;
 mod own;
 mod scheduling;
@@ -45,6 +46,9 @@ pub(super) const AREA: Area = Area {
             "user, groups, capabilities, limits, umask, working directory, names",
             identity::run,
         ),
+        local("keys", "a session keyring with keys of all kinds", keys::session),
+        local("keys-services", "session keyrings of several services", keys::services),
+        local("keys-users", "keyrings of users, of a process and of threads", keys::users),
         local(
             "family",
             "sessions, groups, orphans, children that come and go, a zombie",

@@ -4,7 +4,7 @@ use std::{io, sync::OnceLock};
 
 use serde::{Deserialize, Serialize};
 
-use crate::btf::Types;
+use crate::{btf::Types, keys};
 
 /// Structures that the program finds from a task on, in the order in which it follows pointers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,6 +188,15 @@ pub(super) struct Bit {
     pub(super) mask: u8,
 }
 
+/// Where keyrings are (keyrings(7)).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Possessions {
+    /// The session keyring of a thread, its process keyring, its own, and the namespace of its user.
+    pub(super) places: [Place; 4],
+    /// The same in keyrings.
+    pub(super) keys: keys::Places,
+}
+
 /// Where everything is in the running kernel.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Fields {
@@ -207,6 +216,8 @@ pub(crate) struct Fields {
     pub(super) login: Option<Place>,
     /// The rights to memory by protection keys.
     pub(super) keys: Option<Place>,
+    /// What threads possess, where the kernel has keys.
+    pub(super) possessions: Option<Possessions>,
     /// How often the areas were locked to be changed (`CONFIG_PER_VMA_LOCK`).
     pub(super) locked: Option<Place>,
     /// The numbers of a task, from those of the first namespace on; each entry is 16 bytes.
@@ -270,13 +281,22 @@ impl Fields {
         let len = types.size("cpumask")?.min(PROCESSORS_MAX / 8);
         let offset = types.offset("task_struct", "cpus_mask")?;
         let processors = Place { base: Base::Task, offset, len, at: room(len) };
-        let mut perhaps = |base, members: &[(&str, &str)]| {
+        let mut perhaps = |base, len, members: &[(&str, &str)]| {
             let offset = way(members).ok()?;
-            Some(Place { base, offset, len: 4, at: room(4) })
+            Some(Place { base, offset, len, at: room(len) })
         };
-        let login = perhaps(Base::Task, &[("task_struct", "loginuid")]);
-        let keys = perhaps(Base::Task, &[("task_struct", "thread"), ("thread_struct", "pkru")]);
-        let locked = perhaps(Base::Memory, &[("mm_struct", "mm_lock_seq")]);
+        let login = perhaps(Base::Task, 4, &[("task_struct", "loginuid")]);
+        let keys = perhaps(Base::Task, 4, &[("task_struct", "thread"), ("thread_struct", "pkru")]);
+        let locked = perhaps(Base::Memory, 4, &[("mm_struct", "mm_lock_seq")]);
+        let mut possessed = ["session_keyring", "process_keyring", "thread_keyring", "user_ns"]
+            .map(|member| perhaps(Base::Credentials, 8, &[("cred", member)]));
+        let possessions = match possessed.each_mut().map(Option::take) {
+            [Some(session), Some(process), Some(thread), Some(users)] => {
+                let places = [session, process, thread, users];
+                keys::Places::find(&types).ok().map(|keys| Possessions { places, keys })
+            }
+            _ => None,
+        };
         // Behind the task itself from Linux 6.16 on.
         let registers = way(&[("task_struct", "thread"), ("thread_struct", "fpu")])
             .or_else(|_| types.size("task_struct"))?;
@@ -293,6 +313,7 @@ impl Fields {
             processors,
             login,
             keys,
+            possessions,
             locked,
             numbers: types.offset("pid", "numbers")?,
             depth: types.offset("pid", "level")?,
@@ -308,7 +329,8 @@ impl Fields {
         let bits = [&self.subreaper.place, &self.restores_mask.place, &self.resets.place];
         let bits = bits.into_iter().chain([&self.processors]);
         let perhaps = self.login.iter().chain(&self.keys).chain(&self.locked);
-        self.places.iter().chain(bits).chain(perhaps)
+        let possessions = self.possessions.iter().flat_map(|it| &it.places);
+        self.places.iter().chain(bits).chain(perhaps).chain(possessions)
     }
 
     pub(super) fn place(&self, field: Field) -> &Place {

@@ -30,6 +30,7 @@ use std::{
 
 use ckpt_format::{
     controls::ThreadControls,
+    keys::Keys,
     process::{Process, Thread},
 };
 
@@ -37,7 +38,7 @@ pub(crate) use self::fields::Fields;
 use self::{
     answers::Answers,
     extended::Form,
-    fields::Field,
+    fields::{Field, Possessions},
     known::Known,
     program::{Copier, Namespace},
     read::Record,
@@ -46,7 +47,7 @@ use super::{CaptureError, IdMap, process, restart, seccomp::Filters, thread};
 use crate::{
     container::host_clocks,
     inject::{InjectError, Stopped, restart_interrupted},
-    procfs,
+    keys, procfs,
     surgeon::{Mark, Patient},
     sys::{event, ptrace},
 };
@@ -68,6 +69,7 @@ pub(crate) struct View {
     namespace: Namespace,
     form: Form,
     known: Known,
+    keys: Option<keys::Reader>,
     /// Whether what it told of a process was always what the process itself has told.
     trusted: bool,
 }
@@ -95,7 +97,9 @@ impl View {
         let form = Form::new(sample).ok_or(io::ErrorKind::Unsupported.into()).map_err(failed)?;
         let known = Known::new(&fields, &copier).map_err(failed)?;
         let namespace = Namespace::default();
-        let mut view = Self { fields, copier, namespace, form, known, trusted: true };
+        let reader = |it: &Possessions| keys::Reader::new(&it.keys, fields.iterator);
+        let keys = fields.possessions.as_ref().map(reader).transpose().map_err(failed)?;
+        let mut view = Self { fields, copier, namespace, form, known, keys, trusted: true };
         // Its own is the namespace of the VE.
         let bytes = view.copier.copy_of(init, 0).map_err(failed)?;
         let record = view.first(&bytes).ok_or(InjectError::Ended { tid: init })?;
@@ -295,7 +299,17 @@ impl View {
         }
         drop(threads);
         self.known = known;
+        told.possessions = self.records(&sight).filter_map(|it| it.possessions()).collect();
         Ok(told)
+    }
+
+    /// The keys of all who are in the user namespace of the VE itself.
+    pub(super) fn keys(&self, told: &Told, ids: IdMap) -> Result<Keys, CaptureError> {
+        let Some(reader) = &self.keys else { return Ok(Keys::default()) };
+        let init = told.possessions.iter().find(|(holder, _)| holder.tid == 1);
+        let Some((_, users)) = init else { return Ok(Keys::default()) };
+        let of_it = told.possessions.iter().filter(|(_, theirs)| theirs == users);
+        reader.keys(&of_it.map(|(holder, _)| *holder).collect::<Vec<_>>(), *users, ids)
     }
 
     /// One process by the records of its threads; `None` if something in them is not known.
@@ -416,6 +430,8 @@ pub(crate) struct Told {
     /// By their numbers on the host.
     pub(crate) processes: HashMap<i32, Process>,
     pub(crate) last_pid: Option<i32>,
+    /// The keyrings of threads, each with the namespace of its user.
+    possessions: Vec<(keys::Holder, u64)>,
 }
 
 #[cfg(test)]

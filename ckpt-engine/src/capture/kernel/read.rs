@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     capture::{IdMap, thread::has_segments},
+    keys::Holder,
     surgeon::{AreasMark, KinMark, Mark},
     sys::ptrace::Registers,
 };
@@ -349,6 +350,15 @@ impl<'a> Record<'a> {
     pub(super) fn login(&self, ids: IdMap) -> Option<u32> {
         let login = number(self.at(self.view.fields.login.as_ref()?));
         (login != u64::from(u32::MAX)).then(|| ids.inside(login))
+    }
+
+    /// Where its keyrings are, and the namespace of its user; nothing for one that has ended.
+    pub(super) fn possessions(&self) -> Option<(Holder, u64)> {
+        let places = &self.view.fields.possessions.as_ref()?.places;
+        let [session, process, thread, users] = places.each_ref().map(|it| number(self.at(it)));
+        let tid = *self.numbers()?.first()?;
+        let lives = self.number(Field::MemoryPointer) != 0;
+        lives.then_some((Holder { tid, session, process, thread }, users))
     }
 
     /// `ns_last_pid` of the VE.

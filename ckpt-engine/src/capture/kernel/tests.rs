@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::*;
-use crate::{areas::AddressSpace, capture::process, freeze::Frozen};
+use crate::{areas::AddressSpace, capture::process, freeze::Frozen, sys::program::keys};
 
 const IDS: IdMap = IdMap { base: 0, count: u32::MAX };
 
@@ -181,4 +181,38 @@ fn a_kernel_whose_structures_are_others_is_not_trusted() {
     sleeper.freeze();
     let told = view.tell(&[patient], IDS, false, &mut Filters::default()).unwrap();
     assert!(told.processes.is_empty());
+}
+
+#[test]
+fn keys_are_read_from_the_kernels_own_records() {
+    // The session keyring of this thread, which the child inherits.
+    keys::join_session(None).unwrap();
+    keys::add(c"user", c"long", &[5; 3000], keys::OF_SESSION).unwrap();
+    keys::add(c"logon", c"test:secret", b"not for readers", keys::OF_SESSION).unwrap();
+    let inner = keys::add(c"keyring", c"inner", b"", keys::OF_SESSION).unwrap();
+    for number in 0..60u8 {
+        let name = std::ffi::CString::new(format!("number {number}")).unwrap();
+        keys::add(c"user", &name, &[number], inner).unwrap();
+    }
+    keys::set_permissions(inner, 0x3f03_0000).unwrap();
+    let mut sleeper = Sleeper::new("sleep", &["100"]);
+    let patient = sleeper.patient();
+    let mut view = view(&patient);
+    view.learn(&[patient], IDS).unwrap();
+    sleeper.freeze();
+    let told = view.tell(&[patient], IDS, false, &mut Filters::default()).unwrap();
+    let (holder, users) =
+        told.possessions.iter().find(|(holder, _)| holder.tid == patient.host).unwrap();
+    let found = view.keys.as_ref().unwrap().keys(&[*holder], *users, IDS).unwrap();
+    let key = |place: &u32| &found.keys[*place as usize];
+    let session = found.threads[&patient.host].session.unwrap();
+    let held: Vec<_> = key(&session).links.iter().map(key).collect();
+    let named = |name: &[u8]| held.iter().find(|key| key.description == name).unwrap();
+    assert_eq!((named(b"long").kind.as_str(), &*named(b"long").payload), ("user", &[5; 3000][..]));
+    assert_eq!(named(b"test:secret").payload, b"not for readers");
+    assert_eq!((named(b"inner").permissions, named(b"inner").expires_s), (0x3f03_0000, 0));
+    let mut numbers: Vec<_> =
+        named(b"inner").links.iter().map(|it| key(it).payload.clone()).collect();
+    numbers.sort();
+    assert_eq!(numbers, (0..60).map(|number| vec![number]).collect::<Vec<_>>());
 }

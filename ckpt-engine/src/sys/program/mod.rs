@@ -12,6 +12,7 @@ pub mod dispatch;
 pub mod filter;
 pub mod fork;
 pub mod futex;
+pub mod keys;
 pub mod map;
 pub mod message;
 pub mod mutex;

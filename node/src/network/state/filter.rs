@@ -15,7 +15,7 @@ use nix::sys::socket::SockProtocol;
 
 use super::{
     attributes::{self, only, put, without},
-    sets,
+    flows, sets, tables,
 };
 use crate::network::{
     NetworkError,
@@ -48,15 +48,18 @@ const ELEMENTS: Object = Object { get: 13, new: 12, left_out: &[] };
 const RULES: Object = Object { get: 7, new: 6, left_out: &[3, 6] };
 const REMOVE_TABLE: u16 = 2;
 
-/// Reads the filter and its flows.
-pub(super) fn capture(netns: &Netns) -> Result<(Vec<FilterPart>, Vec<FilterPart>), NetworkError> {
+/// Reads the filter and its flows. `has_tables` says whether there is another one that knows them.
+pub(super) fn capture(
+    netns: &Netns,
+    has_tables: bool,
+) -> Result<(Vec<FilterPart>, Vec<FilterPart>), NetworkError> {
     let mut netlink = open(netns)?;
     let parts = match parts(&mut netlink) {
         // No nftables in this kernel: no tables.
         Err(error) if matches!(error.errno(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => Vec::new(),
         parts => parts?,
     };
-    let flows = if parts.is_empty() { Vec::new() } else { flows(&mut netlink)? };
+    let flows = if parts.is_empty() && !has_tables { Vec::new() } else { flows(&mut netlink)? };
     Ok((parts, flows))
 }
 
@@ -148,7 +151,7 @@ fn flows(netlink: &mut Netlink) -> Result<Vec<FilterPart>, NetlinkError> {
         found => found?,
     };
     let part = |(_, body): (u16, Vec<u8>)| {
-        let attributes = only(body.get(FAMILY..)?, &KEPT);
+        let attributes = flows::to_be_made(only(body.get(FAMILY..)?, &KEPT));
         Some(FilterPart { family: body[0], kind: NEW, attributes })
     };
     Ok(found.into_iter().filter_map(part).collect())
@@ -163,12 +166,14 @@ pub(super) fn rebuild(netns: &Netns, network: &Network) -> Result<(), NetworkErr
         if is_there {
             replace(&mut netlink, &[])?;
         }
+        tables::empty(netns)?;
         sets::remove(&mut netlink)?;
         sets::rebuild(&mut netlink, network)?;
     }
     if !network.filter.is_empty() || is_there {
         replace(&mut netlink, &network.filter)?;
     }
+    tables::rebuild(netns, network)?;
     for flows in network.flows.chunks(FLOWS_AT_ONCE) {
         let mut bytes = Vec::new();
         for flow in flows {
@@ -189,7 +194,7 @@ pub(super) fn rebuild(netns: &Netns, network: &Network) -> Result<(), NetworkErr
 
 /// Whether this kernel takes the packet filter. Nothing stays.
 pub(super) fn check(netns: &Netns, network: &Network) -> Result<(), NetworkError> {
-    if network.filter.is_empty() && network.ip_sets.is_empty() {
+    if network.filter.is_empty() && network.ip_sets.is_empty() && network.tables.is_empty() {
         return Ok(());
     }
     let mut netlink = open(netns)?;
@@ -200,6 +205,8 @@ pub(super) fn check(netns: &Netns, network: &Network) -> Result<(), NetworkError
         replace(&mut netlink, &network.filter)?;
         replace(&mut netlink, &[])?;
     }
+    tables::rebuild(netns, network)?;
+    tables::empty(netns)?;
     if !network.ip_sets.is_empty() {
         sets::remove(&mut netlink)?;
     }

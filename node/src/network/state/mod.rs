@@ -16,11 +16,12 @@ use ckpt_format::{
 };
 
 use self::made::{Atlas, Maker};
-use super::{NetworkError, netlink::Netlink, system};
+use super::{NetworkError, netlink::Netlink};
 
 mod addresses;
 mod attributes;
 mod filter;
+mod flows;
 mod kinds;
 mod links;
 mod made;
@@ -31,6 +32,7 @@ mod sets;
 mod settings;
 mod setup;
 mod stations;
+mod tables;
 mod tun;
 
 /// The initial congestion window of routes while connections are rebuilt, in segments.
@@ -87,7 +89,8 @@ pub fn capture(
         let expected = if number == 0 { expected } else { &[] };
         let (links, names) =
             links::capture(netlink, (number, &lists[number], &atlas), expected, blockers)?;
-        let (filter, flows) = filter::capture(netns)?;
+        let tables = tables::capture(netns)?;
+        let (filter, flows) = filter::capture(netns, !tables.is_empty())?;
         let known = known_settings.map(|known| known.get(number).cloned().unwrap_or_default());
         captured.networks.push(Network {
             filter,
@@ -101,31 +104,14 @@ pub fn capture(
             settings: known.map_or_else(|| settings::capture(netns, &fresh), Ok)?,
             known: std::mem::take(&mut atlas.known[number]),
             ip_sets: filter::capture_sets(netns)?,
+            tables,
         });
-        old_filters(netns, blockers)?;
     }
     Ok(captured)
 }
 
 fn open(namespaces: &[Netns]) -> Result<Vec<Netlink>, NetworkError> {
     Ok(namespaces.iter().map(Netlink::open_in).collect::<Result<_, _>>()?)
-}
-
-/// The packet filters of old are not moved.
-fn old_filters(netns: &Netns, blockers: &mut Vec<Blocker>) -> Result<(), NetworkError> {
-    let tables = [("ip_tables_names", "iptables rules"), ("ip6_tables_names", "ip6tables rules")];
-    let read = || {
-        tables.map(|(table, _)| std::fs::read_to_string(format!("/proc/thread-self/net/{table}")))
-    };
-    let texts = netns.run(read).map_err(system("enter a network namespace"))?;
-    for ((_, object), text) in tables.into_iter().zip(texts) {
-        // No such file: this kernel has no such tables.
-        if text.is_ok_and(|text| !text.trim().is_empty()) {
-            let hint = "unload the legacy tables or stop the VE before the move";
-            blockers.push(blocker(object, hint));
-        }
-    }
-    Ok(())
 }
 
 /// Makes namespaces hold what was captured, but for the packet filter. The links that the VE was
