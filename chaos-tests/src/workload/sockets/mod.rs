@@ -36,6 +36,7 @@ pub(super) const AREA: Area = Area {
             "a socket in its own queue, a queue within a queue",
             unix_kinds::nested,
         ),
+        local("unix-pipe", "a pipe whose other end is in flight", unix_kinds::pipe),
         local("unix-blocked", "a sender that waits for its receiver", unix_kinds::blocked_sender),
         local("unix-senders", "one receiver of many senders with names", unix_kinds::senders),
         local("unix-dead-peer", "data of a peer that has gone", unix_kinds::dead_peer),

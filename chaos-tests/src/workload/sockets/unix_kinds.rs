@@ -230,6 +230,31 @@ pub(super) fn nested(context: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A pipe whose reading end nobody holds but a queue.
+pub(super) fn pipe(context: &mut Context) -> Result<(), Failure> {
+    // Made before the sockets, so that it is looked at before their queues.
+    let (reader, mut writer) = std::io::pipe()?;
+    let (one, two) = UnixStream::pair()?;
+    message::send(one.as_fd(), b"p", &[reader.as_fd()])?;
+    drop(reader);
+    let mut number = 0u64;
+    while context.step(PAUSE)? {
+        writer.write_all(&number.to_le_bytes())?;
+        let (_, mut ends) = message::receive(two.as_fd(), &mut [0; 1])?;
+        let Some(end) = ends.pop() else { return Err(Failure::new("no descriptor came")) };
+        let mut reader = File::from(end);
+        let mut bytes = [0; 8];
+        reader.read_exact(&mut bytes)?;
+        same("what came through the pipe", u64::from_le_bytes(bytes), number)?;
+        number += 1;
+        if context.progress.plant() {
+            writer.write_all(b"damage")?;
+        }
+        message::send(one.as_fd(), b"p", &[reader.as_fd()])?;
+    }
+    Ok(())
+}
+
 /// A sender that waits for room in the queue of its receiver.
 pub(super) fn blocked_sender(context: &mut Context) -> Result<(), Failure> {
     let path = context.path("full.socket");

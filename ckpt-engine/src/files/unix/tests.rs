@@ -63,6 +63,29 @@ fn a_stream_keeps_its_data_and_the_descriptors_at_their_bytes() {
 }
 
 #[test]
+fn the_other_end_of_a_pipe_may_be_in_a_queue_alone() {
+    // The pipe is looked at before the queue, because its number is lower.
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    let (near, far) = UnixStream::pair().unwrap();
+    send_with(near.as_fd(), b"A", &[reader.as_fd()]);
+    let child = Child::holding(&[writer.as_fd(), near.as_fd(), far.as_fd()]);
+    let numbers = [writer.as_raw_fd(), far.as_raw_fd()];
+    assert!(numbers[0] < numbers[1]);
+    drop((reader, writer, near, far));
+    assert_eq!(child.blockers(), []);
+    let captured = child.capture();
+    drop(child);
+    let copy = rebuild(&captured);
+    let [writer, far] = numbers.map(|number| copy.of(number));
+    drop(copy);
+    let received = socket::receive(far.as_fd(), &mut [0; 100], 0).unwrap();
+    File::from(writer).write_all(b"through").unwrap();
+    let mut text = String::new();
+    File::from(received.rights.into_iter().next().unwrap()).read_to_string(&mut text).unwrap();
+    assert_eq!(text, "through");
+}
+
+#[test]
 fn a_read_of_the_bytes_before_brings_no_descriptor() {
     let (near, far) = UnixStream::pair().unwrap();
     (&near).write_all(b"AAA").unwrap();
