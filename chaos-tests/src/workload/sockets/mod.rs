@@ -42,6 +42,7 @@ pub(super) const AREA: Area = Area {
         local("unix-dead-peer", "data of a peer that has gone", unix_kinds::dead_peer),
         local("unix-half", "a unix connection closed in one direction", unix_kinds::half),
         local("unix-packets", "packets over a connection by name", unix_kinds::packets),
+        local("unix-last-packets", "packets before the end of a way", unix_kinds::last_packets),
         local("unix-offsets", "a file in flight that shares its offset", unix_kinds::offsets),
         local("unix-options", "options of unix sockets", unix_kinds::options),
         local("tcp", "connections inside with unread data, half-closed ones, a listener", tcp::run),

@@ -384,6 +384,38 @@ pub(super) fn packets(context: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Packets of a peer that has gone, or has closed its way, and the end behind them.
+pub(super) fn last_packets(context: &mut Context) -> Result<(), Failure> {
+    let make = || -> Result<_, Failure> {
+        let (gone, closed) =
+            (socket::pair(libc::SOCK_SEQPACKET)?, socket::pair(libc::SOCK_SEQPACKET)?);
+        for sender in [&gone.0, &closed.0] {
+            message::send(sender.as_fd(), b"one", &[])?;
+            message::send(sender.as_fd(), b"last", &[])?;
+        }
+        socket::shutdown(closed.0.as_fd(), libc::SHUT_WR)?;
+        Ok((gone.1, closed))
+    };
+    let mut made = make()?;
+    while context.step(PAUSE)? {
+        let (left, (silent, listening)) = &made;
+        if context.progress.plant() {
+            message::receive(left.as_fd(), &mut [0; 9])?;
+        }
+        let mut lengths = Vec::new();
+        for receiver in [left, listening] {
+            for _ in 0..4 {
+                lengths.push(message::receive(receiver.as_fd(), &mut [0; 9])?.0);
+            }
+        }
+        same("lengths of packets", lengths, vec![3, 4, 0, 0, 3, 4, 0, 0])?;
+        message::send(listening.as_fd(), b"back", &[])?;
+        same("the way back", message::receive(silent.as_fd(), &mut [0; 9])?.0, 4)?;
+        made = make()?;
+    }
+    Ok(())
+}
+
 /// Files in flight: their offset is shared with the one that stayed.
 pub(super) fn offsets(context: &mut Context) -> Result<(), Failure> {
     let (one, two) = UnixStream::pair()?;

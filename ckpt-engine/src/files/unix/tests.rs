@@ -228,6 +228,39 @@ fn a_removed_receiver_is_still_reached_by_those_connected_to_it() {
 }
 
 #[test]
+fn the_end_of_a_seqpacket_comes_behind_its_last_message() {
+    for closed in [true, false] {
+        let (near, far) = socket::pair(libc::SOCK_SEQPACKET).unwrap();
+        for message in [&b"one"[..], b"", b"two", b""] {
+            send_with(near.as_fd(), message, &[]);
+        }
+        let (fd, kept) = (far.as_raw_fd(), near.as_raw_fd());
+        let child = match closed {
+            true => {
+                drop(near);
+                Child::holding(&[far.as_fd()])
+            }
+            false => {
+                socket::shutdown(near.as_fd(), libc::SHUT_WR).unwrap();
+                Child::holding(&[far.as_fd(), near.as_fd()])
+            }
+        };
+        let captured = child.capture();
+        let number =
+            |option| super::super::options::number(far.as_fd(), libc::SOL_SOCKET, option).unwrap();
+        assert_eq!((number(libc::SO_PASSCRED), number(libc::SO_PEEK_OFF)), (0, -1));
+        drop((far, child));
+        let copy = rebuild(&captured);
+        let far = copy.of(fd);
+        let _near = (!closed).then(|| copy.of(kept));
+        drop(copy);
+        let read =
+            || socket::receive(far.as_fd(), &mut [0; 100], libc::MSG_DONTWAIT).unwrap().length;
+        assert_eq!([(); 6].map(|()| read()), [3, 0, 3, 0, 0, 0]);
+    }
+}
+
+#[test]
 fn messages_of_a_seqpacket_stay_apart_and_credentials_stay_with_them() {
     let (near, far) = socket::pair(libc::SOCK_SEQPACKET).unwrap();
     super::super::options::set(far.as_fd(), libc::SOL_SOCKET, libc::SO_PASSCRED, 1).unwrap();
