@@ -103,6 +103,11 @@ pub(super) fn capture(
     let own = capture.found.objects[place].fd.try_clone()?;
     let fd = own.as_fd();
     let stream = socket_type == libc::SOCK_STREAM;
+    // Where in the stream it stands is not told.
+    let urgent = libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    if stream && socket::receive(fd, &mut [0], urgent).is_ok() {
+        return Err(Refusal::new("a unix socket with urgent data in it", "try again"));
+    }
     let readable = count(fd, Count::Readable).unwrap_or(0) as usize;
     if stream && readable == 0 {
         return Ok(Vec::new());

@@ -228,6 +228,20 @@ fn a_removed_receiver_is_still_reached_by_those_connected_to_it() {
 }
 
 #[test]
+fn an_urgent_byte_is_not_made_a_usual_one() {
+    let (near, mut far) = UnixStream::pair().unwrap();
+    (&near).write_all(b"ab").unwrap();
+    let urgent = nix::sys::socket::MsgFlags::MSG_OOB;
+    assert_eq!(nix::sys::socket::send(near.as_raw_fd(), b"U", urgent).unwrap(), 1);
+    let child = Child::holding(&[near.as_fd(), far.as_fd()]);
+    let refused = crate::files::capture(&child.source()).unwrap_err();
+    assert!(refused.iter().all(|why| why.object.contains("urgent data")), "{refused:?}");
+    assert_eq!(nix::sys::socket::recv(far.as_raw_fd(), &mut [0], urgent).unwrap(), 1);
+    assert_eq!(far.read(&mut [0; 9]).unwrap(), 2);
+    drop(child.capture());
+}
+
+#[test]
 fn the_end_of_a_seqpacket_comes_behind_its_last_message() {
     for closed in [true, false] {
         let (near, far) = socket::pair(libc::SOCK_SEQPACKET).unwrap();
