@@ -148,15 +148,19 @@ pub fn capture(source: &Source<'_>) -> Result<Captured, Vec<Blocker>> {
     let mut blockers = Vec::new();
     let mut connections = capture.read_connections().into_iter();
     let mut spent = Spent::new("captured");
-    // The list grows while it is read: sockets hold files in flight.
+    let mut queues = capture.read_queues();
+    // The list can still grow: what is in flight can be a socket with a queue that was not read.
     let mut place = 0;
     while place < capture.found.objects.len() {
         let start = Instant::now();
-        let read = match connections.next().flatten() {
-            Some(read) => read.map(|(file, held)| {
+        let connection = connections.next().flatten().map(|read| {
+            read.map(|(file, held)| {
                 capture.undo.hold(held);
                 file
-            }),
+            })
+        });
+        let read = match connection.or_else(|| queues.remove(&place)) {
+            Some(read) => read,
             None => capture.read(place),
         };
         match read {
@@ -223,8 +227,12 @@ fn look(source: &Source<'_>) -> Vec<Blocker> {
     let refused = objects.filter_map(|(place, object)| {
         let why = match capture.class(object) {
             Ok(Class::Socket(protocol)) => socket::check_peer(&capture, object, protocol).err()?,
+            // Its other end may be in a queue, which is not read before the VE stands still.
+            Err(_) if object.file_type() == libc::S_IFIFO && capture.found.any_in_flight() => {
+                return None;
+            }
             // It is remembered what is found.
-            Ok(Class::Inotify) => inotify::capture(object, source.init).err()?,
+            Ok(Class::Inotify) => inotify::capture(&capture.found, object, source.init).err()?,
             Ok(Class::Fanotify) => fanotify::capture(object, source.init).err()?,
             other => other.err()?,
         };
@@ -403,6 +411,20 @@ impl<'a> Capture<'a> {
         Ok(())
     }
 
+    /// Reads the sockets that hold files in flight, by their places. What only a queue holds is
+    /// known then: it can be the other end of a pipe that is read before.
+    fn read_queues(&mut self) -> HashMap<usize, Result<File, Refusal>> {
+        let mut queues = HashMap::new();
+        let mut place = 0;
+        while place < self.found.objects.len() {
+            if self.found.objects[place].holds_files() {
+                queues.insert(place, self.read(place));
+            }
+            place += 1;
+        }
+        queues
+    }
+
     /// Reads the TCP sockets, of which each tells all by itself and there may be thousands.
     fn read_connections(&self) -> Vec<Option<Result<(File, tcp::Held), Refusal>>> {
         beside::each(&self.found.objects, |object| {
@@ -443,7 +465,9 @@ impl<'a> Capture<'a> {
             Class::Signal => event::capture_signal(&self.found.objects[place])?,
             Class::Timer => timer::capture(&self.found.objects[place])?,
             Class::Epoll => Kind::Epoll { entries: Vec::new() },
-            Class::Inotify => inotify::capture(&self.found.objects[place], self.source.init)?,
+            Class::Inotify => {
+                inotify::capture(&self.found, &self.found.objects[place], self.source.init)?
+            }
             Class::Fanotify => fanotify::capture(&self.found.objects[place], self.source.init)?,
             Class::Process => process::capture(self.source, &self.found.objects[place])?,
             Class::Terminal(side) => terminal::capture(self, place, side)?,

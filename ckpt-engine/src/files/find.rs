@@ -66,6 +66,12 @@ impl Object {
         (self.status.device, self.status.inode)
     }
 
+    /// Whether it is a socket in whose queue descriptors are.
+    pub(super) fn holds_files(&self) -> bool {
+        self.file_type() == libc::S_IFSOCK
+            && self.info().and_then(|info| info.number("scm_fds", 10)).is_ok_and(|count| count > 0)
+    }
+
     /// What stands in the link after `anon_inode:`.
     pub(super) fn anonymous(&self) -> Option<&[u8]> {
         self.link.strip_prefix(b"anon_inode:")
@@ -257,6 +263,12 @@ impl Found {
         let table = self.tables.get(&pid)?;
         let place = table.binary_search_by_key(&fd, |descriptor| descriptor.fd).ok()?;
         Some(table[place].file)
+    }
+
+    /// Whether descriptors are in flight: more is found when the queues are read, which happens only
+    /// while the VE stands still.
+    pub(super) fn any_in_flight(&self) -> bool {
+        self.objects.iter().any(Object::holds_files)
     }
 
     /// Turns a refusal into a blocker for each process that holds the object.

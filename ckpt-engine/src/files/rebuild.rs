@@ -79,6 +79,11 @@ impl Target {
         })
     }
 
+    /// Our own `/proc/self/fd`.
+    pub(super) fn descriptors(&self) -> BorrowedFd<'_> {
+        self.descriptors.as_fd()
+    }
+
     /// Another description of the same file, with the access and status flags of `flags`.
     pub(super) fn reopen(&self, fd: BorrowedFd<'_>, flags: u32) -> io::Result<OwnedFd> {
         let lasting = OFlag::O_ACCMODE
@@ -249,6 +254,7 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
         }
     }
     epoll::fill(&rebuild)?;
+    inotify::fill(&rebuild)?;
     let Rebuild { made, connections, .. } = rebuild;
     let late = |file: &File| match &file.kind {
         Kind::Path(named) => path::late_offset(named),

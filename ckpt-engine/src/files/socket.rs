@@ -265,13 +265,9 @@ pub(super) fn check_peer(
 ) -> Result<(), Refusal> {
     match protocol {
         Protocol::Unix { .. } => {
-            let in_flight = |object: &Object| {
-                let info = object.info();
-                info.and_then(|info| info.number("scm_fds", 10)).is_ok_and(|count| count > 0)
-            };
             match unix::check(capture.networks.unix(), &capture.found, object) {
                 // It may be in a queue, which is not read before the VE stands still.
-                Err(_) if capture.found.objects.iter().any(in_flight) => Ok(()),
+                Err(_) if capture.found.any_in_flight() => Ok(()),
                 other => other,
             }
         }

@@ -6,6 +6,8 @@ use std::{
     ptr,
 };
 
+use nix::{fcntl::OFlag, sys::stat::Mode};
+
 use super::descriptor::own;
 
 fn check(value: libc::c_int) -> io::Result<()> {
@@ -128,12 +130,37 @@ pub fn drain(watches: BorrowedFd<'_>) -> io::Result<()> {
 
 /// inotify_add_watch(2) of a path without symbolic links, under this number.
 pub fn watch(inotify: BorrowedFd<'_>, number: i32, path: &[u8], mask: u32) -> io::Result<()> {
-    const INOTIFY_IOC_SETNEXTWD: libc::c_ulong = 0x4004_4900;
     let path = std::ffi::CString::new(path).map_err(|_| io::ErrorKind::InvalidInput)?;
+    add_watch(inotify, number, &path, mask | libc::IN_DONT_FOLLOW)
+}
+
+/// The same for what is open, and may have no path. `descriptors` is our own `/proc/self/fd`, which
+/// the calling thread goes to for that long: there is no other way to name what is watched.
+pub fn watch_open(
+    inotify: BorrowedFd<'_>,
+    number: i32,
+    (descriptors, watched): (BorrowedFd<'_>, BorrowedFd<'_>),
+    mask: u32,
+) -> io::Result<()> {
+    let name = std::ffi::CString::new(watched.as_raw_fd().to_string())?;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let before = nix::fcntl::open(".", flags, Mode::empty())?;
+    nix::unistd::fchdir(descriptors)?;
+    let added = add_watch(inotify, number, &name, mask);
+    nix::unistd::fchdir(before)?;
+    added
+}
+
+fn add_watch(
+    inotify: BorrowedFd<'_>,
+    number: i32,
+    path: &std::ffi::CStr,
+    mask: u32,
+) -> io::Result<()> {
+    const INOTIFY_IOC_SETNEXTWD: libc::c_ulong = 0x4004_4900;
     let raw = inotify.as_raw_fd();
     // SAFETY: the request takes the number by value.
     check(unsafe { libc::ioctl(raw, INOTIFY_IOC_SETNEXTWD, libc::c_long::from(number)) })?;
-    let mask = mask | libc::IN_DONT_FOLLOW;
     // SAFETY: `path` is NUL-terminated and only read.
     let got = unsafe { libc::inotify_add_watch(raw, path.as_ptr(), mask) };
     check(got)?;

@@ -128,6 +128,9 @@ pub struct Watch {
     pub path: Vec<u8>,
     /// `IN_*`.
     pub mask: u32,
+    /// What is watched has no path any more, but this description of it is open.
+    #[serde(default)]
+    pub file: Option<FileId>,
 }
 
 /// A file of `/dev/net/tun`.

@@ -50,6 +50,7 @@ pub(super) const AREA: Area = Area {
         local("async", "a signal when something can be read", locks::asynchronous),
         local("watch-disk", "inotify watches with their numbers", watches::on_disk),
         local("watch-memory", "the same in memory", watches::in_memory),
+        local("watch-gone", "watches on what has lost its name", watches::gone),
         local("marks-disk", "fanotify marks on a folder and on files", watches::marks_on_disk),
         local("marks-memory", "the same in memory", watches::marks_in_memory),
         local("marks-all", "a fanotify mark on a whole file system", watches::marks_on_all),

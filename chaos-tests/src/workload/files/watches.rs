@@ -1,8 +1,9 @@
 //! inotify(7) and fanotify(7): watches with their numbers, marks, and the events that they tell.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use ckpt_engine::sys::program::watch::{Group, Watches};
 use libc::{FAN_CREATE, FAN_DELETE, FAN_EVENT_ON_CHILD, FAN_MARK_ADD, FAN_MARK_FILESYSTEM};
 use libc::{FAN_MARK_IGNORED_MASK, FAN_MARK_IGNORED_SURV_MODIFY, FAN_MARK_REMOVE, FAN_MODIFY};
 use libc::{FAN_MOVED_TO, FAN_ONDIR};
-use libc::{IN_CREATE, IN_DELETE, IN_MODIFY, IN_MOVED_TO, IN_OPEN};
+use libc::{IN_ATTRIB, IN_CREATE, IN_DELETE, IN_ISDIR, IN_MODIFY, IN_MOVED_TO, IN_OPEN};
 
 use crate::workload::context::Context;
 use crate::workload::mounts::table::{Ground, new};
@@ -53,6 +54,33 @@ pub(super) fn on_disk(context: &mut Context) -> Result<(), Failure> {
     let folder = context.path("folder");
     fs::create_dir(&folder)?;
     watch(context, &folder)
+}
+
+/// Watches a file and a folder that have lost their names, and are open.
+pub(super) fn gone(context: &mut Context) -> Result<(), Failure> {
+    let inotify = Watches::new()?;
+    let (file, folder) = (context.path("log"), context.path("folder"));
+    let mut opened = File::create(&file)?;
+    fs::create_dir(&folder)?;
+    let open_folder = File::open(&folder)?;
+    let of_file = inotify.add(&file, IN_MODIFY)?;
+    let of_folder = inotify.add(&folder, IN_ATTRIB)?;
+    fs::remove_file(&file)?;
+    fs::remove_dir(&folder)?;
+    inotify.read()?;
+    while context.step(Duration::from_millis(8))? {
+        same("events of nothing", inotify.read()?, Vec::new())?;
+        if context.progress.plant() {
+            inotify.remove(of_file)?;
+        }
+        opened.write_all(b"x")?;
+        let modified = (of_file, IN_MODIFY, String::new());
+        same("events of a file without a name", inotify.read()?, vec![modified])?;
+        open_folder.set_permissions(Permissions::from_mode(0o755))?;
+        let told = (of_folder, IN_ATTRIB | IN_ISDIR, String::new());
+        same("events of a folder without a name", inotify.read()?, vec![told])?;
+    }
+    Ok(())
 }
 
 /// A folder that goes with the workload.

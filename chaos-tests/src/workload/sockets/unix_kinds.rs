@@ -230,6 +230,31 @@ pub(super) fn nested(context: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A pipe whose reading end nobody holds but a queue.
+pub(super) fn pipe(context: &mut Context) -> Result<(), Failure> {
+    // Made before the sockets, so that it is looked at before their queues.
+    let (reader, mut writer) = std::io::pipe()?;
+    let (one, two) = UnixStream::pair()?;
+    message::send(one.as_fd(), b"p", &[reader.as_fd()])?;
+    drop(reader);
+    let mut number = 0u64;
+    while context.step(PAUSE)? {
+        writer.write_all(&number.to_le_bytes())?;
+        let (_, mut ends) = message::receive(two.as_fd(), &mut [0; 1])?;
+        let Some(end) = ends.pop() else { return Err(Failure::new("no descriptor came")) };
+        let mut reader = File::from(end);
+        let mut bytes = [0; 8];
+        reader.read_exact(&mut bytes)?;
+        same("what came through the pipe", u64::from_le_bytes(bytes), number)?;
+        number += 1;
+        if context.progress.plant() {
+            writer.write_all(b"damage")?;
+        }
+        message::send(one.as_fd(), b"p", &[reader.as_fd()])?;
+    }
+    Ok(())
+}
+
 /// A sender that waits for room in the queue of its receiver.
 pub(super) fn blocked_sender(context: &mut Context) -> Result<(), Failure> {
     let path = context.path("full.socket");
@@ -355,6 +380,38 @@ pub(super) fn packets(context: &mut Context) -> Result<(), Failure> {
         if context.progress.plant() {
             message::receive(server.as_fd(), &mut buffer)?;
         }
+    }
+    Ok(())
+}
+
+/// Packets of a peer that has gone, or has closed its way, and the end behind them.
+pub(super) fn last_packets(context: &mut Context) -> Result<(), Failure> {
+    let make = || -> Result<_, Failure> {
+        let (gone, closed) =
+            (socket::pair(libc::SOCK_SEQPACKET)?, socket::pair(libc::SOCK_SEQPACKET)?);
+        for sender in [&gone.0, &closed.0] {
+            message::send(sender.as_fd(), b"one", &[])?;
+            message::send(sender.as_fd(), b"last", &[])?;
+        }
+        socket::shutdown(closed.0.as_fd(), libc::SHUT_WR)?;
+        Ok((gone.1, closed))
+    };
+    let mut made = make()?;
+    while context.step(PAUSE)? {
+        let (left, (silent, listening)) = &made;
+        if context.progress.plant() {
+            message::receive(left.as_fd(), &mut [0; 9])?;
+        }
+        let mut lengths = Vec::new();
+        for receiver in [left, listening] {
+            for _ in 0..4 {
+                lengths.push(message::receive(receiver.as_fd(), &mut [0; 9])?.0);
+            }
+        }
+        same("lengths of packets", lengths, vec![3, 4, 0, 0, 3, 4, 0, 0])?;
+        message::send(listening.as_fd(), b"back", &[])?;
+        same("the way back", message::receive(silent.as_fd(), &mut [0; 9])?.0, 4)?;
+        made = make()?;
     }
     Ok(())
 }

@@ -261,8 +261,13 @@ pub(super) fn connection(
         if info.has(Info::TIMESTAMPS) { Some(number(fd, libc::TCP_TIMESTAMP)?) } else { None };
     let outstanding = count(fd, Count::Outstanding)? as usize;
     let unsent_sequence = count(fd, Count::Unsent)?;
-    let readable = count(fd, Count::Readable)? as usize;
+    let readable = readable(fd)?;
     let (receive_sequence, unread) = queue(fd, Queue::Receive, readable)?;
+    // The peer's FIN can be counted as a byte.
+    let ended = usize::from(matches!(closing, TcpClosing::ByPeer | TcpClosing::ByBoth));
+    if unread.len() + ended < readable {
+        return Err(io::Error::other("a TCP connection with urgent data in it"));
+    }
     let (send_sequence, unacknowledged) = queue(fd, Queue::Send, outstanding)?;
     select(fd, Queue::None)?;
     // Our FIN has a sequence number too, which is no byte of the queue.
@@ -281,6 +286,21 @@ pub(super) fn connection(
         timestamp,
         window: [a, b, c, d, e],
     })
+}
+
+/// How much waits to be read, also behind an urgent byte (`MSG_OOB`). The kernel counts and peeks only
+/// as far as there, and neither that byte nor its place can be put back.
+fn readable(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_OOBINLINE);
+    let before = options::number(fd, level, name)?;
+    if before == 0 {
+        options::set(fd, level, name, 1)?;
+    }
+    let readable = count(fd, Count::Readable);
+    if before == 0 {
+        options::set(fd, level, name, 0)?;
+    }
+    Ok(readable? as usize)
 }
 
 fn number(fd: BorrowedFd<'_>, name: i32) -> io::Result<u32> {

@@ -101,6 +101,25 @@ fn a_busy_connection_goes_on_where_it_was() {
 }
 
 #[test]
+fn what_waits_behind_an_urgent_byte_is_not_lost() {
+    new_network();
+    let (listener, mut client, mut server) = pair();
+    client.write_all(b"abc").unwrap();
+    let urgent = nix::sys::socket::MsgFlags::MSG_OOB;
+    assert_eq!(nix::sys::socket::send(client.as_raw_fd(), b"U", urgent).unwrap(), 1);
+    client.write_all(b"def").unwrap();
+    let child = Child::holding(&[listener.as_fd(), server.as_fd()]);
+    let refused = crate::files::capture(&child.source()).unwrap_err();
+    assert!(refused.iter().all(|why| why.object.contains("urgent data")), "{refused:?}");
+    // The connection is as before.
+    let mut bytes = [0; 9];
+    assert_eq!(server.read(&mut bytes).unwrap(), 3);
+    assert_eq!(server.read(&mut bytes).unwrap(), 3);
+    assert_eq!(&bytes[..3], b"def");
+    drop(child.capture());
+}
+
+#[test]
 fn an_aborted_capture_leaves_the_connection_as_it_was() {
     new_network();
     let (listener, mut client, mut server) = pair();

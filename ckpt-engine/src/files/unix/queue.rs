@@ -69,6 +69,30 @@ impl Drop for Peeking<'_> {
     }
 }
 
+/// Lets a socket tell of every message that it is one, with credentials: the end of a way that was
+/// closed is an empty packet otherwise, as often as one reads.
+struct Telling<'a> {
+    fd: BorrowedFd<'a>,
+    before: i32,
+}
+
+impl<'a> Telling<'a> {
+    fn new(fd: BorrowedFd<'a>) -> io::Result<Self> {
+        let before = options::number(fd, libc::SOL_SOCKET, libc::SO_PASSCRED)?;
+        options::set(fd, libc::SOL_SOCKET, libc::SO_PASSCRED, 1)?;
+        Ok(Self { fd, before })
+    }
+}
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        let restored = options::set(self.fd, libc::SOL_SOCKET, libc::SO_PASSCRED, self.before);
+        if let Err(error) = restored {
+            tracing::warn!(%error, "a unix socket keeps a changed SO_PASSCRED");
+        }
+    }
+}
+
 pub(super) fn capture(
     capture: &mut Capture<'_>,
     place: usize,
@@ -79,18 +103,25 @@ pub(super) fn capture(
     let own = capture.found.objects[place].fd.try_clone()?;
     let fd = own.as_fd();
     let stream = socket_type == libc::SOCK_STREAM;
+    // Where in the stream it stands is not told.
+    let urgent = libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    if stream && socket::receive(fd, &mut [0], urgent).is_ok() {
+        return Err(Refusal::new("a unix socket with urgent data in it", "try again"));
+    }
     let readable = count(fd, Count::Readable).unwrap_or(0) as usize;
     if stream && readable == 0 {
         return Ok(Vec::new());
     }
     let peeking = Peeking::new(fd)?;
+    let telling = (socket_type == libc::SOCK_SEQPACKET).then(|| Telling::new(fd)).transpose()?;
     // Larger than the queue: a peek that ends inside a message is given the descriptors of a
     // later one.
     let mut buffer = vec![0; if stream { readable + 1 } else { DATAGRAM }];
     let mut messages = Vec::new();
     let mut offset = 0;
     while let Some(received) = peeking.next(&mut buffer)? {
-        if stream && received.length == 0 {
+        let is_message = received.length > 0 || received.credentials.is_some();
+        if (stream && received.length == 0) || (telling.is_some() && !is_message) {
             break;
         }
         if received.flags & libc::MSG_TRUNC != 0 {

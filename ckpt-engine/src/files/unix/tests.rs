@@ -63,6 +63,29 @@ fn a_stream_keeps_its_data_and_the_descriptors_at_their_bytes() {
 }
 
 #[test]
+fn the_other_end_of_a_pipe_may_be_in_a_queue_alone() {
+    // The pipe is looked at before the queue, because its number is lower.
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    let (near, far) = UnixStream::pair().unwrap();
+    send_with(near.as_fd(), b"A", &[reader.as_fd()]);
+    let child = Child::holding(&[writer.as_fd(), near.as_fd(), far.as_fd()]);
+    let numbers = [writer.as_raw_fd(), far.as_raw_fd()];
+    assert!(numbers[0] < numbers[1]);
+    drop((reader, writer, near, far));
+    assert_eq!(child.blockers(), []);
+    let captured = child.capture();
+    drop(child);
+    let copy = rebuild(&captured);
+    let [writer, far] = numbers.map(|number| copy.of(number));
+    drop(copy);
+    let received = socket::receive(far.as_fd(), &mut [0; 100], 0).unwrap();
+    File::from(writer).write_all(b"through").unwrap();
+    let mut text = String::new();
+    File::from(received.rights.into_iter().next().unwrap()).read_to_string(&mut text).unwrap();
+    assert_eq!(text, "through");
+}
+
+#[test]
 fn a_read_of_the_bytes_before_brings_no_descriptor() {
     let (near, far) = UnixStream::pair().unwrap();
     (&near).write_all(b"AAA").unwrap();
@@ -202,6 +225,53 @@ fn a_removed_receiver_is_still_reached_by_those_connected_to_it() {
     connected.send(b"here").unwrap();
     assert_eq!(receiver.recv(&mut [0; 9]).unwrap(), 4);
     assert_eq!(receiver.local_addr().unwrap().as_pathname(), Some(path.as_path()));
+}
+
+#[test]
+fn an_urgent_byte_is_not_made_a_usual_one() {
+    let (near, mut far) = UnixStream::pair().unwrap();
+    (&near).write_all(b"ab").unwrap();
+    let urgent = nix::sys::socket::MsgFlags::MSG_OOB;
+    assert_eq!(nix::sys::socket::send(near.as_raw_fd(), b"U", urgent).unwrap(), 1);
+    let child = Child::holding(&[near.as_fd(), far.as_fd()]);
+    let refused = crate::files::capture(&child.source()).unwrap_err();
+    assert!(refused.iter().all(|why| why.object.contains("urgent data")), "{refused:?}");
+    assert_eq!(nix::sys::socket::recv(far.as_raw_fd(), &mut [0], urgent).unwrap(), 1);
+    assert_eq!(far.read(&mut [0; 9]).unwrap(), 2);
+    drop(child.capture());
+}
+
+#[test]
+fn the_end_of_a_seqpacket_comes_behind_its_last_message() {
+    for closed in [true, false] {
+        let (near, far) = socket::pair(libc::SOCK_SEQPACKET).unwrap();
+        for message in [&b"one"[..], b"", b"two", b""] {
+            send_with(near.as_fd(), message, &[]);
+        }
+        let (fd, kept) = (far.as_raw_fd(), near.as_raw_fd());
+        let child = match closed {
+            true => {
+                drop(near);
+                Child::holding(&[far.as_fd()])
+            }
+            false => {
+                socket::shutdown(near.as_fd(), libc::SHUT_WR).unwrap();
+                Child::holding(&[far.as_fd(), near.as_fd()])
+            }
+        };
+        let captured = child.capture();
+        let number =
+            |option| super::super::options::number(far.as_fd(), libc::SOL_SOCKET, option).unwrap();
+        assert_eq!((number(libc::SO_PASSCRED), number(libc::SO_PEEK_OFF)), (0, -1));
+        drop((far, child));
+        let copy = rebuild(&captured);
+        let far = copy.of(fd);
+        let _near = (!closed).then(|| copy.of(kept));
+        drop(copy);
+        let read =
+            || socket::receive(far.as_fd(), &mut [0; 100], libc::MSG_DONTWAIT).unwrap().length;
+        assert_eq!([(); 6].map(|()| read()), [3, 0, 3, 0, 0, 0]);
+    }
 }
 
 #[test]
