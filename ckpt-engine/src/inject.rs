@@ -4,6 +4,7 @@
 //! changes nothing in the process's memory. A [`Gate`], a small private mapping in the process,
 //! holds a loop that makes a whole table of calls in one stop; see [`Batch`].
 
+mod done;
 mod error;
 mod late;
 mod restart;
@@ -20,6 +21,7 @@ use ckpt_format::controls::Dispatch;
 
 use self::restart::{leave_number, to_64_bit_code};
 pub use self::{
+    done::Done,
     error::InjectError,
     late::let_go_late_stops,
     restart::{is_32_bit_code, restart_interrupted},
@@ -141,6 +143,11 @@ impl Stopped {
 
     /// Makes one system call through the vdso of this process.
     pub fn call(&self, vdso: Vdso, number: i64, arguments: &[u64]) -> Result<u64, InjectError> {
+        self.begin_call(vdso, number, arguments)?;
+        self.end_call()
+    }
+
+    fn begin_call(&self, vdso: Vdso, number: i64, arguments: &[u64]) -> Result<(), InjectError> {
         let tid = self.tid;
         let mut registers = self.registers;
         to_64_bit_code(&mut registers);
@@ -148,12 +155,18 @@ impl Stopped {
         // No interrupted call: the kernel must not restart anything with our registers.
         registers.orig_rax = u64::MAX;
         ptrace::set_registers(tid, &registers).map_err(InjectError::control(tid))?;
+        ptrace::single_step(tid).map_err(InjectError::control(tid))
+    }
+
+    fn end_call(&self) -> Result<u64, InjectError> {
+        let tid = self.tid;
         loop {
-            ptrace::single_step(tid).map_err(InjectError::control(tid))?;
             match ptrace::wait(tid).map_err(InjectError::control(tid))? {
                 Stop::Ended(_) => return Err(InjectError::Ended { tid }),
                 Stop::Stopped { signal: libc::SIGTRAP, event: 0 } => break,
-                stop if self.goes_on_after(stop) => {}
+                stop if self.goes_on_after(stop) => {
+                    ptrace::single_step(tid).map_err(InjectError::control(tid))?;
+                }
                 Stop::Stopped { signal, event } => {
                     return Err(InjectError::Unexpected { tid, signal, event });
                 }
@@ -185,7 +198,10 @@ impl Stopped {
         number: i64,
         arguments: &[u64],
     ) -> Result<u64, InjectError> {
-        let value = self.call(vdso, number, arguments)?;
+        self.checked(name, self.call(vdso, number, arguments)?)
+    }
+
+    fn checked(&self, name: &'static str, value: u64) -> Result<u64, InjectError> {
         check_return(value as i64).map_err(|source| InjectError::Call {
             call: name.into(),
             tid: self.tid,
@@ -348,8 +364,18 @@ impl Gate {
 
     /// Removes the gate through the vdso: the last call of all.
     pub fn close(self, thread: &Stopped, vdso: Vdso) -> Result<(), InjectError> {
-        let arguments = [self.base, Self::SIZE];
-        thread.checked_call(vdso, "munmap", libc::SYS_munmap, &arguments).map(drop)
+        self.begin_close(thread, vdso)?;
+        self.end_close(thread)
+    }
+
+    /// The same in two steps, so that many threads do it at once.
+    pub fn begin_close(self, thread: &Stopped, vdso: Vdso) -> Result<(), InjectError> {
+        thread.begin_call(vdso, libc::SYS_munmap, &[self.base, Self::SIZE])
+    }
+
+    /// The other step.
+    pub fn end_close(self, thread: &Stopped) -> Result<(), InjectError> {
+        thread.checked("munmap", thread.end_call()?).map(drop)
     }
 
     /// An empty table of calls for this gate.
@@ -365,7 +391,7 @@ impl Gate {
 
     fn batch_of(self, interface: Interface) -> Batch {
         let (table, names, data) = (Vec::new(), Vec::new(), Vec::new());
-        Batch { gate: self, interface, table, names, data }
+        Batch { gate: self, interface, table, names, steps: Vec::new(), data }
     }
 
     /// As the process itself, which costs least; its code in the gate may be read-only.
@@ -398,10 +424,17 @@ pub struct Batch {
     interface: Interface,
     table: Vec<u8>,
     names: Vec<&'static str>,
+    /// What calls are made for, from each of these on.
+    steps: Vec<(usize, &'static str)>,
     data: Vec<u8>,
 }
 
 impl Batch {
+    /// Says what the calls that follow are made for; see [`Done::all_steps`].
+    pub fn step(&mut self, what: &'static str) {
+        self.steps.push((self.names.len(), what));
+    }
+
     /// Adds a call and returns its index.
     pub fn call(&mut self, name: &'static str, number: i64, arguments: &[u64]) -> usize {
         self.names.push(name);
@@ -449,9 +482,11 @@ impl Batch {
         let tid = thread.tid;
         let base = self.gate.base;
         let count = self.names.len();
-        self.gate.write(tid, base + TABLE, &self.table)?;
-        if !self.data.is_empty() {
-            self.gate.write(tid, base + DATA, &self.data)?;
+        let (table, data) = (self.table.len(), self.data.len());
+        let places = [(base + TABLE, table), (base + DATA, data)];
+        let all = [self.table, self.data].concat();
+        if vm::write_process(tid, &all, &places).map_err(InjectError::control(tid))? != all.len() {
+            return Err(InjectError::control(tid)(io::ErrorKind::WriteZero.into()));
         }
         let mut registers = thread.registers;
         to_64_bit_code(&mut registers);
@@ -468,19 +503,14 @@ impl Batch {
         registers.orig_rax = u64::MAX;
         ptrace::set_registers(tid, &registers).map_err(InjectError::control(tid))?;
         let births = resume_until_trap(thread)?;
-        let mut table = vec![0; self.table.len()];
-        let mut data = vec![0; self.data.len()];
-        read_back(tid, base + TABLE, &mut table)?;
-        read_back(tid, base + DATA, &mut data)?;
-        Ok(Done { tid, names: self.names, table, births, data, data_start: base + DATA })
-    }
-}
-
-fn read_back(tid: i32, address: u64, bytes: &mut [u8]) -> Result<(), InjectError> {
-    let len = bytes.len();
-    match vm::read_process(tid, bytes, &[(address, len)]).map_err(InjectError::control(tid))? {
-        count if count == len => Ok(()),
-        _ => Err(InjectError::Control { tid, source: io::ErrorKind::UnexpectedEof.into() }),
+        let mut memory = all;
+        match vm::read_process(tid, &mut memory, &places).map_err(InjectError::control(tid))? {
+            count if count == memory.len() => {}
+            _ => return Err(InjectError::control(tid)(io::ErrorKind::UnexpectedEof.into())),
+        }
+        let data = memory.split_off(table);
+        let (names, steps, data_start) = (self.names, self.steps, base + DATA);
+        Ok(Done { tid, names, steps, table: memory, births, data, data_start })
     }
 }
 
@@ -505,75 +535,6 @@ fn resume_until_trap(thread: &Stopped) -> Result<Vec<i32>, InjectError> {
                 return Err(InjectError::Unexpected { tid, signal, event });
             }
         }
-    }
-}
-
-/// What a [`Batch`] gave.
-#[derive(Debug)]
-pub struct Done {
-    tid: i32,
-    names: Vec<&'static str>,
-    table: Vec<u8>,
-    /// The tasks born by clone calls, in order, as numbered on the host; stopped, or about to.
-    pub births: Vec<i32>,
-    data: Vec<u8>,
-    data_start: u64,
-}
-
-impl Done {
-    /// The result of one call.
-    pub fn result(&self, index: usize) -> io::Result<u64> {
-        check_return(self.word_of(index, 7).cast_signed())
-    }
-
-    /// The number of a call, its six arguments, and what it returned.
-    fn word_of(&self, index: usize, word: usize) -> u64 {
-        let at = index * ENTRY + word * 8;
-        u64::from_le_bytes(self.table[at..at + 8].try_into().expect("eight bytes"))
-    }
-
-    /// The result of one call, or an error that names the call with its arguments.
-    pub fn value(&self, index: usize) -> Result<u64, InjectError> {
-        self.result(index).map_err(|source| InjectError::Call {
-            call: {
-                let arguments =
-                    [1, 2, 3, 4, 5, 6].map(|word| format!("{:#x}", self.word_of(index, word)));
-                format!("{}({})", self.names[index], arguments.join(", ")).into()
-            },
-            tid: self.tid,
-            source,
-        })
-    }
-
-    /// What all calls returned, in order.
-    pub fn results(&self) -> impl Iterator<Item = i64> {
-        (0..self.names.len()).map(|index| self.word_of(index, 7).cast_signed())
-    }
-
-    /// The thread that made them, as numbered on the host.
-    pub fn thread(&self) -> i32 {
-        self.tid
-    }
-
-    /// The first failure, if any call failed.
-    pub fn all(&self) -> Result<(), InjectError> {
-        (0..self.names.len()).try_for_each(|index| self.value(index).map(drop))
-    }
-
-    /// The bytes that stand now where [`Batch::bytes`] or [`Batch::room`] put data.
-    pub fn data(&self, address: u64, len: usize) -> &[u8] {
-        let start = (address - self.data_start) as usize;
-        &self.data[start..start + len]
-    }
-
-    /// A 64-bit number in the data.
-    pub fn number(&self, address: u64) -> u64 {
-        u64::from_le_bytes(self.data(address, 8).try_into().expect("eight bytes"))
-    }
-
-    /// A 32-bit number in the data.
-    pub fn word(&self, address: u64) -> u32 {
-        u32::from_le_bytes(self.data(address, 4).try_into().expect("four bytes"))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use ckpt_engine::sys::children;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
@@ -59,6 +60,9 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     }
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
+    // The handler stays from now on. To build a VE is to stop its processes again and again.
+    drop(signal(SignalKind::child()).map_err(DaemonError::Signals)?);
+    children::stop_without_signal().map_err(DaemonError::Signals)?;
     let socket = config.socket();
     let cluster = Cluster::open(&config.state_dir).await?;
     let runtime = Runtime::open(&config).map_err(DaemonError::Runtime)?;

@@ -32,8 +32,7 @@ fn a_signal_to_stop_waits_until_the_thread_is_let_go() {
     thread.detach().unwrap();
     let stopped = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
     assert_eq!(stopped, WaitStatus::Stopped(pid, Signal::SIGSTOP));
-    kill(pid, Signal::SIGKILL).unwrap();
-    waitpid(pid, None).unwrap();
+    end(host);
 }
 
 #[test]
@@ -65,4 +64,64 @@ fn calls_of_both_interfaces_are_made_in_a_program_of_32_bits() {
     let thread = Stopped::attach(&[host], 0).unwrap().pop().unwrap();
     assert_eq!((thread.registers.cs, thread.registers.rsp), (before.cs, before.rsp));
     thread.detach().unwrap();
+}
+
+#[test]
+fn a_failure_is_told_with_what_the_call_was_made_for() {
+    let host = fork_holder(&[]).unwrap();
+    let vdso = AddressSpace::read(host).unwrap().vdso().unwrap();
+    let thread = Stopped::attach(&[host], 0).unwrap().pop().unwrap();
+    let gate = Gate::open(&thread, vdso, None).unwrap();
+    let run = |bad: usize| {
+        let mut batch = gate.batch();
+        for (index, step) in ["first", "second", "third"].into_iter().enumerate() {
+            batch.step(step);
+            batch.call("getpid", libc::SYS_getpid, &[]);
+            let fd = if index == bad { u64::MAX } else { batch.room(8) };
+            match index == bad {
+                true => batch.call("close", libc::SYS_close, &[fd]),
+                false => batch.call("rt_sigpending", libc::SYS_rt_sigpending, &[fd, 8]),
+            };
+        }
+        batch.run(&thread).unwrap().all_steps().map_err(|(step, error)| (step, error.to_string()))
+    };
+    assert_eq!(run(3), Ok(()));
+    for (bad, step) in ["first", "second", "third"].into_iter().enumerate() {
+        let (told, error) = run(bad).unwrap_err();
+        assert_eq!(told, step);
+        assert!(error.contains("close("), "{error}");
+    }
+    thread.detach().unwrap();
+    end(host);
+}
+
+#[test]
+fn many_threads_lose_their_gates_at_once() {
+    let hosts = [0; 8].map(|_| fork_holder(&[]).unwrap());
+    let vdso = AddressSpace::read(hosts[0]).unwrap().vdso().unwrap();
+    let threads = Stopped::attach(&hosts, 0).unwrap();
+    let gates = threads.iter().map(|thread| Gate::open(thread, vdso, None).unwrap());
+    let gates: Vec<Gate> = gates.collect();
+    let has = |host, gate: Gate| {
+        let areas = AddressSpace::read(host).unwrap().areas;
+        areas.iter().any(|area| area.start <= gate.base && gate.base < area.end)
+    };
+    assert!(hosts.iter().zip(&gates).all(|(&host, &gate)| has(host, gate)));
+    for (thread, gate) in threads.iter().zip(&gates) {
+        gate.begin_close(thread, vdso).unwrap();
+    }
+    for (thread, gate) in threads.iter().zip(&gates) {
+        gate.end_close(thread).unwrap();
+        assert!(!has(thread.tid, *gate));
+    }
+    for thread in threads {
+        thread.detach().unwrap();
+    }
+    hosts.into_iter().for_each(end);
+}
+
+fn end(host: i32) {
+    let pid = Pid::from_raw(host);
+    kill(pid, Signal::SIGKILL).unwrap();
+    waitpid(pid, None).unwrap();
 }

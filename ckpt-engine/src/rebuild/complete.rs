@@ -2,21 +2,23 @@
 
 use std::{fs, io, os::fd::AsFd};
 
-use ckpt_format::process::{Process, Processes, Shape, SignalAction, SignalInfo, Thread};
+use ckpt_format::process::{
+    Credentials, Process, Processes, Shape, SignalAction, SignalInfo, Thread,
+};
 
 use nix::poll::{PollFd, PollFlags, poll};
 
 use super::{
-    Bone, Inconsistency, Ready, RebuildError, Skeleton, bits32, controls, credentials, keys,
+    Bone, Inconsistency, Ready, RebuildError, Skeleton, bits32,
+    calls::Calls,
+    controls, credentials, keys,
+    outside::{When, schedule},
     timers, tree,
 };
 use crate::{
     inject::{Batch, InjectError},
     procfs,
-    sys::{
-        event, ptrace,
-        task::{self, SchedulingAttributes},
-    },
+    sys::{event, ptrace, task},
 };
 
 /// Where in the gate's loop its `syscall` instruction stands.
@@ -25,28 +27,18 @@ const PR_SET_TIMERSLACK: u64 = 29;
 const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
 const SS_ONSTACK: u64 = 1;
 const SS_DISABLE: u64 = 2;
-const ALL_CPUS: [u64; 16] = [u64::MAX; 16];
 
 impl Skeleton {
-    /// Signals, timers and credentials.
-    pub fn complete(&mut self, processes: &Processes) -> Result<(), RebuildError> {
-        let init = self.bone(1)?;
-        self.set_last_pid(init, processes.last_pid)?;
-        let mut keys = self.make_keys(processes)?;
-        // Init last: it keeps the keys for all others.
-        let (first, others) =
-            processes.processes.split_first().ok_or(RebuildError::Stream(Inconsistency::NoInit))?;
-        for process in others.iter().chain([first]) {
-            self.complete_process(process, keys.as_mut())?;
-        }
-        keys.map_or(Ok(()), |made| self.finish_keys(&made))
-    }
-
     /// Registers. Afterwards every process stands where the source's stood, nothing of ours is
     /// left in it, and only [`Ready::release`] is left to do.
     pub fn finalize(mut self, processes: &Processes) -> Result<Ready, RebuildError> {
         self.seal_shared()?;
         self.end_zombies(processes)?;
+        // All leave at once: the tracer goes on until it needs the first of them.
+        for bone in self.processes.values() {
+            let begun = self.gate.begin_close(&bone.thread, bone.vdso()?);
+            begun.map_err(bone.failed("remove our own code"))?;
+        }
         let mut ready = Vec::new();
         for process in &processes.processes {
             let bone = self
@@ -61,62 +53,78 @@ impl Skeleton {
         }
     }
 
-    fn complete_process(
+    /// What comes before a process has its descriptors: limits that must not be exceeded, and what
+    /// takes calls of its own.
+    pub(super) fn prepare_to_complete(
         &self,
+        bone: &Bone,
         process: &Process,
-        mut keys: Option<&mut keys::Made<'_>>,
     ) -> Result<(), RebuildError> {
-        let bone = self.bone(process.pid)?;
         self.protect_memory(bone)?;
-        set_from_outside(bone.thread.tid, process);
+        self.inherited.limit(bone.thread.tid, &process.limits, When::First);
         self.set_login(bone, process)?;
         timers::create_posix_timers(&bone.thread, self.gate, &process.posix_timers)
             .map_err(bone.failed("make its timers"))?;
-        let elapsed_ns = event::elapsed(process.timers_read_at_ns, self.ahead_ns)
-            .map_err(|source| outside(process.pid, "read the clock", source))?;
         self.set_local_segments(bone, process)?;
-        let is_32_bit = bone.is_32_bit();
-        if is_32_bit {
+        if bone.is_32_bit() {
             self.set_as_32_bit(bone, process)?;
         }
-        // What all share is set by the first in the same stop as its own.
-        let mut shared = self.gate.batch();
-        if !is_32_bit {
-            set_actions(&mut shared, &process.actions);
-        }
-        whole_process(&mut shared, process, elapsed_ns);
-        let mut shared = Some(shared);
-        let stopped = std::iter::once(&bone.thread).chain(&bone.others);
+        Ok(())
+    }
+
+    /// Signals, timers and credentials: the last of the calls of a process.
+    pub(super) fn complete(
+        &self,
+        mut calls: Calls<'_>,
+        process: &Process,
+        mut keys: Option<&mut keys::Made<'_>>,
+    ) -> Result<(), RebuildError> {
+        let bone = calls.bone;
+        let elapsed_ns = event::elapsed(process.timers_read_at_ns, self.ahead_ns)
+            .map_err(|source| outside(process.pid, "read the clock", source))?;
+        let is_32_bit = bone.is_32_bit();
         let power = match self.is_user_apart(process.pid)? {
-            false => Power::Root { bounding: self.bounding },
+            false => Power::Root { bounding: self.bounding, born: self.born.as_ref() },
             // All that there are.
             true => Power::Apart {
                 bounding: procfs::Status::read(bone.thread.tid)?.number("CapBnd", 16)?,
             },
         };
+        // What all share is set by the first in the same stop as its own.
+        calls.batch.step("set its signals and timers");
+        if !is_32_bit {
+            set_actions(&mut calls.batch, &process.actions);
+        }
+        whole_process(&mut calls.batch, process, elapsed_ns);
+        let mut first = Some(calls);
+        let stopped = std::iter::once(&bone.thread).chain(&bone.others);
         for (stopped, thread) in stopped.zip(&process.threads) {
             controls::set_speculation(stopped, self.gate, thread)
                 .map_err(bone.failed("control a thread's speculation"))?;
-            let mut batch = shared.take().unwrap_or_else(|| self.gate.batch());
+            let mut calls = first.take().unwrap_or_else(|| Calls::of(stopped, self.gate, bone));
+            calls.batch.step("set a thread's credentials and signals");
             let (head, len) = thread.robust_list;
             if len != 0 && !is_32_bit {
-                batch.call("set_robust_list", libc::SYS_set_robust_list, &[head, len]);
+                calls.batch.call("set_robust_list", libc::SYS_set_robust_list, &[head, len]);
+            }
+            if calls.batch.is_nearly_full() {
+                calls.run()?;
             }
             // From a user namespace below that of the VE they cannot be joined.
             let joining = match (&keys, power) {
-                (Some(made), Power::Root { .. }) => made.join(&mut batch, thread.tid),
+                (Some(made), Power::Root { .. }) => made.join(&mut calls.batch, thread.tid),
                 _ => keys::Joining::default(),
             };
-            one_thread(&mut batch, process, thread, power);
-            let done = batch.run(stopped)?;
-            done.all().map_err(bone.failed("set a thread's credentials and signals"))?;
-            if let Some(made) = &mut keys {
+            one_thread(&mut calls.batch, process, thread, power);
+            let done = calls.run()?;
+            if let (Some(made), Some(done)) = (&mut keys, done) {
                 made.joined(&done, &joining, thread)
                     .map_err(|source| outside(process.pid, "give it its keyrings", source))?;
             }
-            set_thread_from_outside(stopped.tid, thread)
-                .map_err(|source| outside(process.pid, "set its scheduling", source))?;
         }
+        let host = bone.thread.tid;
+        self.inherited.limit(host, &process.limits, When::Last);
+        self.inherited.describe(host, process.oom_score_adjustment, process.coredump_filter);
         Ok(())
     }
 
@@ -241,10 +249,9 @@ impl Skeleton {
         self.set_group(shape)
     }
 
-    /// Removes the gate and sets the registers; nothing of ours is left in the process.
+    /// Sets the registers; nothing of ours is left in the process.
     fn set_registers(&self, bone: Bone, process: &Process) -> Result<Vec<Rebuilt>, RebuildError> {
-        let vdso = bone.vdso()?;
-        self.gate.close(&bone.thread, vdso).map_err(bone.failed("remove our own code"))?;
+        self.gate.end_close(&bone.thread).map_err(bone.failed("remove our own code"))?;
         let mut rebuilt = Vec::with_capacity(process.threads.len());
         let stopped = std::iter::once(&bone.thread).chain(&bone.others);
         for (index, (stopped, thread)) in stopped.zip(&process.threads).enumerate() {
@@ -259,6 +266,8 @@ impl Skeleton {
             if thread.controls.dispatch.is_some() {
                 ptrace::set_dispatch(tid, thread.controls.dispatch).map_err(control)?;
             }
+            schedule(tid, thread)
+                .map_err(|source| outside(process.pid, "set its scheduling", source))?;
             let stop_signal = if index == 0 { process.stopped.unwrap_or(0) } else { 0 };
             rebuilt.push(Rebuilt { tid, stop_signal });
         }
@@ -268,9 +277,9 @@ impl Skeleton {
 
 /// What a thread is before it has its own credentials.
 #[derive(Clone, Copy, Debug)]
-enum Power {
+enum Power<'a> {
     /// Root of the VE.
-    Root { bounding: u64 },
+    Root { bounding: u64, born: Option<&'a Credentials> },
     /// The user that it is to be, with all capabilities in a user namespace.
     Apart { bounding: u64 },
 }
@@ -305,62 +314,6 @@ fn wait_for_end(pidfd: &impl AsFd) -> io::Result<()> {
 
 pub(super) fn outside(pid: i32, what: &'static str, source: io::Error) -> RebuildError {
     RebuildError::Outside { pid, what, source }
-}
-
-/// What the host sets. Where the host itself may not do it (raising a hard limit without
-/// CAP_SYS_RESOURCE), the VE goes on with what it has, and the log says so.
-fn set_from_outside(host: i32, process: &Process) {
-    let pid = process.pid;
-    for (resource, &(soft, hard)) in process.limits.iter().enumerate() {
-        let resource = resource as u32;
-        if let Err(error) = task::set_limit(host, resource, soft, hard) {
-            tracing::warn!(pid, resource, soft, hard, %error, "cannot set a resource limit");
-        }
-    }
-    let files = [
-        ("oom_score_adj", process.oom_score_adjustment.to_string()),
-        ("coredump_filter", format!("{:#x}", process.coredump_filter)),
-    ];
-    for (name, value) in files {
-        let path = procfs::path(host, name);
-        let same = fs::read_to_string(&path).is_ok_and(|now| now.trim() == value);
-        if !same && let Err(error) = fs::write(&path, &value) {
-            tracing::warn!(pid, name, value, %error, "cannot set a property of a process");
-        }
-    }
-}
-
-fn set_thread_from_outside(tid: i32, thread: &Thread) -> io::Result<()> {
-    let wanted = &thread.scheduling;
-    let mut processors = [0u64; 16];
-    for (word, wanted) in processors.iter_mut().zip(&wanted.processors) {
-        *word = *wanted;
-    }
-    match task::set_affinity(tid, &processors) {
-        // None of these processors is here: another host, or none was told.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            task::set_affinity(tid, &ALL_CPUS)?;
-        }
-        other => other?,
-    }
-    let now = task::scheduling(tid)?;
-    if (now.policy, now.nice, now.priority, now.flags)
-        != (wanted.policy, wanted.nice, wanted.priority, wanted.flags)
-    {
-        let attributes = SchedulingAttributes {
-            policy: wanted.policy,
-            flags: wanted.flags,
-            nice: wanted.nice,
-            priority: wanted.priority,
-            runtime: 0,
-            ..now
-        };
-        task::set_scheduling(tid, &attributes)?;
-    }
-    if task::io_priority(tid)? != wanted.io_priority {
-        task::set_io_priority(tid, wanted.io_priority)?;
-    }
-    Ok(())
 }
 
 /// What is done about signals that is not done in a skeleton already: that is born with all
@@ -405,7 +358,7 @@ fn whole_process(batch: &mut Batch, process: &Process, elapsed_ns: i64) {
     }
 }
 
-fn one_thread(batch: &mut Batch, process: &Process, thread: &Thread, power: Power) {
+fn one_thread(batch: &mut Batch, process: &Process, thread: &Thread, power: Power<'_>) {
     let prctl = libc::SYS_prctl;
     let name = batch.bytes(&[&thread.name[..], &[0]].concat());
     batch.call("prctl", prctl, &[libc::PR_SET_NAME as u64, name]);
@@ -419,7 +372,9 @@ fn one_thread(batch: &mut Batch, process: &Process, thread: &Thread, power: Powe
     }
     batch.call("prctl", prctl, &[PR_SET_TIMERSLACK, thread.timer_slack_ns]);
     match power {
-        Power::Root { bounding } => credentials::set(batch, &thread.credentials, bounding),
+        // It is that already.
+        Power::Root { born, .. } if born == Some(&thread.credentials) => {}
+        Power::Root { bounding, .. } => credentials::set(batch, &thread.credentials, bounding),
         Power::Apart { bounding } => credentials::limit(batch, &thread.credentials, bounding),
     }
     if thread.parent_death_signal != 0 {

@@ -6,12 +6,45 @@
 
 use ckpt_format::process::{Credentials, Identity};
 
-use crate::inject::Batch;
+use crate::{
+    inject::Batch,
+    procfs::{ProcError, Status},
+};
 
 /// `SECBIT_KEEP_CAPS | SECBIT_NO_SETUID_FIXUP`: a change of user keeps the capabilities.
 const KEEP: u64 = 0x14;
 /// `_LINUX_CAPABILITY_VERSION_3`.
 const VERSION: u32 = 0x2008_0522;
+
+/// What a process has now, if it is one of a VE whose id 0 is this one of the host.
+pub(super) fn read(
+    status: &Status,
+    id_base: u32,
+    secure_bits: u32,
+) -> Result<Option<Credentials>, ProcError> {
+    let inside = |id: u64| u32::try_from(id).ok()?.checked_sub(id_base);
+    let ids = |key| -> Result<Option<Vec<u32>>, ProcError> {
+        Ok(status.numbers(key, 10)?.into_iter().map(inside).collect())
+    };
+    let four = |ids: Option<Vec<u32>>| ids.and_then(|ids| <[u32; 4]>::try_from(ids).ok());
+    let (users, groups, supplementary) = (four(ids("Uid")?), four(ids("Gid")?), ids("Groups")?);
+    let mut capabilities = [0; 5];
+    for (set, key) in
+        capabilities.iter_mut().zip(["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"])
+    {
+        *set = status.number(key, 16)?;
+    }
+    let no_new_privileges = status.number("NoNewPrivs", 10)? != 0;
+    let all = users.zip(groups).zip(supplementary);
+    Ok(all.map(|((users, groups), supplementary)| Credentials {
+        users,
+        groups,
+        supplementary,
+        capabilities,
+        secure_bits,
+        no_new_privileges,
+    }))
+}
 
 /// Adds the calls. `bounding` is the bounding set that the thread has now.
 pub(super) fn set(batch: &mut Batch, credentials: &Credentials, bounding: u64) {

@@ -5,6 +5,11 @@ use super::{Bone, RebuildError, Skeleton};
 /// What the kernel appends to the path of a directory that was removed.
 const REMOVED: &str = " (deleted)";
 
+/// Whether the path is that of a directory that was removed, or may be.
+pub(super) fn is_removed(path: &str) -> bool {
+    path.ends_with(REMOVED)
+}
+
 impl Skeleton {
     /// Makes a process enter its working directory. One that was removed is made for that moment.
     pub(super) fn enter_directory(&self, bone: &Bone, path: &str) -> Result<(), RebuildError> {

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io,
     os::fd::{AsRawFd, RawFd},
 };
 
@@ -15,13 +14,10 @@ use ckpt_format::{
 use super::{
     Bone, CHANNEL, Inconsistency, RebuildError, Skeleton,
     areas::{Message, send_descriptors},
+    calls::Calls,
+    directory::is_removed,
 };
-use crate::{
-    aio,
-    files::Rebuilt,
-    inject::{Batch, Gate},
-    ipc, procfs,
-};
+use crate::{aio, files::Rebuilt, inject::Batch, ipc, procfs};
 
 /// The most descriptors in one message (`SCM_MAX_FD`).
 const BATCH: usize = 253;
@@ -46,7 +42,8 @@ impl Skeleton {
         self.bear_zombies()
     }
 
-    /// Gives every process its program, directories and descriptors.
+    /// Gives every process all but its registers: program, directories, descriptors, and what
+    /// its threads are.
     ///
     /// Descriptor 0 and up stay free until the table comes, which the opening of files needs.
     pub fn install(
@@ -57,8 +54,12 @@ impl Skeleton {
     ) -> Result<(), RebuildError> {
         self.end_writing()?;
         for process in &processes.processes {
-            self.set_program(process)?;
             let bone = self.bone(process.pid)?;
+            if self.is_prepared(bone)? {
+                let mut calls = Calls::new(self.gate, bone);
+                self.set_program(&mut calls, process)?;
+                calls.run()?;
+            }
             self.make_rings(bone, &process.rings)?;
             let number = bone.namespaces.unwrap_or_default().ipc;
             let sets = usize::try_from(number).ok().and_then(|it| self.semaphores.get(it));
@@ -68,7 +69,7 @@ impl Skeleton {
         }
         for process in &processes.processes {
             let bone = self.bone(process.pid)?;
-            if !bone.common.directories {
+            if self.is_prepared(bone)? && !bone.common.directories {
                 self.set_directories(bone, process)?;
             }
             // Needs the channel, which goes when the table comes, be it that of another process.
@@ -78,18 +79,31 @@ impl Skeleton {
             }
             self.part_children(process.pid)?;
         }
+        self.set_last_pid(self.bone(1)?, processes.last_pid)?;
         for process in &processes.processes {
             // Whoever has no number yet gets none any more.
             self.set_last_pid(self.bone(process.pid)?, process.last_pid)?;
         }
-        // What processes have in common they get once, when all have the rest.
-        for process in &processes.processes {
-            if !self.bone(process.pid)?.common.descriptors {
-                let table = tables.get(&process.pid).map(Vec::as_slice).unwrap_or_default();
-                self.install_descriptors(process.pid, table, files)?;
+        let mut keys = self.make_keys(processes)?;
+        // Init last: it keeps the keys for all others.
+        let (first, others) =
+            processes.processes.split_first().ok_or(RebuildError::Stream(Inconsistency::NoInit))?;
+        for process in others.iter().chain([first]) {
+            let bone = self.bone(process.pid)?;
+            self.prepare_to_complete(bone, process)?;
+            let mut calls = Calls::new(self.gate, bone);
+            if !self.is_prepared(bone)? {
+                self.set_program(&mut calls, process)?;
+                self.add_directories(&mut calls, process)?;
             }
+            // What processes have in common they get once, when all have the rest.
+            if !bone.common.descriptors {
+                let table = tables.get(&process.pid).map(Vec::as_slice).unwrap_or_default();
+                self.install_descriptors(&mut calls, table, files)?;
+            }
+            self.complete(calls, process, keys.as_mut())?;
         }
-        Ok(())
+        keys.map_or(Ok(()), |made| self.finish_keys(&made))
     }
 
     /// Makes its AIO contexts.
@@ -120,11 +134,18 @@ impl Skeleton {
         batch.run(&bone.thread)?.all().map_err(&failed)
     }
 
-    fn set_program(&self, process: &Process) -> Result<(), RebuildError> {
-        let bone = self.bone(process.pid)?;
-        let mut batch = self.gate.batch();
+    /// What a process must be given before others get the rest: because it is somebody else then,
+    /// or has in common with others what they change.
+    fn is_prepared(&self, bone: &Bone) -> Result<bool, RebuildError> {
+        let shares = bone.common.descriptors || bone.common.directories;
+        Ok(shares || self.is_user_apart(bone.pid)?)
+    }
+
+    fn set_program(&self, calls: &mut Calls<'_>, process: &Process) -> Result<(), RebuildError> {
+        let batch = &mut calls.batch;
+        batch.step("set its program");
         let open = match process.exe_object {
-            Some(object) => self.pass_object(&mut batch, object)?,
+            Some(object) => self.pass_object(batch, object)?,
             None => {
                 let path = batch.text(&process.exe);
                 let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
@@ -137,13 +158,8 @@ impl Skeleton {
         let size = MEMORY_MAP_SIZE as u64;
         batch.call("prctl", libc::SYS_prctl, &[PR_SET_MM, PR_SET_MM_MAP, map, size, 0]);
         batch.call("close", libc::SYS_close, &[0]);
-        let done = batch.run(&bone.thread)?;
-        done.value(open).map_err(|source| RebuildError::Open {
-            pid: process.pid,
-            path: process.exe.clone(),
-            source,
-        })?;
-        done.all().map_err(bone.failed("set its program"))
+        calls.program = Some((open, process.exe.clone()));
+        Ok(())
     }
 
     fn set_directories(&self, bone: &Bone, process: &Process) -> Result<(), RebuildError> {
@@ -151,13 +167,27 @@ impl Skeleton {
         if bone.users != 0 && process.root == "/" && is_there() {
             return Ok(());
         }
-        if process.root != "/" {
-            let mut batch = self.gate.batch();
-            let root = batch.text(&process.root);
-            batch.call("chroot", libc::SYS_chroot, &[root]);
-            batch.run(&bone.thread)?.all().map_err(bone.failed("set its root"))?;
-        }
+        let mut calls = Calls::new(self.gate, bone);
+        change_root(&mut calls.batch, process);
+        calls.run()?;
         self.enter_directory(bone, strip_root(&process.cwd, &process.root))
+    }
+
+    /// The same together with other calls, unless the working directory takes more than one.
+    fn add_directories(
+        &self,
+        calls: &mut Calls<'_>,
+        process: &Process,
+    ) -> Result<(), RebuildError> {
+        if is_removed(&process.cwd) {
+            calls.run()?;
+            return self.set_directories(calls.bone, process);
+        }
+        change_root(&mut calls.batch, process);
+        calls.batch.step("enter its working directory");
+        let path = calls.batch.text(strip_root(&process.cwd, &process.root));
+        calls.batch.call("chdir", libc::SYS_chdir, &[path]);
+        Ok(())
     }
 
     /// Passes the open files through the channel and puts each where it belongs.
@@ -166,37 +196,39 @@ impl Skeleton {
     /// belong; moving them in descending order therefore never hits one that still waits.
     fn install_descriptors(
         &self,
-        pid: i32,
+        calls: &mut Calls<'_>,
         table: &[Descriptor],
         files: &Rebuilt,
     ) -> Result<(), RebuildError> {
-        let bone = self.bone(pid)?;
         let highest = table.last().map_or(0, |last| last.fd as u64);
         let channel = highest.max(table.len() as u64).max(CHANNEL) + 1;
+        calls.batch.step("install its descriptors");
+        calls.batch.call("dup2", libc::SYS_dup2, &[CHANNEL, channel]);
+        calls.batch.call("close", libc::SYS_close, &[CHANNEL]);
         // For nearly every table all of it is done in one stop.
-        let mut arrival = Arrival { bone, batch: self.gate.batch(), coming: None };
-        arrival.batch.call("dup2", libc::SYS_dup2, &[CHANNEL, channel]);
-        arrival.batch.call("close", libc::SYS_close, &[CHANNEL]);
         for (index, part) in table.chunks(BATCH).enumerate() {
-            if arrival.coming.is_some() {
-                arrival.run(self.gate)?;
+            if calls.coming.is_some() {
+                calls.run()?;
             }
-            self.pass(&mut arrival, channel, index * BATCH, part, files)?;
+            self.pass(calls, channel, index * BATCH, part, files)?;
         }
         for (index, descriptor) in table.iter().enumerate().rev() {
-            move_descriptor(&mut arrival.batch, index as u64, *descriptor);
-            if arrival.batch.is_nearly_full() {
-                arrival.run(self.gate)?;
+            move_descriptor(&mut calls.batch, index as u64, *descriptor);
+            if calls.batch.is_nearly_full() {
+                calls.run()?;
             }
         }
-        arrival.batch.call("close", libc::SYS_close, &[channel]);
-        arrival.run(self.gate)
+        calls.batch.call("close", libc::SYS_close, &[channel]);
+        if table.len() > BATCH {
+            calls.run()?;
+        }
+        Ok(())
     }
 
     /// Sends descriptors, which are to be received as those from `first` on.
     fn pass(
         &self,
-        arrival: &mut Arrival<'_>,
+        calls: &mut Calls<'_>,
         channel: u64,
         first: usize,
         part: &[Descriptor],
@@ -210,38 +242,19 @@ impl Skeleton {
                 Ok::<RawFd, Inconsistency>(fd.as_raw_fd())
             })
             .collect::<Result<Vec<RawFd>, _>>()?;
-        send_descriptors(&self.channel, &fds).map_err(|source| arrival.failed(source))?;
-        let message = Message::add(&mut arrival.batch, fds.len());
-        message.receive(&mut arrival.batch, channel);
-        arrival.coming = Some((message.numbers, first, fds.len()));
+        send_descriptors(&self.channel, &fds).map_err(|source| calls.lost(source))?;
+        let message = Message::add(&mut calls.batch, fds.len());
+        message.receive(&mut calls.batch, channel);
+        calls.coming = Some((message.numbers, first, fds.len()));
         Ok(())
     }
 }
 
-/// Descriptors on their way into a process.
-struct Arrival<'a> {
-    bone: &'a Bone,
-    batch: Batch,
-    /// Where the numbers of those that come will stand, the first of them, and how many there are.
-    coming: Option<(u64, usize, usize)>,
-}
-
-impl Arrival<'_> {
-    fn failed(&self, source: io::Error) -> RebuildError {
-        RebuildError::Outside { pid: self.bone.pid, what: "pass its descriptors", source }
-    }
-
-    /// Makes the calls up to here.
-    fn run(&mut self, gate: Gate) -> Result<(), RebuildError> {
-        let batch = std::mem::replace(&mut self.batch, gate.batch());
-        let done = batch.run(&self.bone.thread)?;
-        done.all().map_err(self.bone.failed("install its descriptors"))?;
-        let Some((numbers, first, count)) = self.coming.take() else { return Ok(()) };
-        let received = |index: usize| done.word(numbers + 4 * index as u64) as usize;
-        match (0..count).all(|index| received(index) == first + index) {
-            true => Ok(()),
-            false => Err(self.failed(io::ErrorKind::InvalidData.into())),
-        }
+fn change_root(batch: &mut Batch, process: &Process) {
+    if process.root != "/" {
+        batch.step("set its root");
+        let root = batch.text(&process.root);
+        batch.call("chroot", libc::SYS_chroot, &[root]);
     }
 }
 

@@ -6,11 +6,10 @@
 //! in steps, with those of the open files ([`crate::files`]) between them:
 //!
 //! 1. [`Skeleton::populate`]: threads, and the processes that only wait to be mourned;
-//! 2. [`Skeleton::install`]: descriptors, program, working directory;
-//! 3. [`Skeleton::complete`]: signals, timers, credentials; then, if pages are to come when the VE
-//!    runs already, [`Skeleton::leave_out`];
-//! 4. [`Skeleton::finalize`]: registers; consumes the skeleton;
-//! 5. [`Ready::release`]: everything goes on at once.
+//! 2. [`Skeleton::install`]: program, working directory, descriptors, signals, timers, credentials;
+//!    then, if pages are to come when the VE runs already, [`Skeleton::leave_out`];
+//! 3. [`Skeleton::finalize`]: registers; consumes the skeleton;
+//! 4. [`Ready::release`]: everything goes on at once.
 //!
 //! Until the release every process dies with the thread that built it (`PTRACE_O_EXITKILL`), so
 //! that a daemon that is killed leaves nothing half built.
@@ -19,6 +18,7 @@ mod apart;
 mod areas;
 mod birth;
 mod bits32;
+mod calls;
 mod complete;
 mod controls;
 mod credentials;
@@ -30,6 +30,7 @@ mod lazy;
 mod login;
 mod namespaces;
 mod opened;
+mod outside;
 mod pages;
 mod protect;
 mod release;
@@ -50,9 +51,10 @@ use ckpt_format::{
     container::Namespaces,
     ipc::SemaphoreSet,
     memory::{Area, Run},
-    process::{Common, Identity, Shape},
+    process::{Common, Credentials, Identity, Shape},
 };
 
+use self::outside::Inherited;
 pub use self::{
     lazy::{Faults, Incomplete, Later},
     release::Ready,
@@ -205,6 +207,8 @@ pub struct Skeleton {
     id_base: u32,
     /// The capabilities that init, and so every process, can have at most.
     bounding: u64,
+    /// Who init, and so every process, is at first.
+    born: Option<Credentials>,
     /// Zombies to be made at the end, as in the last layout.
     zombies: Vec<Shape>,
     vdso_len: u64,
@@ -214,6 +218,7 @@ pub struct Skeleton {
     semaphores: Vec<Vec<SemaphoreSet>>,
     /// The namespaces that processes can be in.
     nested: namespaces::Table,
+    inherited: Inherited,
 }
 
 /// One process in the making.
@@ -266,9 +271,10 @@ impl Skeleton {
             Stopped::attach(&[init], options)?.pop().ok_or(InjectError::Ended { tid: init })?;
         share_a_cpu(init);
         let gate = Gate::open(&thread, vdso, Some(GATE))?;
-        wipe(&thread, gate)?;
+        let secure_bits = wipe(&thread, gate)?;
         let status = procfs::Status::read(init)?;
         let bounding = status.number("CapBnd", 16)?;
+        let born = credentials::read(&status, id_base, secure_bits)?;
         let mut bone = Bone::new(1, thread, None)?;
         bone.session = status.in_ve("NSsid")?;
         bone.group = status.in_ve("NSpgid")?;
@@ -280,11 +286,13 @@ impl Skeleton {
             gate,
             id_base,
             bounding,
+            born,
             zombies: Vec::new(),
             vdso_len: areas::vdso_len(&space),
             ahead_ns: 0,
             semaphores: Vec::new(),
             nested: namespaces::Table::default(),
+            inherited: Inherited::of(init),
         })
     }
 
@@ -365,7 +373,8 @@ impl Bone {
 }
 
 /// Empties the process but for its gate, and takes from it what the kernel would still use.
-fn wipe(thread: &Stopped, gate: Gate) -> Result<(), RebuildError> {
+/// Returns its secure bits, which only itself can tell.
+fn wipe(thread: &Stopped, gate: Gate) -> Result<u32, RebuildError> {
     const RSEQ_FLAG_UNREGISTER: u64 = 1;
     let tid = thread.tid;
     let rseq = ptrace::rseq(tid).map_err(|source| InjectError::Control { tid, source })?;
@@ -389,7 +398,10 @@ fn wipe(thread: &Stopped, gate: Gate) -> Result<(), RebuildError> {
     let behind = gate.base + Gate::SIZE;
     batch.call("munmap", libc::SYS_munmap, &[0, gate.base]);
     batch.call("munmap", libc::SYS_munmap, &[behind, TASK_SIZE - behind]);
-    Ok(batch.run(thread)?.all()?)
+    let secure_bits = batch.call("prctl", libc::SYS_prctl, &[libc::PR_GET_SECUREBITS as u64]);
+    let done = batch.run(thread)?;
+    done.all()?;
+    Ok(done.value(secure_bits)? as u32)
 }
 
 /// `struct kernel_sigaction` with SIG_IGN: a skeleton that ends leaves nothing behind.
@@ -400,7 +412,7 @@ fn ignore_action() -> [u8; 32] {
 }
 
 /// Tracer and tracee on one CPU: a stop needs no wake-up across CPUs then, which costs five
-/// times as much. Children inherit it; [`Skeleton::complete`] gives every thread all CPUs.
+/// times as much. Children inherit it; [`Skeleton::finalize`] gives every thread its own.
 fn share_a_cpu(init: i32) {
     let cpu = nix::sched::sched_getcpu().unwrap_or(0);
     let mut mask = [0u64; 16];

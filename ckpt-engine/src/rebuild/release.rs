@@ -27,7 +27,6 @@ impl Ready {
         for thread in self.processes.into_iter().flatten() {
             let tid = thread.tid;
             let control = |source| InjectError::Control { tid, source };
-            ptrace::set_options(tid, 0).map_err(control)?;
             ptrace::detach(tid, thread.stop_signal).map_err(control)?;
         }
         stopped.into_iter().for_each(wait_until_stopped);

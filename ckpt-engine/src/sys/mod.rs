@@ -5,6 +5,7 @@
 pub mod aio;
 pub mod ancillary;
 pub mod bpf;
+pub mod children;
 pub mod clone;
 pub mod descriptor;
 pub mod ethtool;

@@ -179,7 +179,7 @@ fn build(
     let Some(mut applier) = site.applier.take() else { return Ok(()) };
     let mut state = Vec::new();
     let mut absent = Absent::default();
-    let finished = loop {
+    let (finished, start, mut watch) = loop {
         let Some(Order::Item(item)) = orders.blocking_recv() else { return Ok(()) };
         match item {
             Item::File(record) => applier.apply(record)?,
@@ -204,14 +204,17 @@ fn build(
             Item::State { bytes, last } => {
                 state.extend(bytes);
                 if last {
-                    break codec::decode::<State>(&state)?;
+                    let (start, mut watch) = (Instant::now(), Stopwatch::start("rebuild of a VE"));
+                    let state = codec::decode::<State>(&state)?;
+                    watch.lap("state");
+                    break (state, start, watch);
                 }
             }
         }
     };
-    let start = Instant::now();
     applier.finish()?;
-    let built = finish(&mut site, skeleton, &finished, absent)?;
+    watch.lap("contents");
+    let built = finish(&mut site, skeleton, &finished, absent, watch)?;
     let _ = news.send(News::Ready(start.elapsed()));
     let frames = match orders.blocking_recv() {
         Some(Order::Release(frames)) => frames,
@@ -290,8 +293,8 @@ fn finish(
     mut skeleton: Skeleton,
     state: &State,
     absent: Absent,
+    mut watch: Stopwatch,
 ) -> Result<Built, BuildError> {
-    let mut watch = Stopwatch::start("rebuild of a VE");
     let faults = skeleton.open_faults(&absent.later)?;
     // Those of programs are as at the offer when an older source does not tell them again.
     let nested = &state.nested_networks;
@@ -314,11 +317,9 @@ fn finish(
     state::set_filter(&site.namespaces, &site.networks)?;
     watch.lap("packet filter");
     skeleton.install(&state.processes, &state.tables, &files)?;
-    watch.lap("descriptors");
+    watch.lap("processes");
     skeleton.renew_identities(&state.processes, &state.files, &state.tables, &files)?;
     watch.lap("identities");
-    skeleton.complete(&state.processes)?;
-    watch.lap("processes");
     files.finish(&state.files, &state.tables, &mut skeleton).map_err(RebuildError::Files)?;
     let missing = absent.leave_out(&skeleton, faults, &site.directory)?;
     watch.lap("missing pages");
