@@ -5,15 +5,21 @@
 //! [`super::Undo`] ends it and the connection goes on here, or the socket is closed in it, which
 //! the peer does not notice.
 
+mod alike;
 mod capture;
 mod fin;
+mod look;
+mod proof;
 mod queue;
 mod rebuild;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_alike;
+#[cfg(test)]
 mod tests_queue;
 
+pub(super) use alike::{Alike, Group, Seen, prepare};
 pub(super) use capture::{Held, Repaired, capture, check, check_multipath, mend};
 pub(super) use queue::{Door, Taken};
 pub(super) use rebuild::{Connection, bind, connect};

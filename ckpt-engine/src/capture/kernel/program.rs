@@ -1,8 +1,7 @@
 //! The program that is shown all tasks and copies what is known of those of one VE.
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
@@ -51,13 +50,13 @@ impl Copier {
     /// The records of all threads in a namespace and below it.
     pub(super) fn copy(&self, namespace: Namespace) -> io::Result<Vec<u8>> {
         self.ask(namespace)?;
-        read_all(&bpf::link_to_tasks(self.program.as_fd())?)
+        bpf::read_all(bpf::link_to_tasks(self.program.as_fd())?.as_fd())
     }
 
     /// The record of one thread; `depth` says from which of its pid namespaces on.
     pub(super) fn copy_of(&self, tid: i32, depth: u32) -> io::Result<Vec<u8>> {
         self.ask(Namespace { address: 0, depth })?;
-        read_all(&bpf::link_to_task(self.program.as_fd(), tid)?)
+        bpf::read_all(bpf::link_to_task(self.program.as_fd(), tid)?.as_fd())
     }
 
     fn ask(&self, namespace: Namespace) -> io::Result<()> {
@@ -65,23 +64,6 @@ impl Copier {
         question[..8].copy_from_slice(&namespace.address.to_ne_bytes());
         question[8..].copy_from_slice(&(u64::from(namespace.depth) * NUMBER).to_ne_bytes());
         bpf::set_entry(self.question.as_fd(), &question)
-    }
-}
-
-fn read_all(link: &OwnedFd) -> io::Result<Vec<u8>> {
-    let mut iterator = File::from(bpf::iterator(link.as_fd())?);
-    let mut records = Vec::new();
-    // More than the kernel gives at once.
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        match iterator.read(&mut buffer) {
-            Ok(0) => return Ok(records),
-            Ok(len) => records.extend_from_slice(&buffer[..len]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Nothing to show up to here.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
     }
 }
 

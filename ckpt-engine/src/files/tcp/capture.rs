@@ -15,7 +15,7 @@ use super::{
         options::{self, Family, Stage},
         socket::Network,
     },
-    CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, LISTEN, Queue,
+    CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, Group, LAST_ACK, LISTEN, Queue,
     REPAIR_OFF, REPAIR_ON, SYN_SENT, TCP, Taken, select, set_repair,
 };
 use crate::sys::{
@@ -150,12 +150,13 @@ pub(in super::super) enum Held {
     Queue(Taken),
 }
 
-/// Reads a socket.
+/// Reads a socket. A connection with others that are `alike` is not asked for what they all have.
 pub(in super::super) fn capture(
     object: &Object,
     network: &Network,
     v6: bool,
     multipath: bool,
+    alike: Option<&Group<'_>>,
 ) -> Result<(Kind, Held), Refusal> {
     let fd = object.fd();
     let info = Info::of(fd)?;
@@ -166,7 +167,10 @@ pub(in super::super) fn capture(
         SYN_SENT => Stage::Connecting,
         _ => Stage::Connected,
     };
-    let options = options::capture(fd, Family::Tcp { v6, stage })?;
+    let options = match alike.filter(|_| stage == Stage::Connected) {
+        Some(alike) => alike.options_of(object)?,
+        None => options::capture(fd, Family::Tcp { v6, stage })?,
+    };
     let (state, held) = match info.state {
         LISTEN if info.waiting > 0 && multipath => return Err(waiting(info.waiting)),
         LISTEN => listening(fd, local, network, &info)?,
