@@ -43,9 +43,10 @@ const LAST_ACK: u8 = 9;
 const LISTEN: u8 = 10;
 const CLOSING: u8 = 11;
 
-/// `TCP_REPAIR`: on, and off with a window probe.
+/// `TCP_REPAIR`: on, off with a window probe, and off without.
 const REPAIR_ON: i32 = 1;
 const REPAIR_OFF: i32 = 0;
+const REPAIR_OFF_UNHEARD: i32 = -1;
 
 /// `TCP_REPAIR_QUEUE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -33,6 +33,8 @@ pub(super) struct Info {
     /// Of a listener: how many wait to be accepted, and how many may.
     pub(super) waiting: u32,
     backlog: u32,
+    /// How long a connection has received nothing, in ms.
+    pub(super) silent_ms: u32,
 }
 
 impl Info {
@@ -41,7 +43,7 @@ impl Info {
     const WINDOW_SCALE: u8 = 4;
 
     pub(super) fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        let mut bytes = [0u8; 32];
+        let mut bytes = [0u8; 56];
         let length = socket::option(fd, TCP, libc::TCP_INFO, &mut bytes)?;
         if length < bytes.len() {
             return Err(io::ErrorKind::InvalidData.into());
@@ -52,6 +54,7 @@ impl Info {
             window_scale: (bytes[6] & 15, bytes[6] >> 4),
             waiting: word(&bytes, 24),
             backlog: word(&bytes, 28),
+            silent_ms: word(&bytes, 52),
         })
     }
 
@@ -141,6 +144,10 @@ pub(in super::super) fn mend(object: &Object) -> io::Result<bool> {
     }
     Ok(repaired)
 }
+
+/// How long a connection must have received nothing to be quiet, in ms: longer than the kernel puts
+/// off an acknowledgement.
+pub(super) const QUIET_MS: u32 = 1000;
 
 /// What [`super::super::Undo`] puts back.
 #[derive(Debug)]
@@ -271,9 +278,16 @@ pub(super) fn connection(
     select(fd, Queue::None)?;
     // Our FIN has a sequence number too, which is no byte of the queue.
     let fin = u32::from(matches!(closing, TcpClosing::ByUs | TcpClosing::ByBoth));
+    let quiet = closing == TcpClosing::Open
+        && unread.is_empty()
+        && unacknowledged.is_empty()
+        // The last acknowledgement went out before packets were held, and not just now.
+        && e == receive_sequence
+        && info.silent_ms >= QUIET_MS;
     Ok(TcpConnection {
         remote,
         closing,
+        quiet,
         unread,
         receive_sequence,
         unsent: unsent_sequence.saturating_sub(fin),

@@ -1,6 +1,8 @@
 //! Many connections, most of them alike.
 
 use std::{
+    fs,
+    io::{Read, Write},
     net::{TcpListener, TcpStream},
     os::fd::{AsFd, AsRawFd},
 };
@@ -8,9 +10,13 @@ use std::{
 use ckpt_format::files::{File, FileId, Kind, SocketOption};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
-use super::super::{
-    options::{self, Family, Stage},
-    testing::{Child, new_network},
+use super::{
+    super::{
+        options::{self, Family, Stage},
+        testing::{Child, new_network},
+    },
+    capture::{Info, QUIET_MS},
+    tests::{move_over, stream},
 };
 
 /// What a new socket is set to, by its number: several kinds, so that neighbours differ.
@@ -70,5 +76,44 @@ fn each_has_its_own_options_and_flags() {
         let inode = crate::sys::descriptor::status(server.as_fd()).unwrap().inode;
         let closes = seen.closes(server.as_raw_fd(), inode);
         assert_eq!(closes, Some(number % 5 != 1), "{number} is seen");
+    }
+}
+
+/// How many segments have left this network.
+fn sent() -> u64 {
+    let table = fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+    let mut lines = table.lines().filter(|line| line.starts_with("Tcp:"));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let place = names.split(' ').position(|name| name == "OutSegs").unwrap();
+    values.split(' ').nth(place).unwrap().parse().unwrap()
+}
+
+#[test]
+fn of_a_quiet_connection_nothing_is_heard() {
+    new_network();
+    let listener = TcpListener::bind("127.0.0.1:7000").unwrap();
+    for (quiet, ask) in [(true, false), (false, false), (true, true)] {
+        let mut client = TcpStream::connect("127.0.0.1:7000").unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        client.write_all(b"question").unwrap();
+        server.read_exact(&mut [0; 8]).unwrap();
+        server.write_all(b"answer").unwrap();
+        client.read_exact(&mut [0; 6]).unwrap();
+        while quiet && Info::of(server.as_fd()).unwrap().silent_ms < QUIET_MS {
+            std::thread::yield_now();
+        }
+        let child = Child::holding(&[server.as_fd()]);
+        let number = server.as_raw_fd();
+        drop(server);
+        let captured = child.capture();
+        let copy = move_over(captured, child);
+        let mut server = stream(&copy, number);
+        let before = sent();
+        copy.rebuilt.release(ask);
+        assert_eq!(sent() == before, quiet && !ask);
+        client.write_all(b"more").unwrap();
+        let mut text = [0; 4];
+        server.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"more");
     }
 }
