@@ -202,24 +202,6 @@ impl Eye {
     }
 }
 
-/// All that the program of a link says of what it is shown.
-pub(crate) fn read_all(link: &OwnedFd) -> io::Result<Vec<u8>> {
-    let mut iterator = fs::File::from(bpf::iterator(link.as_fd())?);
-    let mut records = Vec::new();
-    // More than the kernel gives at once.
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        match iterator.read(&mut buffer) {
-            Ok(0) => return Ok(records),
-            Ok(len) => records.extend_from_slice(&buffer[..len]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Nothing to show up to here.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
 /// "0-3": the last one tells how many there can be.
 fn possible_processors() -> io::Result<u64> {
     let text = fs::read_to_string("/sys/devices/system/cpu/possible")?;

@@ -223,6 +223,7 @@ fn look(source: &Source<'_>) -> Vec<Blocker> {
         Ok(capture) => capture,
         Err(blockers) => return blockers,
     };
+    tcp::prepare(&capture.found);
     let objects = capture.found.objects.iter().enumerate();
     let refused = objects.filter_map(|(place, object)| {
         let why = match capture.class(object) {
@@ -427,12 +428,19 @@ impl<'a> Capture<'a> {
 
     /// Reads the TCP sockets, of which each tells all by itself and there may be thousands.
     fn read_connections(&self) -> Vec<Option<Result<(File, tcp::Held), Refusal>>> {
+        let alike = tcp::Alike::of(&self.found);
         beside::each(&self.found.objects, |object| {
-            let is_socket = object.file_type() == libc::S_IFSOCK && !object.is_path_only();
-            let network = is_socket.then(|| self.networks.of_socket(object).ok()).flatten()?;
+            if object.file_type() != libc::S_IFSOCK || object.is_path_only() {
+                return None;
+            }
+            if let Some(group) = alike.group(object, || self.networks.of_socket(object)) {
+                let protocol = (group.v6, false);
+                return Some(self.read_connection(object, group.network, protocol, Some(&group)));
+            }
+            let network = self.networks.of_socket(object).ok()?;
             match self.networks.protocol(self.source, object, network) {
                 Ok(Protocol::Tcp { v6, multipath }) => {
-                    Some(self.read_connection(object, network, v6, multipath))
+                    Some(self.read_connection(object, network, (v6, multipath), None))
                 }
                 // What is refused is refused by its name later.
                 _ => None,
@@ -444,10 +452,10 @@ impl<'a> Capture<'a> {
         &self,
         object: &Object,
         network: &socket::Network,
-        v6: bool,
-        multipath: bool,
+        (v6, multipath): (bool, bool),
+        alike: Option<&tcp::Group<'_>>,
     ) -> Result<(File, tcp::Held), Refusal> {
-        let (kind, held) = tcp::capture(object, network, v6, multipath)?;
+        let (kind, held) = tcp::capture(object, network, v6, multipath, alike)?;
         Ok((self.described(object, kind, network.number)?, held))
     }
 

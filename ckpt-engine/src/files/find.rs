@@ -18,6 +18,7 @@ use super::{
     Holder, Source,
     info::{Directory, Info},
     tables::{self, Entry},
+    tcp,
 };
 use crate::{
     beside,
@@ -120,6 +121,8 @@ pub(super) struct Found {
     pub(super) tables: BTreeMap<i32, Vec<Descriptor>>,
     /// What is said of locks: at which description, by which holder under which number.
     pub(super) locked: Vec<(usize, usize, i32, Info)>,
+    /// What is seen of the sockets of each process of [`Source::processes`].
+    pub(super) seen: Vec<tcp::Seen>,
     /// Descriptions of one inode in the order of kcmp(2).
     by_inode: HashMap<(u64, u64), Vec<u32>>,
     /// Descriptions by where the kernel keeps them, as far as it has told.
@@ -131,6 +134,7 @@ impl Found {
     pub(super) fn of(source: &Source<'_>) -> Result<Self, Vec<Blocker>> {
         let mut found = Self::default();
         let mut blockers = Vec::new();
+        found.seen.resize_with(source.processes.len(), tcp::Seen::default);
         let mut told = if source.still { tables::read(source.init) } else { HashMap::new() };
         for (place, holder) in source.processes.iter().enumerate() {
             let told = told.remove(&holder.host_pid);
@@ -195,25 +199,32 @@ impl Found {
             Err(error) if has_ended(&error) => return Ok(()),
             other => other?,
         };
-        let fetched = beside::each(&unknown, |&(fd, _)| fetch(holder, &directory, fd));
+        let seen = tcp::Seen::of(holder.host_pid, unknown.len());
+        let fetched = beside::each(&unknown, |&(fd, _)| fetch(holder, &directory, &seen, fd));
         for ((fd, kept_at), fetched) in unknown.into_iter().zip(fetched) {
-            let Some((fetched, status, info)) = fetched? else { continue };
+            let Some(Fetched { fd: fetched, status, told }) = fetched? else { continue };
             let known = self.objects.len();
             let file = self.add_with(fetched, status)?;
             let place = file.0 as usize;
-            let close_on_exec =
-                info.number("flags", 8)? & u64::from(libc::O_CLOEXEC.cast_unsigned()) != 0;
             let object = &mut self.objects[place];
             object.holders.push((holder_place, fd));
-            if info.all("lock").next().is_some() {
-                self.locked.push((place, holder_place, fd, info.clone()));
-            }
-            if place == known {
-                object.info = Some(info);
-            }
+            let close_on_exec = match told {
+                Told::Closes(closes) => closes,
+                Told::All(info) => {
+                    if info.all("lock").next().is_some() {
+                        self.locked.push((place, holder_place, fd, info.clone()));
+                    }
+                    let flags = info.number("flags", 8)?;
+                    if place == known {
+                        object.info = Some(info);
+                    }
+                    flags & u64::from(libc::O_CLOEXEC.cast_unsigned()) != 0
+                }
+            };
             self.by_file.extend(kept_at.map(|at| (at, file)));
             table.push(Descriptor { fd, file, close_on_exec });
         }
+        self.seen[holder_place] = seen;
         Ok(())
     }
 
@@ -243,8 +254,7 @@ impl Found {
                 let id = u32::try_from(objects.len()).map_err(io::Error::other)?;
                 let flags = descriptor::query(fd.as_fd(), Query::GetFlags)?;
                 // The links of sockets tell nothing but their inode.
-                let is_socket = status.mode & libc::S_IFMT == libc::S_IFSOCK;
-                let link = if is_socket { Vec::new() } else { own_link(fd.as_fd())? };
+                let link = if is_socket(&status) { Vec::new() } else { own_link(fd.as_fd())? };
                 bucket.insert(place, id);
                 let (holders, info) = (Vec::new(), None);
                 self.objects.push(Object { fd, status, flags, link, holders, info });
@@ -293,25 +303,46 @@ impl Found {
     }
 }
 
-/// One descriptor, its inode and its fdinfo; none for one that has been closed meanwhile, as it can
-/// be at any moment in a running VE.
+/// A descriptor of ours for what a process has under a number, and its inode.
+struct Fetched {
+    fd: OwnedFd,
+    status: Status,
+    told: Told,
+}
+
+/// What is known of the number.
+enum Told {
+    /// Whether execve(2) closes it. Of a TCP socket nothing else is of interest.
+    Closes(bool),
+    All(Info),
+}
+
+/// None for a descriptor that has been closed meanwhile, as it can be at any moment in a running VE.
 fn fetch(
     holder: &Holder<'_>,
     directory: &Directory,
+    seen: &tcp::Seen,
     fd: i32,
-) -> io::Result<Option<(OwnedFd, Status, Info)>> {
+) -> io::Result<Option<Fetched>> {
     let gone = |error: &io::Error| error.raw_os_error() == Some(libc::EBADF) || has_ended(error);
     let fetched = match descriptor::fetch(holder.pidfd, fd) {
         Err(error) if gone(&error) => return Ok(None),
         other => other?,
     };
     let status = descriptor::status(fetched.as_fd())?;
+    if let Some(closes) = seen.closes(fd, status.inode).filter(|_| is_socket(&status)) {
+        return Ok(Some(Fetched { fd: fetched, status, told: Told::Closes(closes) }));
+    }
     // What has no inode of its own is described there, and nowhere else; so are locks.
     let describes = matches!(status.mode & libc::S_IFMT, 0 | libc::S_IFREG | libc::S_IFDIR);
     match if describes { directory.whole(fd) } else { directory.head(fd) } {
         Err(error) if has_ended(&error) => Ok(None),
-        info => Ok(Some((fetched, status, info?))),
+        info => Ok(Some(Fetched { fd: fetched, status, told: Told::All(info?) })),
     }
+}
+
+fn is_socket(status: &Status) -> bool {
+    status.mode & libc::S_IFMT == libc::S_IFSOCK
 }
 
 fn numbers(host_pid: i32) -> io::Result<Vec<i32>> {

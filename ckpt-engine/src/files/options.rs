@@ -56,7 +56,7 @@ const ICMPV6_FILTER: i32 = 1;
 const PACKET_IGNORE_OUTGOING: i32 = 23;
 
 /// A packet filter, whose value is its program.
-const FILTER: (i32, i32) = (SOL, libc::SO_ATTACH_FILTER);
+pub(super) const FILTER: (i32, i32) = (SOL, libc::SO_ATTACH_FILTER);
 
 const COMMON: &[Entry] = &[
     Entry(SOL, libc::SO_REUSEADDR, 4, 0),
@@ -298,29 +298,41 @@ impl Family {
         // IP_TOS also sets the priority, so the common ones come last.
         lists.into_iter().flatten().chain(COMMON)
     }
+
+    /// The level, the name and the size of each.
+    pub(super) fn names(self) -> impl Iterator<Item = (i32, i32, usize)> {
+        self.entries().map(|&Entry(level, name, size, _)| (level, name, size))
+    }
 }
 
 /// Reads the options that differ from those of a fresh socket, and the sizes of its buffers.
 pub(super) fn capture(fd: BorrowedFd<'_>, family: Family) -> io::Result<Vec<SocketOption>> {
+    capture_like(fd, family, &[], |_, _| false)
+}
+
+/// Like [`capture`] for a socket that has some options, those that `is_known` names, as another one
+/// whose options are `known`. The sizes of the buffers are its own.
+pub(super) fn capture_like(
+    fd: BorrowedFd<'_>,
+    family: Family,
+    known: &[SocketOption],
+    is_known: impl Fn(i32, i32) -> bool,
+) -> io::Result<Vec<SocketOption>> {
+    let like = |level, name| known.iter().find(|it| (it.level, it.name) == (level, name)).cloned();
     let mut options = Vec::new();
-    for &Entry(level, name, size, fresh) in family.entries() {
-        let mut value = [0u8; LONGEST];
-        let length = match socket::option(fd, level, name, &mut value[..size]) {
-            Ok(length) => length.min(size),
-            // Not every kernel and every socket has every option.
-            Err(_) => continue,
-        };
-        let mut unset = [if fresh == -1 { 0xff } else { 0 }; LONGEST];
-        unset[..4].copy_from_slice(&fresh.to_ne_bytes());
-        if value[..length] != unset[..length] {
-            let value = value[..length].to_vec();
-            options.push(SocketOption { level, name, value });
-        }
+    for entry in family.entries() {
+        options.extend(match is_known(entry.0, entry.1) {
+            true => like(entry.0, entry.1),
+            false => ask(fd, entry),
+        });
     }
-    let filter = socket::filter(fd)?;
-    if !filter.is_empty() {
-        let (level, name) = FILTER;
-        options.push(SocketOption { level, name, value: filter });
+    if is_known(FILTER.0, FILTER.1) {
+        options.extend(like(FILTER.0, FILTER.1));
+    } else {
+        let filter = socket::filter(fd)?;
+        if !filter.is_empty() {
+            options.push(SocketOption { level: FILTER.0, name: FILTER.1, value: filter });
+        }
     }
     for name in [libc::SO_SNDBUF, libc::SO_RCVBUF, SO_BUF_LOCK] {
         let mut value = [0u8; 4];
@@ -328,6 +340,17 @@ pub(super) fn capture(fd: BorrowedFd<'_>, family: Family) -> io::Result<Vec<Sock
         options.push(SocketOption { level: SOL, name, value: value.to_vec() });
     }
     Ok(options)
+}
+
+/// An option, if it differs from that of a fresh socket.
+fn ask(fd: BorrowedFd<'_>, &Entry(level, name, size, fresh): &Entry) -> Option<SocketOption> {
+    let mut value = [0u8; LONGEST];
+    // Not every kernel and every socket has every option.
+    let length = socket::option(fd, level, name, &mut value[..size]).ok()?.min(size);
+    let mut unset = [if fresh == -1 { 0xff } else { 0 }; LONGEST];
+    unset[..4].copy_from_slice(&fresh.to_ne_bytes());
+    let value = value[..length].to_vec();
+    (value != unset[..length]).then_some(SocketOption { level, name, value })
 }
 
 fn is_buffer(option: &SocketOption) -> bool {

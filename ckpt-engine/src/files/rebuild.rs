@@ -404,8 +404,9 @@ impl Rebuilt {
 
     /// Lets the network connections go on. The VE runs here from now on.
     ///
-    /// A connection that cannot go on is reported and left to its peer; the others go on.
-    pub fn release(self) {
+    /// A connection that cannot go on is reported and left to its peer; the others go on. Peers that
+    /// wait for nothing are not asked whether they are still there, unless `ask_all` says so.
+    pub fn release(self, ask_all: bool) {
         for (place, offset) in self.late_offsets {
             let Some(fd) = &self.made[place] else { continue };
             let offset = i64::try_from(offset).unwrap_or(i64::MAX);
@@ -414,7 +415,7 @@ impl Rebuilt {
             }
         }
         beside::each(&self.connections, |connection| {
-            if let Err(error) = connection.release() {
+            if let Err(error) = connection.release(ask_all) {
                 tracing::error!(%error, "a TCP connection could not go on");
             }
         });

@@ -234,7 +234,7 @@ pub(super) fn capture(
         Protocol::Tcp { v6, multipath } => {
             let object = &capture.found.objects[place];
             let network = capture.networks.of_socket(object)?;
-            let (kind, held) = tcp::capture(object, network, v6, multipath)?;
+            let (kind, held) = tcp::capture(object, network, v6, multipath, None)?;
             capture.undo.hold(held);
             Ok(kind)
         }

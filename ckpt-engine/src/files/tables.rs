@@ -15,7 +15,7 @@ use std::{
 
 use crate::{
     btf::Types,
-    eye::{Eye, read_all},
+    eye::Eye,
     sys::bpf::{
         self, MapKind,
         code::{
@@ -134,7 +134,7 @@ impl Reader {
         question[8..].copy_from_slice(&own.to_ne_bytes());
         bpf::set_entry(self.question.as_fd(), &question)?;
         let link = bpf::link_to_tasks(self.program.as_fd())?;
-        let bytes = read_all(&link)?;
+        let bytes = bpf::read_all(link.as_fd())?;
         let (mut tables, mut rest) = (HashMap::new(), bytes.as_slice());
         while let Some((process, size, record)) = next(&mut rest) {
             if size <= MOST {

@@ -5,15 +5,21 @@
 //! [`super::Undo`] ends it and the connection goes on here, or the socket is closed in it, which
 //! the peer does not notice.
 
+mod alike;
 mod capture;
 mod fin;
+mod look;
+mod proof;
 mod queue;
 mod rebuild;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_alike;
+#[cfg(test)]
 mod tests_queue;
 
+pub(super) use alike::{Alike, Group, Seen, prepare};
 pub(super) use capture::{Held, Repaired, capture, check, check_multipath, mend};
 pub(super) use queue::{Door, Taken};
 pub(super) use rebuild::{Connection, bind, connect};
@@ -37,9 +43,10 @@ const LAST_ACK: u8 = 9;
 const LISTEN: u8 = 10;
 const CLOSING: u8 = 11;
 
-/// `TCP_REPAIR`: on, and off with a window probe.
+/// `TCP_REPAIR`: on, off with a window probe, and off without.
 const REPAIR_ON: i32 = 1;
 const REPAIR_OFF: i32 = 0;
+const REPAIR_OFF_UNHEARD: i32 = -1;
 
 /// `TCP_REPAIR_QUEUE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -176,6 +176,10 @@ pub struct TcpConnection {
     pub timestamp: Option<u32>,
     /// `struct tcp_repair_window`: snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup.
     pub window: [u32; 5],
+    /// Everything is acknowledged, in both directions, and has been for a while: there is nothing
+    /// that the peer could wait to hear of.
+    #[serde(default)]
+    pub quiet: bool,
 }
 
 impl TcpConnection {

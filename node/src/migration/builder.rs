@@ -106,6 +106,8 @@ pub(super) struct Site {
     pub(super) released: Box<dyn Fn(bool) -> std::io::Result<()> + Send>,
     /// Where what this node keeps of it lies.
     pub(super) directory: PathBuf,
+    /// The other ends of connections may be gone since: all are asked.
+    pub(super) ask_peers: bool,
 }
 
 /// What the builder is told.
@@ -364,7 +366,7 @@ fn release(site: &mut Site, built: Built, frames: &[Frame]) -> Result<Option<Kep
         announcer.send();
     }
     watch.lap("announce");
-    files.release();
+    files.release(site.ask_peers);
     watch.lap("connections");
     frozen.thaw()?;
     watch.lap("thaw");

@@ -403,5 +403,6 @@ pub(super) fn site(
         announcer,
         released,
         directory: prepared.directory().to_owned(),
+        ask_peers: false,
     })
 }

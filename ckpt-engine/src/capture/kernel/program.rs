@@ -6,14 +6,11 @@ use std::{
 };
 
 use super::fields::{Base, DEPTH_MAX, Fields, NUMBERS_AT, POINTERS, REGISTERS_AT, REGISTERS_LEN};
-use crate::{
-    eye::read_all,
-    sys::bpf::{
-        self, MapKind,
-        code::{
-            ADD, ADD_REGISTER, COPY, Code, EXIT, IF_AT_MOST, IF_EQUAL, IF_SAME, LOAD, LOAD_WORD,
-            SET, SHIFT_LEFT, STORE, STORE_REGISTER, helper,
-        },
+use crate::sys::bpf::{
+    self, MapKind,
+    code::{
+        ADD, ADD_REGISTER, COPY, Code, EXIT, IF_AT_MOST, IF_EQUAL, IF_SAME, LOAD, LOAD_WORD, SET,
+        SHIFT_LEFT, STORE, STORE_REGISTER, helper,
     },
 };
 
@@ -53,13 +50,13 @@ impl Copier {
     /// The records of all threads in a namespace and below it.
     pub(super) fn copy(&self, namespace: Namespace) -> io::Result<Vec<u8>> {
         self.ask(namespace)?;
-        read_all(&bpf::link_to_tasks(self.program.as_fd())?)
+        bpf::read_all(bpf::link_to_tasks(self.program.as_fd())?.as_fd())
     }
 
     /// The record of one thread; `depth` says from which of its pid namespaces on.
     pub(super) fn copy_of(&self, tid: i32, depth: u32) -> io::Result<Vec<u8>> {
         self.ask(Namespace { address: 0, depth })?;
-        read_all(&bpf::link_to_task(self.program.as_fd(), tid)?)
+        bpf::read_all(bpf::link_to_task(self.program.as_fd(), tid)?.as_fd())
     }
 
     fn ask(&self, namespace: Namespace) -> io::Result<()> {

@@ -15,7 +15,7 @@ use super::{
         options::{self, Family, Stage},
         socket::Network,
     },
-    CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, LISTEN, Queue,
+    CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, Group, LAST_ACK, LISTEN, Queue,
     REPAIR_OFF, REPAIR_ON, SYN_SENT, TCP, Taken, select, set_repair,
 };
 use crate::sys::{
@@ -33,6 +33,8 @@ pub(super) struct Info {
     /// Of a listener: how many wait to be accepted, and how many may.
     pub(super) waiting: u32,
     backlog: u32,
+    /// How long a connection has received nothing, in ms.
+    pub(super) silent_ms: u32,
 }
 
 impl Info {
@@ -41,7 +43,7 @@ impl Info {
     const WINDOW_SCALE: u8 = 4;
 
     pub(super) fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        let mut bytes = [0u8; 32];
+        let mut bytes = [0u8; 56];
         let length = socket::option(fd, TCP, libc::TCP_INFO, &mut bytes)?;
         if length < bytes.len() {
             return Err(io::ErrorKind::InvalidData.into());
@@ -52,6 +54,7 @@ impl Info {
             window_scale: (bytes[6] & 15, bytes[6] >> 4),
             waiting: word(&bytes, 24),
             backlog: word(&bytes, 28),
+            silent_ms: word(&bytes, 52),
         })
     }
 
@@ -142,6 +145,10 @@ pub(in super::super) fn mend(object: &Object) -> io::Result<bool> {
     Ok(repaired)
 }
 
+/// How long a connection must have received nothing to be quiet, in ms: longer than the kernel puts
+/// off an acknowledgement.
+pub(super) const QUIET_MS: u32 = 1000;
+
 /// What [`super::super::Undo`] puts back.
 #[derive(Debug)]
 pub(in super::super) enum Held {
@@ -150,12 +157,13 @@ pub(in super::super) enum Held {
     Queue(Taken),
 }
 
-/// Reads a socket.
+/// Reads a socket. A connection with others that are `alike` is not asked for what they all have.
 pub(in super::super) fn capture(
     object: &Object,
     network: &Network,
     v6: bool,
     multipath: bool,
+    alike: Option<&Group<'_>>,
 ) -> Result<(Kind, Held), Refusal> {
     let fd = object.fd();
     let info = Info::of(fd)?;
@@ -166,7 +174,10 @@ pub(in super::super) fn capture(
         SYN_SENT => Stage::Connecting,
         _ => Stage::Connected,
     };
-    let options = options::capture(fd, Family::Tcp { v6, stage })?;
+    let options = match alike.filter(|_| stage == Stage::Connected) {
+        Some(alike) => alike.options_of(object)?,
+        None => options::capture(fd, Family::Tcp { v6, stage })?,
+    };
     let (state, held) = match info.state {
         LISTEN if info.waiting > 0 && multipath => return Err(waiting(info.waiting)),
         LISTEN => listening(fd, local, network, &info)?,
@@ -272,9 +283,16 @@ pub(super) fn connection(
     select(fd, Queue::None)?;
     // Our FIN has a sequence number too, which is no byte of the queue.
     let fin = u32::from(matches!(closing, TcpClosing::ByUs | TcpClosing::ByBoth));
+    let quiet = closing == TcpClosing::Open
+        && unread.is_empty()
+        && unacknowledged.is_empty()
+        // The last acknowledgement went out before packets were held, and not just now.
+        && e == receive_sequence
+        && info.silent_ms >= QUIET_MS;
     Ok(TcpConnection {
         remote,
         closing,
+        quiet,
         unread,
         receive_sequence,
         unsent: unsent_sequence.saturating_sub(fin),

@@ -14,7 +14,7 @@ use super::{
         options::{self},
         rebuild::RebuildError,
     },
-    Queue, REPAIR_OFF, REPAIR_ON, TCP, fin, select, set_repair,
+    Queue, REPAIR_OFF, REPAIR_OFF_UNHEARD, REPAIR_ON, TCP, fin, select, set_repair,
 };
 use crate::sys::{
     descriptor::{self, Change, Query},
@@ -42,7 +42,7 @@ enum Step {
     /// connect(2) is called again.
     Connect(SocketAddr),
     /// Repair mode ends, what was never sent is sent, and what was closed is closed.
-    GoOn { unsent: Vec<u8>, close: bool, closed_by_peer: Option<fin::Fin> },
+    GoOn { unsent: Vec<u8>, close: bool, closed_by_peer: Option<fin::Fin>, quiet: bool },
 }
 
 /// Makes a socket up to its name, and listens. Listeners come before connections, which share
@@ -193,17 +193,20 @@ fn go_on(local: &SocketAddr, tcp: &TcpConnection) -> io::Result<Step> {
     let (_, unsent) = tcp.split().ok_or(io::ErrorKind::InvalidData)?;
     let closed_by_peer = if tcp.closed_by_peer() { Some(fin::Fin::new(local, tcp)?) } else { None };
     let close = tcp.closed_by_us() && !unsent.is_empty();
-    Ok(Step::GoOn { unsent: unsent.to_vec(), close, closed_by_peer })
+    Ok(Step::GoOn { unsent: unsent.to_vec(), close, closed_by_peer, quiet: tcp.quiet })
 }
 
 impl Connection {
     /// Lets the connection go on.
-    pub(in super::super) fn release(&self) -> io::Result<()> {
+    pub(in super::super) fn release(&self, ask: bool) -> io::Result<()> {
         let fd = self.fd.as_fd();
         match &self.step {
             Step::Connect(remote) => self.connect_again(remote),
-            Step::GoOn { unsent, close, closed_by_peer } => {
-                set_repair(fd, REPAIR_OFF)?;
+            Step::GoOn { unsent, close, closed_by_peer, quiet } => {
+                // A probe is a packet and its answer, in the blackout: where it would tell neither
+                // end anything, none is sent.
+                let unheard = *quiet && !ask;
+                set_repair(fd, if unheard { REPAIR_OFF_UNHEARD } else { REPAIR_OFF })?;
                 // The end of repair mode has cleared it.
                 options::set(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, self.reuse)?;
                 if let Some(fin) = closed_by_peer {

@@ -51,7 +51,7 @@ pub(super) fn move_over(captured: Captured, child: Child) -> Copy {
 }
 
 /// The server's end after the switch.
-fn stream(copy: &Copy, fd: RawFd) -> TcpStream {
+pub(super) fn stream(copy: &Copy, fd: RawFd) -> TcpStream {
     TcpStream::from(copy.of(fd))
 }
 
@@ -79,7 +79,7 @@ fn a_busy_connection_goes_on_where_it_was() {
     let copy = move_over(captured, child);
     let listener = TcpListener::from(copy.of(fd_listener));
     let mut server = stream(&copy, fd);
-    copy.rebuilt.release();
+    copy.rebuilt.release(false);
 
     assert!(server.nodelay().unwrap());
     let mut rest = vec![0; 99_000];
@@ -179,7 +179,7 @@ fn closed_ways_stay_closed() {
     let copy = move_over(captured, child);
     let [mut server_by_us, mut server_by_peer, mut server_by_both] =
         numbers.map(|number| stream(&copy, number));
-    copy.rebuilt.release();
+    copy.rebuilt.release(false);
 
     let mut text = String::new();
     by_us.write_all(b"still open").unwrap();
@@ -219,7 +219,7 @@ fn ipv6_and_fresh_sockets_are_rebuilt() {
     let captured = child.capture();
     let copy = move_over(captured, child);
     let (mut server, fresh) = (stream(&copy, numbers[0]), copy.of(numbers[1]));
-    copy.rebuilt.release();
+    copy.rebuilt.release(false);
     server.write_all(b"six").unwrap();
     let mut text = [0; 3];
     client.read_exact(&mut text).unwrap();

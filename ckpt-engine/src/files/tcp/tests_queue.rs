@@ -66,7 +66,7 @@ fn moved(address: &str) {
     let captured = child.capture();
     let copy = move_over(captured, child);
     let listener = TcpListener::from(copy.of(number));
-    copy.rebuilt.release();
+    copy.rebuilt.release(false);
     serve(&listener, &mut clients);
 }
 
@@ -91,7 +91,7 @@ fn those_of_a_socket_for_both_too() {
     drop(listener);
     let copy = move_over(child.capture(), child);
     let listener = TcpListener::from(copy.of(number));
-    copy.rebuilt.release();
+    copy.rebuilt.release(false);
     let (mut server, address) = listener.accept().unwrap();
     assert_eq!(address.port(), client.local_addr().unwrap().port());
     server.write_all(b"x").unwrap();
@@ -136,7 +136,7 @@ fn every_listener_of_a_group_keeps_its_own() {
     drop(listeners);
     let copy = move_over(child.capture(), child);
     let listeners = numbers.map(|number| TcpListener::from(copy.of(number)));
-    copy.rebuilt.release();
+    copy.rebuilt.release(false);
     assert_eq!([waiting(&listeners[0]), waiting(&listeners[1])], before);
     drop(clients);
 }

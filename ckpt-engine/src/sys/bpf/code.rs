@@ -20,8 +20,14 @@ pub const ADD: u8 = 0x07;
 pub const ADD_REGISTER: u8 = 0x0f;
 /// Shifts to the left by a constant.
 pub const SHIFT_LEFT: u8 = 0x67;
+/// Shifts to the right by a constant.
+pub const SHIFT_RIGHT: u8 = 0x77;
+/// Leaves only the bits of a constant.
+pub const AND: u8 = 0x57;
 /// Jumps if equal to a constant.
 pub const IF_EQUAL: u8 = 0x15;
+/// Jumps unless equal to a constant.
+pub const UNLESS_EQUAL: u8 = 0x55;
 /// Jumps if not greater than a constant.
 pub const IF_AT_MOST: u8 = 0xb5;
 /// Jumps if equal to a register.

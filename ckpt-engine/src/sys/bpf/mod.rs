@@ -4,7 +4,8 @@
 pub mod code;
 
 use std::{
-    io,
+    fs::File,
+    io::{self, Read},
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
 };
 
@@ -101,8 +102,8 @@ pub fn attach_to_ingress(program: BorrowedFd<'_>, interface: u32) -> io::Result<
     })
 }
 
-/// `BPF_PROG_LOAD` of a program that is shown tasks; `target` is the number of the kernel's
-/// function `bpf_iter_task`.
+/// `BPF_PROG_LOAD` of a program that is shown tasks or their files; `target` is the number of the
+/// kernel's function `bpf_iter_task` or `bpf_iter_task_file`.
 pub fn load_for_tasks(instructions: &[u64], target: u32) -> io::Result<OwnedFd> {
     const TRACING: u32 = 26;
     const LICENCE: &std::ffi::CStr = c"GPL";
@@ -154,4 +155,22 @@ pub fn iterator(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     own(unsafe {
         libc::syscall(libc::SYS_bpf, ITERATOR_CREATE, attributes.as_ptr(), size_of_val(&attributes))
     })
+}
+
+/// All that the program of a link says.
+pub fn read_all(link: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    let mut iterator = File::from(iterator(link)?);
+    let mut records = Vec::new();
+    // More than the kernel gives at once.
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match iterator.read(&mut buffer) {
+            Ok(0) => return Ok(records),
+            Ok(len) => records.extend_from_slice(&buffer[..len]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Nothing to show up to here.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
 }

@@ -310,7 +310,8 @@ impl Attempt<'_> {
         let (journal, files) = (self.journal.clone(), self.files);
         let released = Box::new(move |_| journal.write(Step::Released { files }));
         let made = spawn_blocking(move || {
-            let site = target::site(&mut prepared, plan, network, released)?;
+            let mut site = target::site(&mut prepared, plan, network, released)?;
+            site.ask_peers = true;
             Ok::<_, BuildError>((prepared, site))
         });
         Ok(made.await??)
