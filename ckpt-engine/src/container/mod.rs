@@ -64,6 +64,7 @@ pub use self::{
 pub(crate) use self::{
     capture::offset_lines,
     late::{Site, mount_late},
+    limits::DROPPED,
     refused::BASELINE_FILTERS,
     users::IdRanges,
 };

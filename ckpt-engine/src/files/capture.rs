@@ -22,7 +22,7 @@ use super::{
     inotify, lock, mailbox, memfd, nsfs, path, pipe, process,
     socket::{self, Protocol},
     spent::Spent,
-    tcp, terminal, timer, tun, udp, unix,
+    tables, tcp, terminal, timer, tun, udp, unix,
 };
 use crate::{
     beside,
@@ -223,6 +223,7 @@ fn look(source: &Source<'_>) -> Vec<Blocker> {
         Ok(capture) => capture,
         Err(blockers) => return blockers,
     };
+    tables::prepare();
     tcp::prepare(&capture.found);
     let objects = capture.found.objects.iter().enumerate();
     let refused = objects.filter_map(|(place, object)| {

@@ -43,18 +43,23 @@ pub(super) struct Entry {
     pub(super) unlocked: bool,
 }
 
-/// The tables of the processes in the pid namespace of this one and below it, by their numbers on
-/// the host, as far as they are told.
-pub(super) fn read(init: i32) -> HashMap<i32, Vec<Entry>> {
+/// Loads the program, before there is a hurry.
+pub(super) fn prepare() -> Option<&'static Mutex<Reader>> {
     static READER: OnceLock<Option<Mutex<Reader>>> = OnceLock::new();
-    let reader = READER.get_or_init(|| {
+    let load = || {
         let reader = Reader::new();
         if let Err(error) = &reader {
             tracing::info!(%error, "descriptor tables are looked at in /proc");
         }
         reader.ok().map(Mutex::new)
-    });
-    let Some(reader) = reader else { return HashMap::new() };
+    };
+    READER.get_or_init(load).as_ref()
+}
+
+/// The tables of the processes in the pid namespace of this one and below it, by their numbers on
+/// the host, as far as they are told.
+pub(super) fn read(init: i32) -> HashMap<i32, Vec<Entry>> {
+    let Some(reader) = prepare() else { return HashMap::new() };
     let read = reader.lock().unwrap_or_else(PoisonError::into_inner).read(init);
     read.unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot read descriptor tables");
@@ -103,7 +108,7 @@ impl Places {
 
 /// The program, loaded.
 #[derive(Debug)]
-struct Reader {
+pub(super) struct Reader {
     places: Places,
     question: OwnedFd,
     program: OwnedFd,

@@ -7,6 +7,7 @@
 use ckpt_format::process::{Credentials, Identity};
 
 use crate::{
+    container::DROPPED,
     inject::Batch,
     procfs::{ProcError, Status},
 };
@@ -46,10 +47,26 @@ pub(super) fn read(
     }))
 }
 
-/// Adds the calls. `bounding` is the bounding set that the thread has now.
+/// Adds the calls that take from a process with these capabilities what no process of a VE has:
+/// those that come from it need not be told one by one. Returns the call that must not fail: of the
+/// others some may, for a kernel that does not know a capability does not grant it either.
+pub(super) fn disarm(batch: &mut Batch, credentials: &Credentials) -> usize {
+    for &capability in DROPPED {
+        let arguments = [libc::PR_CAPBSET_DROP as u64, capability.into()];
+        batch.call("prctl", libc::SYS_prctl, &arguments);
+    }
+    let dropped = DROPPED.iter().fold(0, |set, capability| set | 1u64 << capability);
+    let [inheritable, permitted, effective] =
+        [0, 1, 2].map(|set| credentials.capabilities[set] & !dropped);
+    capset(batch, effective, permitted, inheritable)
+}
+
+/// Adds the calls for one that has all capabilities of its bounding set, which is this. What this
+/// host lets no VE have it does not get, should another host have let it.
 pub(super) fn set(batch: &mut Batch, credentials: &Credentials, bounding: u64) {
     become_user(batch, &identity(credentials));
-    limit(batch, credentials, bounding);
+    let capabilities = credentials.capabilities.map(|set| set & bounding);
+    limit(batch, &Credentials { capabilities, ..credentials.clone() }, bounding);
 }
 
 /// Who it is, without what it may do.
@@ -108,7 +125,7 @@ pub(super) fn limit(batch: &mut Batch, credentials: &Credentials, bounding: u64)
     }
 }
 
-fn capset(batch: &mut Batch, effective: u64, permitted: u64, inheritable: u64) {
+fn capset(batch: &mut Batch, effective: u64, permitted: u64, inheritable: u64) -> usize {
     let mut header = VERSION.to_le_bytes().to_vec();
     header.extend_from_slice(&0u32.to_le_bytes());
     let header = batch.bytes(&header);
@@ -116,7 +133,7 @@ fn capset(batch: &mut Batch, effective: u64, permitted: u64, inheritable: u64) {
     let data: Vec<u8> =
         halves(0).iter().chain(&halves(32)).flat_map(|half| half.to_le_bytes()).collect();
     let data = batch.bytes(&data);
-    batch.call("capset", libc::SYS_capset, &[header, data]);
+    batch.call("capset", libc::SYS_capset, &[header, data])
 }
 
 fn bits(set: u64) -> impl Iterator<Item = u64> {

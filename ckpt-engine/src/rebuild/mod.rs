@@ -272,7 +272,13 @@ impl Skeleton {
         share_a_cpu(init);
         let gate = Gate::open(&thread, vdso, Some(GATE))?;
         let secure_bits = wipe(&thread, gate)?;
-        let status = procfs::Status::read(init)?;
+        let mut status = procfs::Status::read(init)?;
+        if let Some(first) = credentials::read(&status, id_base, secure_bits)? {
+            let mut batch = gate.batch();
+            let capset = credentials::disarm(&mut batch, &first);
+            batch.run(&thread)?.value(capset)?;
+            status = procfs::Status::read(init)?;
+        }
         let bounding = status.number("CapBnd", 16)?;
         let born = credentials::read(&status, id_base, secure_bits)?;
         let mut bone = Bone::new(1, thread, None)?;
