@@ -63,6 +63,7 @@ struct Paths {
     file_private: u32,
     file_inode: u32,
     inode_number: u32,
+    inode_writers: u32,
     socket_sock: u32,
 }
 
@@ -78,6 +79,7 @@ impl Paths {
             file_private: types.offset("file", "private_data")?,
             file_inode: types.offset("file", "f_inode")?,
             inode_number: types.offset("inode", "i_ino")?,
+            inode_writers: types.offset("inode", "i_writecount")?,
             socket_sock: types.offset("socket", "sk")?,
         })
     }
@@ -185,6 +187,23 @@ impl Eye {
     /// Where that is which belongs to a file alone (`private_data`).
     pub(crate) fn file(&self, fd: i32, inode: u64) -> io::Result<u64> {
         let places = Paths::known()?;
+        let (file, found) = self.opened(fd)?;
+        if self.number(found, places.inode_number)? != inode {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        self.number(file, places.file_private)
+    }
+
+    /// How often the file that the process has under this number is open for writing just now, or,
+    /// below zero, executed (`i_writecount` in include/linux/fs.h).
+    pub(crate) fn writers(&self, fd: i32) -> io::Result<i32> {
+        let (_, inode) = self.opened(fd)?;
+        Ok(self.word(inode, Paths::known()?.inode_writers)?.cast_signed())
+    }
+
+    /// Where the open file is that the process has under this number, and its inode.
+    fn opened(&self, fd: i32) -> io::Result<(u64, u64)> {
+        let places = Paths::known()?;
         let gone = || io::Error::from(io::ErrorKind::NotFound);
         let task = self.number(self.memory()?, places.memory_owner)?;
         let table = self.number(self.number(task, places.task_files)?, places.files_table)?;
@@ -194,11 +213,7 @@ impl Eye {
         }
         let files = self.number(table, places.table_files)?;
         let file = self.number(files.wrapping_add(8 * u64::from(fd)), 0)?;
-        let found = self.number(self.number(file, places.file_inode)?, places.inode_number)?;
-        if found != inode {
-            return Err(gone());
-        }
-        self.number(file, places.file_private)
+        Ok((file, self.number(file, places.file_inode)?))
     }
 }
 

@@ -32,3 +32,4 @@ pub mod surgeon;
 pub mod sys;
 pub mod track;
 pub mod unnamed;
+pub mod writers;

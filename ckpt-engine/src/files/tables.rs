@@ -15,7 +15,7 @@ use std::{
 
 use crate::{
     btf::Types,
-    eye::Eye,
+    eye::{self, Eye},
     sys::bpf::{
         self, MapKind,
         code::{
@@ -47,6 +47,7 @@ pub(super) struct Entry {
 pub(super) fn prepare() -> Option<&'static Mutex<Reader>> {
     static READER: OnceLock<Option<Mutex<Reader>>> = OnceLock::new();
     let load = || {
+        eye::prepare();
         let reader = Reader::new();
         if let Err(error) = &reader {
             tracing::info!(%error, "descriptor tables are looked at in /proc");
@@ -200,12 +201,14 @@ fn entries(size: usize, record: &[u8]) -> Vec<Entry> {
     (0..size).map(entry).filter(|entry| entry.file != 0).collect()
 }
 
+/// Where on the stack the key of both maps is, what was found last, the table, and its files.
+const KEY: i16 = -8;
+const FOUND: i16 = -16;
+const TABLE: i16 = -24;
+const FILES: i16 = -32;
+
 /// Registers: 6 the text to be written, 7 the task, 8 the record, 9 the question.
 fn program(question: BorrowedFd<'_>, room: BorrowedFd<'_>, places: &Places) -> Vec<u64> {
-    const KEY: i16 = -8;
-    const FOUND: i16 = -16;
-    const TABLE: i16 = -24;
-    const FILES: i16 = -32;
     let mut code = Code::default();
     code.add(LOAD, 7, 1, 8, 0).add(LOAD, 6, 1, 0, 0).add(LOAD, 6, 6, 0, 0);
     // At the end of all.
@@ -245,23 +248,31 @@ fn program(question: BorrowedFd<'_>, room: BorrowedFd<'_>, places: &Places) -> V
     code.add(SET, 0, 0, 0, 0).add(EXIT, 0, 0, 0, 0);
     code.land(wanted);
 
-    // Its table. Where a pointer leads nowhere, zeros are read.
+    copy_table(&mut code, places);
+    code.land(no_task).land(no_room).land(no_question).land(no_number);
+    code.add(SET, 0, 0, 0, 0).add(EXIT, 0, 0, 0, 0);
+    code.finish()
+}
+
+/// Copies the table of the task and writes the record.
+fn copy_table(code: &mut Code, places: &Places) {
+    // Where a pointer leads nowhere, zeros are read.
     code.add(COPY, 3, 7, 0, 0);
-    follow(&mut code, places.task_files, FOUND, 8);
+    follow(code, places.task_files, FOUND, 8);
     code.add(LOAD, 3, 10, FOUND, 0);
-    follow(&mut code, places.files_table, TABLE, 8);
+    follow(code, places.files_table, TABLE, 8);
     let copy = |code: &mut Code, at: usize, len: i32| {
         code.add(COPY, 1, 8, 0, 0).add(ADD, 1, 0, 0, at as i32);
         code.add(SET, 2, 0, 0, len).call(helper::READ_KERNEL);
     };
     code.add(LOAD, 3, 10, TABLE, 0).add(ADD, 3, 0, 0, places.table_size.cast_signed());
-    copy(&mut code, SIZE_AT, 4);
+    copy(code, SIZE_AT, 4);
     let closing = (places.table_closing, CLOSING_AT, MOST as i32 / 8);
     for (member, at, len) in [closing, (places.table_files, FILES_AT, 8 * FIRST as i32)] {
         code.add(LOAD, 3, 10, TABLE, 0);
-        follow(&mut code, member, FILES, 8);
+        follow(code, member, FILES, 8);
         code.add(LOAD, 3, 10, FILES, 0);
-        copy(&mut code, at, len);
+        copy(code, at, len);
     }
     let locks_of = |code: &mut Code, descriptors: std::ops::Range<usize>| {
         for fd in descriptors {
@@ -278,21 +289,18 @@ fn program(question: BorrowedFd<'_>, room: BorrowedFd<'_>, places: &Places) -> V
         code.add(COPY, 1, 6, 0, 0).add(COPY, 2, 8, 0, 0);
         code.add(SET, 3, 0, 0, record_len(count) as i32).call(helper::WRITE);
     };
-    locks_of(&mut code, 0..FIRST);
+    locks_of(code, 0..FIRST);
     code.add(LOAD_WORD, 1, 8, SIZE_AT as i16, 0);
     let small = code.jump(IF_AT_MOST, 1, FIRST as i32);
     let larger = code.jump(IF_AT_MOST, 1, MOST as i32);
     code.land(small);
-    write(&mut code, FIRST);
+    write(code, FIRST);
     code.add(SET, 0, 0, 0, 0).add(EXIT, 0, 0, 0, 0);
     code.land(larger);
     code.add(LOAD, 3, 10, FILES, 0).add(ADD, 3, 0, 0, 8 * FIRST as i32);
-    copy(&mut code, file_at(FIRST).0, 8 * (MOST - FIRST) as i32);
-    locks_of(&mut code, FIRST..MOST);
-    write(&mut code, MOST);
-    code.land(no_task).land(no_room).land(no_question).land(no_number);
-    code.add(SET, 0, 0, 0, 0).add(EXIT, 0, 0, 0, 0);
-    code.finish()
+    copy(code, file_at(FIRST).0, 8 * (MOST - FIRST) as i32);
+    locks_of(code, FIRST..MOST);
+    write(code, MOST);
 }
 
 /// Reads what stands behind register 3 into the stack.

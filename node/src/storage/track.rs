@@ -7,7 +7,8 @@
 //! - stores through a shared mapping leave no trace after the first one: the caller names the
 //!   files that are mapped so, and they are also compared once more after they no longer are;
 //! - a write(2) marks the file before it changes the contents: a file that changed shortly
-//!   before it was read is compared again in the next round;
+//!   before it was read is compared again in the next round, unless nobody had it open for
+//!   writing any more;
 //! - on tmpfs stores through a mapping never leave a trace: every file there is compared.
 
 use std::{
@@ -16,7 +17,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use ckpt_engine::sys::xattr;
+use ckpt_engine::{sys::xattr, writers::Writers};
 use ckpt_format::tree::{FileRecord, Step, Timestamp};
 use nix::fcntl::OFlag;
 
@@ -33,6 +34,12 @@ use super::{
 
 /// A write(2) is not expected to take longer than this, in seconds.
 const WRITE_TIME_MAX_SECONDS: i64 = 15;
+
+/// How coarse the times of files can be, in nanoseconds, with much room.
+const TICK_NS: i128 = 100_000_000;
+
+/// A file that is smaller than this is compared once more in less time than its writers are found.
+const COMPARED_MAX: u64 = 64 << 10;
 
 /// A tree of a VE that runs here.
 #[derive(Debug)]
@@ -86,6 +93,7 @@ pub struct FileRound {
 #[derive(Debug)]
 pub struct FileTracker {
     trees: Vec<Tracked>,
+    writers: Option<Writers>,
     write_time_max_seconds: i64,
 }
 
@@ -101,7 +109,14 @@ impl FileTracker {
     /// Starts with a target that has the template and empty tmpfs mounts.
     pub fn new(trees: Vec<SourceTree>) -> Self {
         let trees = trees.into_iter().map(|tree| Tracked { tree, mirror: None });
-        Self { trees: trees.collect(), write_time_max_seconds: WRITE_TIME_MAX_SECONDS }
+        let writers = Writers::new().inspect_err(|error| {
+            tracing::info!(%error, "files that changed a moment ago are compared again");
+        });
+        Self {
+            trees: trees.collect(),
+            writers: writers.ok(),
+            write_time_max_seconds: WRITE_TIME_MAX_SECONDS,
+        }
     }
 
     /// Sets how long before it is read a file must have changed last to be trusted in the next
@@ -124,7 +139,8 @@ impl FileTracker {
         let mut result = FileRound::default();
         for Tracked { tree, mirror } in &mut self.trees {
             let trusted_until = seconds_now().saturating_sub(self.write_time_max_seconds);
-            let mut round = Round { tree, mapped, last, trusted_until, result, sink };
+            let writers = self.writers.as_ref();
+            let mut round = Round { tree, mapped, last, trusted_until, writers, result, sink };
             round.run(mirror)?;
             result = round.result;
         }
@@ -144,6 +160,7 @@ struct Round<'a> {
     last: bool,
     /// What has changed since then may be changing still.
     trusted_until: i64,
+    writers: Option<&'a Writers>,
     result: FileRound,
     sink: Sink<'a>,
 }
@@ -304,10 +321,10 @@ impl Round<'_> {
                 continue;
             };
             let file = Opened { place, status, path, regular };
+            let recent = file.status.stamp.changed.seconds >= self.trusted_until;
+            let doubtful = mapped || (recent && !self.is_finished(&file));
             self.file(&file, sent)?;
-            let changed = file.status.stamp.changed.seconds;
-            let recent = changed >= self.trusted_until;
-            sent.doubtful = mapped || recent;
+            sent.doubtful = doubtful;
         }
         Ok(())
     }
@@ -380,6 +397,22 @@ impl Round<'_> {
             Err(errno) if has_gone(errno) => Ok(None),
             Err(errno) => Err(at("look at", path)(errno)),
         }
+    }
+
+    /// Whether everything that was begun to be written to a file is in it: nobody has it open for
+    /// that any more, and whoever opens it from now on leaves another time in it. A VE that stands
+    /// still is not asked: nothing is compared with what is read then.
+    fn is_finished(&self, file: &Opened) -> bool {
+        if self.last || !file.regular || file.status.stamp.size < COMPARED_MAX {
+            return false;
+        }
+        let changed = file.status.stamp.changed;
+        let changed_ns =
+            i128::from(changed.seconds) * 1_000_000_000 + i128::from(changed.nanoseconds);
+        let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |it| it.as_nanos());
+        let old = i128::try_from(now_ns).is_ok_and(|now_ns| changed_ns + TICK_NS < now_ns);
+        let written = self.writers.map(|writers| writers.any(file.place.as_fd()));
+        old && matches!(written, Some(Ok(false)))
     }
 
     /// Whether a file can be changed through a mapping. The VE sees other numbers for its files

@@ -74,9 +74,13 @@ fn stores_to_a_mapped_file_are_found_by_its_numbers() {
 
 #[test]
 fn without_the_numbers_they_are_missed() {
-    // If this fails, the test above proves nothing.
-    let (mut pair, _mapper, _) = mapped_pair();
-    assert_eq!(pair.round(false).unwrap().data_bytes, 0);
+    // If this fails, the test above proves nothing. When the kernel happens to write the page to the
+    // disk between the two stores, the second one leaves a trace.
+    let is_missed = || {
+        let (mut pair, _mapper, _) = mapped_pair();
+        pair.round(false).unwrap().data_bytes == 0
+    };
+    assert!((0..5).any(|_| is_missed()));
 }
 
 #[test]

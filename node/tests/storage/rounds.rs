@@ -300,3 +300,22 @@ fn a_last_round_that_trusts_times_finds_every_kind_of_change() {
         assert_equal(&pair, what);
     }
 }
+
+#[test]
+fn a_file_that_nobody_writes_any_more_is_not_compared_again() {
+    let mut pair = Pair::new(|_| ());
+    pair.source.inside(0, |top| {
+        fs::write(top.join("done"), vec![1; MIB as usize])?;
+        fs::write(top.join("open"), vec![2; 2 * MIB as usize])
+    });
+    let open = fs::File::options().write(true).open(pair.source.path(0).join("open")).unwrap();
+    // As old as the times of files are coarse, with much room.
+    let old = std::time::Instant::now() + std::time::Duration::from_millis(150);
+    while std::time::Instant::now() < old {
+        std::thread::yield_now();
+    }
+    assert_eq!(pair.round(false).unwrap().compared_bytes, 3 * MIB);
+    assert_eq!(pair.round(true).unwrap().compared_bytes, 2 * MIB);
+    drop(open);
+    assert_equal(&pair, "nobody writes");
+}
