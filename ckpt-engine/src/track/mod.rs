@@ -290,10 +290,14 @@ impl Tracker {
     /// Brings the list of processes up to date and arms the new ones.
     fn refresh(&mut self) -> Result<Vec<Member>, TrackError> {
         // Before anything is read: what is changed meanwhile is read again the next time.
-        let marks = self.init.map_or_else(HashMap::new, |init| self.surgeon.marks(init));
-        let seen = self.known.list(&self.cgroup, self.frozen, self.id_base, &marks)?;
+        let marks = self.init.map(|init| self.surgeon.marks(init));
+        let none = HashMap::new();
+        let before = marks.as_ref().unwrap_or(&none);
+        let seen = self.known.list(&self.cgroup, self.frozen, self.id_base, before)?;
         let order = in_tree_order(&seen);
         self.init = order.first().map(|init| init.host);
+        let marks = marks.or_else(|| self.init.map(|init| self.surgeon.marks(init)));
+        let marks = marks.unwrap_or_default();
         let in_tree: HashSet<i32> = order.iter().map(|process| process.host).collect();
         let hosts = seen.iter().map(|process| process.host);
         self.strangers = hosts.filter(|host| !in_tree.contains(host)).collect();

@@ -34,7 +34,7 @@ use ckpt_format::{
 use super::{
     around::{Around, Places},
     brake::Brake,
-    holders::Holders,
+    holders::{Holders, strangers},
     messages::{Item, State},
     pipe::Pipe,
     postcopy::later::{KeptBack, Memory},
@@ -232,7 +232,7 @@ impl Live {
             self.hold_contents(std::mem::take(&mut captured.contents))?;
             self.tracker.last_objects(&mut pipe.clone())?;
             watch.lap("objects");
-            let strangers = self.strangers();
+            let strangers = strangers(self.tracker.strangers());
             if !strangers.is_empty() {
                 return Err(CopyError::Strangers(strangers));
             }
@@ -312,22 +312,6 @@ impl Live {
             Memory::Later => self.tracker.last_round_without_memory(&mut pipe.clone())?,
         };
         Ok(())
-    }
-
-    /// The processes that the host has put into the VE (`vzctl exec`) and that cannot move.
-    fn strangers(&self) -> Vec<Blocker> {
-        let hosts = self.tracker.strangers().iter();
-        hosts
-            .map(|&host| Blocker {
-                pid: procfs::Status::read(host)
-                    .and_then(|status| status.in_ve("NSpid"))
-                    .unwrap_or(0),
-                command: procfs::read_text(host, "comm").unwrap_or_default().trim().to_owned(),
-                fd: None,
-                object: "process put into the VE by the host".to_owned(),
-                hint: "wait for vzctl exec or enter to end".to_owned(),
-            })
-            .collect()
     }
 
     /// What a blackout costs however little memory is left.

@@ -11,6 +11,7 @@ use ckpt_engine::{
     procfs,
     sys::task,
 };
+use ckpt_format::blocker::Blocker;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::blackout::CopyError;
@@ -82,6 +83,20 @@ impl Holders {
             ipcs: Vec::new(),
         }
     }
+}
+
+/// What is said of processes that the host has put into the VE (`vzctl exec`), and that cannot move.
+pub(super) fn strangers(hosts: &[i32]) -> Vec<Blocker> {
+    let inner = |host| procfs::Status::read(host).and_then(|status| status.in_ve("NSpid"));
+    let name = |host| procfs::read_text(host, "comm").unwrap_or_default().trim().to_owned();
+    let stranger = |&host: &i32| Blocker {
+        pid: inner(host).unwrap_or(0),
+        command: name(host),
+        fd: None,
+        object: "process put into the VE by the host".to_owned(),
+        hint: "wait for vzctl exec or enter to end".to_owned(),
+    };
+    hosts.iter().map(stranger).collect()
 }
 
 /// Whether a process has not ended yet (`pidfd_open(2)`).
