@@ -315,6 +315,7 @@ mod tests {
         fs,
         io::{BufRead, BufReader},
         process::{Child, Command, Stdio},
+        time::Instant,
     };
 
     use super::*;
@@ -367,17 +368,26 @@ mod tests {
         let locked = tempfile::NamedTempFile::new().unwrap();
         let path = locked.path().to_str().unwrap();
         let sleeper = Sleeper::start(&format!("flock --no-fork {path} sleep 100"));
-        let shown = fs::read_dir(procfs::path(sleeper.host, "fd")).unwrap();
-        let mut shown: Vec<(i32, bool)> = shown
-            .map(|entry| {
-                let entry = entry.unwrap();
-                let is_locked = fs::read_link(entry.path()).unwrap() == locked.path();
-                (entry.file_name().to_str().unwrap().parse().unwrap(), is_locked)
-            })
-            .collect();
-        shown.sort_unstable();
-        let table = sleeper.table();
-        assert!(table.iter().map(|entry| entry.fd).eq(shown.iter().map(|(fd, _)| *fd)));
+        // Its libraries are open for a moment.
+        let shown = || -> Option<Vec<(i32, bool)>> {
+            let entries = fs::read_dir(procfs::path(sleeper.host, "fd")).ok()?;
+            let each = entries.map(|entry| {
+                let entry = entry.ok()?;
+                let is_locked = fs::read_link(entry.path()).ok()? == locked.path();
+                Some((entry.file_name().to_str()?.parse().ok()?, is_locked))
+            });
+            each.collect()
+        };
+        let start = Instant::now();
+        let (table, shown) = loop {
+            let (table, mut shown) = (sleeper.table(), shown().unwrap_or_default());
+            shown.sort_unstable();
+            let same = table.iter().map(|entry| entry.fd).eq(shown.iter().map(|(fd, _)| *fd));
+            if same {
+                break (table, shown);
+            }
+            assert!(start.elapsed().as_secs() < 10, "{table:?} {shown:?}");
+        };
         let locked = |fd: i32| shown.contains(&(fd, true));
         assert!(table.iter().any(|entry| locked(entry.fd)));
         assert!(table.iter().filter(|entry| locked(entry.fd)).all(|entry| !entry.unlocked));

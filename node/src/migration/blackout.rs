@@ -318,12 +318,14 @@ impl Live {
     pub(super) fn fixed(&self) -> Fixed {
         let mut fixed = Fixed::default();
         for process in self.tracker.processes() {
-            let count = |name: &str| {
-                std::fs::read_dir(procfs::path(process.host(), name)).map_or(0, Iterator::count)
-            };
+            let entries =
+                |name| std::fs::read_dir(procfs::path(process.host(), name)).into_iter().flatten();
             fixed.processes += 1;
-            fixed.threads += count("task");
-            fixed.descriptors += count("fd");
+            fixed.threads += entries("task").count();
+            for link in entries("fd").map(|it| it.and_then(|it| std::fs::read_link(it.path()))) {
+                fixed.descriptors += 1;
+                fixed.sockets += usize::from(link.is_ok_and(|it| is_socket(&it)));
+            }
         }
         fixed
     }
@@ -411,6 +413,11 @@ impl Live {
             boottime_ns: now.boottime_ns + self.clock_offsets.boottime_ns,
         })
     }
+}
+
+/// By what `/proc/PID/fd` shows.
+fn is_socket(link: &Path) -> bool {
+    link.as_os_str().as_encoded_bytes().starts_with(b"socket:")
 }
 
 /// A VE that stands still, and goes on when this is dropped.

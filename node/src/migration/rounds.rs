@@ -32,19 +32,23 @@ pub(super) struct Fixed {
     pub(super) threads: usize,
     /// Open descriptors in the VE.
     pub(super) descriptors: usize,
+    /// Those of them that are sockets.
+    pub(super) sockets: usize,
 }
 
 impl Fixed {
     /// Freeze, capture, rebuild and switch, without any page, on the machine that the numbers
     /// were measured on.
     fn cost(self) -> Duration {
-        const BASE: Duration = Duration::from_micros(9_000);
-        const PROCESS: Duration = Duration::from_micros(700);
-        const THREAD: Duration = Duration::from_micros(60);
-        const DESCRIPTOR: Duration = Duration::from_micros(20);
+        const BASE: Duration = Duration::from_micros(8_500);
+        const PROCESS: Duration = Duration::from_micros(150);
+        const THREAD: Duration = Duration::from_micros(50);
+        const DESCRIPTOR: Duration = Duration::from_micros(10);
+        const SOCKET: Duration = Duration::from_micros(45);
         BASE + PROCESS * self.processes as u32
             + THREAD * self.threads as u32
             + DESCRIPTOR * self.descriptors as u32
+            + SOCKET * self.sockets as u32
     }
 }
 
@@ -361,6 +365,6 @@ mod tests {
     #[test]
     fn more_processes_cost_more() {
         let many = Fixed { processes: 1000, ..Fixed::default() };
-        assert!(many.cost() > Fixed::default().cost() * 50);
+        assert!(many.cost() > Fixed::default().cost() * 10);
     }
 }

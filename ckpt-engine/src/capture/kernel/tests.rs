@@ -167,6 +167,26 @@ fn a_change_of_areas_that_maps_does_not_show_is_noticed() {
 }
 
 #[test]
+fn a_mark_says_what_proc_says_of_a_process() {
+    let mut sleeper = Sleeper::new("sleep", &["100"]);
+    let patient = sleeper.patient();
+    let view = view(&patient);
+    let told = |field: usize| {
+        procfs::Stat::read(patient.host).unwrap().field::<i32>(field, "a relation").unwrap()
+    };
+    let mark = view.marks().unwrap()[&patient.host].kin;
+    assert_eq!((mark.parent, mark.group, mark.session), (told(4), told(5), told(6)));
+    assert_eq!((mark.exit_signal, mark.dead), (told(38), false));
+    assert_eq!(view.marks().unwrap()[&patient.host].kin, mark, "nothing has happened");
+    sleeper.child.kill().unwrap();
+    while procfs::Stat::read(patient.host).unwrap().state != 'Z' {
+        std::thread::yield_now();
+    }
+    let dead = view.marks().unwrap()[&patient.host];
+    assert!(dead.kin.dead && dead.areas.is_none());
+}
+
+#[test]
 fn a_kernel_whose_structures_are_others_is_not_trusted() {
     let mut sleeper = Sleeper::new("sleep", &["100"]);
     let patient = sleeper.patient();

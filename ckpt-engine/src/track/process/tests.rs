@@ -76,7 +76,7 @@ fn a_mapped_file_that_loses_its_name_is_noticed() {
     let mut tracked = Tracked::new(child.id().cast_signed(), 1, 0);
     // As if nothing ever changed its areas.
     let mark = Some(AreasMark { memory: 1, locked: 1, executed: 1 });
-    let mut named = || {
+    let named = |tracked: &mut Tracked| {
         tracked.refresh(&mut 0, None, mark).unwrap();
         let is_it = |area: &Area| match &area.backing {
             Backing::File { path, .. } => path.ends_with("/program"),
@@ -86,12 +86,21 @@ fn a_mapped_file_that_loses_its_name_is_noticed() {
     };
     // The program is there a moment after the process.
     let start = std::time::Instant::now();
-    while !named() && start.elapsed().as_secs() < 10 {
+    while !named(&mut tracked) && start.elapsed().as_secs() < 10 {
         std::thread::yield_now();
     }
-    let found = (named(), std::fs::remove_file(&program).map(|()| named()));
+    tracked.namespaces = Some(Namespaces::default());
+    let found = (named(&mut tracked), tracked.names_if(mark), tracked.has_same_names());
+    let other = tracked.names_if(Some(AreasMark { memory: 1, locked: 2, executed: 1 }));
+    let removed = std::fs::remove_file(&program);
+    let (same, still) = (tracked.has_same_names(), named(&mut tracked));
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(found.0, "it is there");
-    assert!(!found.1.unwrap(), "it is gone");
+    removed.unwrap();
+    assert!(found.0 && found.2, "it is there");
+    assert!(
+        found.1.unwrap().contains("/program") && other.is_none(),
+        "only if nothing has changed"
+    );
+    assert!(!same && !still, "it is gone");
 }
