@@ -86,10 +86,17 @@ fn a_mapped_file_that_loses_its_name_is_noticed() {
     };
     // The program is there a moment after the process.
     let start = std::time::Instant::now();
-    while !named(&mut tracked) && start.elapsed().as_secs() < 10 {
+    tracked.namespaces = Some(Namespaces::default());
+    // Asleep, with all its libraries.
+    let is_ready = |tracked: &mut Tracked| {
+        named(tracked)
+            && procfs::Stat::read(tracked.host()).unwrap().state == 'S'
+            && tracked.names_if(mark).is_some()
+            && tracked.has_same_names()
+    };
+    while !is_ready(&mut tracked) && start.elapsed().as_secs() < 10 {
         std::thread::yield_now();
     }
-    tracked.namespaces = Some(Namespaces::default());
     let found = (named(&mut tracked), tracked.names_if(mark), tracked.has_same_names());
     let other = tracked.names_if(Some(AreasMark { memory: 1, locked: 2, executed: 1 }));
     let removed = std::fs::remove_file(&program);
