@@ -210,18 +210,10 @@ const FILES: i16 = -32;
 /// Registers: 6 the text to be written, 7 the task, 8 the record, 9 the question.
 fn program(question: BorrowedFd<'_>, room: BorrowedFd<'_>, places: &Places) -> Vec<u64> {
     let mut code = Code::default();
-    code.add(LOAD, 7, 1, 8, 0).add(LOAD, 6, 1, 0, 0).add(LOAD, 6, 6, 0, 0);
-    // At the end of all.
-    let no_task = code.jump(IF_EQUAL, 7, 0);
-    for slot in [KEY, FOUND, TABLE, FILES] {
+    let [no_task, no_room, no_question] = code.begin(room, question, KEY);
+    for slot in [FOUND, TABLE, FILES] {
         code.add(STORE, 10, 0, slot, 0);
     }
-    code.map(1, room).stack(2, KEY).call(helper::LOOK_UP);
-    let no_room = code.jump(IF_EQUAL, 0, 0);
-    code.add(COPY, 8, 0, 0, 0);
-    code.map(1, question).stack(2, KEY).call(helper::LOOK_UP);
-    let no_question = code.jump(IF_EQUAL, 0, 0);
-    code.add(COPY, 9, 0, 0, 0);
 
     // Threads have the table of their process.
     let member = |code: &mut Code, offset: u32, at: usize, len: i32| {

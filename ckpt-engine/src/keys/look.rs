@@ -69,16 +69,7 @@ impl Look {
 fn program(question: BorrowedFd<'_>, room: BorrowedFd<'_>) -> Vec<u64> {
     const KEY: i16 = -8;
     let mut code = Code::default();
-    code.add(LOAD, 7, 1, 8, 0).add(LOAD, 6, 1, 0, 0).add(LOAD, 6, 6, 0, 0);
-    // At the end of all.
-    let no_task = code.jump(IF_EQUAL, 7, 0);
-    code.add(STORE, 10, 0, KEY, 0);
-    code.map(1, room).stack(2, KEY).call(helper::LOOK_UP);
-    let no_room = code.jump(IF_EQUAL, 0, 0);
-    code.add(COPY, 8, 0, 0, 0);
-    code.map(1, question).stack(2, KEY).call(helper::LOOK_UP);
-    let no_question = code.jump(IF_EQUAL, 0, 0);
-    code.add(COPY, 9, 0, 0, 0);
+    let [no_task, no_room, no_question] = code.begin(room, question, KEY);
     for place in 0..PLACES {
         let (asked, answer) = ((16 * place) as i16, (ANSWER * place) as i16);
         code.add(STORE, 8, 0, answer, 0).add(LOAD, 3, 9, asked, 0);

@@ -83,18 +83,10 @@ fn program(
     const REGISTERS: i16 = -24;
     let slot = |base: Base| -32 - 8 * base as i16;
     let mut code = Code::default();
-    code.add(LOAD, 7, 1, 8, 0).add(LOAD, 6, 1, 0, 0).add(LOAD, 6, 6, 0, 0);
-    // At the end of all.
-    let no_task = code.jump(IF_EQUAL, 7, 0);
+    let [no_task, no_room, no_question] = code.begin(room, question, KEY);
     for at in (slot(Base::Namespace)..=KEY).step_by(8) {
         code.add(STORE, 10, 0, at, 0);
     }
-    code.map(1, room).stack(2, KEY).call(helper::LOOK_UP);
-    let no_room = code.jump(IF_EQUAL, 0, 0);
-    code.add(COPY, 8, 0, 0, 0);
-    code.map(1, question).stack(2, KEY).call(helper::LOOK_UP);
-    let no_question = code.jump(IF_EQUAL, 0, 0);
-    code.add(COPY, 9, 0, 0, 0);
 
     // Its numbers, if it is not dead and collected; whether it is in the namespace.
     code.add(COPY, 3, 7, 0, 0).add(ADD, 3, 0, 0, fields.pointers[0].cast_signed());

@@ -104,6 +104,28 @@ impl Code {
         self
     }
 
+    /// Begins a program that is shown tasks: the text to be written is in register 6 then, the task
+    /// in 7, the entry of `room` in 8, that of `question` in 9, and a zero on the stack at `key`.
+    /// Returns the jumps for when one of them is missing.
+    pub fn begin(
+        &mut self,
+        room: BorrowedFd<'_>,
+        question: BorrowedFd<'_>,
+        key: i16,
+    ) -> [usize; 3] {
+        self.add(LOAD, 7, 1, 8, 0).add(LOAD, 6, 1, 0, 0).add(LOAD, 6, 6, 0, 0);
+        // At the end of all.
+        let no_task = self.jump(IF_EQUAL, 7, 0);
+        self.add(STORE, 10, 0, key, 0);
+        self.map(1, room).stack(2, key).call(helper::LOOK_UP);
+        let no_room = self.jump(IF_EQUAL, 0, 0);
+        self.add(COPY, 8, 0, 0, 0);
+        self.map(1, question).stack(2, key).call(helper::LOOK_UP);
+        let no_question = self.jump(IF_EQUAL, 0, 0);
+        self.add(COPY, 9, 0, 0, 0);
+        [no_task, no_room, no_question]
+    }
+
     /// The instructions.
     pub fn finish(self) -> Vec<u64> {
         self.0
