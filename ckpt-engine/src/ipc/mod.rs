@@ -109,7 +109,13 @@ pub(crate) fn capture(of: BorrowedFd<'_>, id_base: u32) -> io::Result<(Ipc, Mail
 fn read_queue((entry, size_max): (Entry, usize)) -> io::Result<MessageQueue> {
     let mut messages = Vec::new();
     for place in 0.. {
-        match ipc::peek_message(entry.id, place, size_max)? {
+        let found = ipc::peek_message(entry.id, place, size_max).map_err(|error| {
+            // The kernel copies none that may not be sent any more (ipc/msgutil.c, `copy_msg`).
+            let is_too_long = error.raw_os_error() == Some(libc::EINVAL);
+            let text = format!("a message in the queue {} is longer than kernel.msgmax", entry.id);
+            if is_too_long { io::Error::other(text) } else { error }
+        });
+        match found? {
             Some((kind, text)) => messages.push((kind, text.into())),
             None => break,
         }
@@ -239,9 +245,9 @@ pub(crate) fn rebuild(of: &OwnedFd, wanted: &Ipc, id_base: u32) -> io::Result<Ve
                 ipc::remove(Family::Memory, id)?;
             }
         }
+        raise_limits(wanted)?;
         rebuild_sets(&wanted.semaphores, id_base)?;
         wanted.queues.iter().try_for_each(|queue| rebuild_queue(queue, id_base))?;
-        raise_mailbox_limits(wanted)?;
         let mailboxes = mailbox::rebuild(&wanted.mailboxes, id_base)?;
         // What exists may be beyond a limit that was lowered since.
         for (name, text) in &wanted.limits {
@@ -251,23 +257,40 @@ pub(crate) fn rebuild(of: &OwnedFd, wanted: &Ipc, id_base: u32) -> io::Result<Ve
     })
 }
 
-/// What the host's administrator may do without being limited, a lesser root may not.
-fn raise_mailbox_limits(wanted: &Ipc) -> io::Result<()> {
-    let largest = |of: fn(&Mailbox) -> i64| wanted.mailboxes.iter().map(of).max();
-    let needed = [
-        ("fs/mqueue/msg_max", largest(|mailbox| mailbox.messages_max)),
-        ("fs/mqueue/msgsize_max", largest(|mailbox| mailbox.size_max)),
+/// Makes room for what there is, which may be beyond the limits of a new namespace and, where they
+/// were lowered since, beyond those of the VE. What the host's administrator may do without being
+/// limited, a lesser root may not.
+fn raise_limits(wanted: &Ipc) -> io::Result<()> {
+    let mailboxes = |of: fn(&Mailbox) -> i64| wanted.mailboxes.iter().map(of).max();
+    let queues = |of: fn(&MessageQueue) -> u64| wanted.queues.iter().map(of).max();
+    let longest = |queue: &MessageQueue| {
+        queue.messages.iter().map(|(_, text)| text.len() as u64).max().unwrap_or(0)
+    };
+    let there = [
+        ("fs/mqueue/msg_max", mailboxes(|it| it.messages_max).map(i64::cast_unsigned)),
+        ("fs/mqueue/msgsize_max", mailboxes(|it| it.size_max).map(i64::cast_unsigned)),
+        ("kernel/msgmnb", queues(|it| it.bytes_max)),
+        ("kernel/msgmax", queues(longest)),
     ];
-    for (name, needed) in needed {
-        let now = fs::read_to_string(limit_path(name)).ok();
-        let now = now.and_then(|now| now.trim().parse::<i64>().ok());
-        if let (Some(now), Some(needed)) = (now, needed)
-            && now < needed
-        {
-            write_limit(&limit_path(name), &needed.to_string())?;
+    let there = there.into_iter().filter_map(|(name, most)| Some((name, most?.to_string())));
+    let limits = wanted.limits.iter().map(|(name, text)| (name.as_str(), text.clone()));
+    for (name, needed) in limits.filter(|(name, _)| LIMITS.contains(name)).chain(there) {
+        let Ok(now) = fs::read_to_string(limit_path(name)) else { continue };
+        if let Some(raised) = raised(&now, &needed) {
+            write_limit(&limit_path(name), &raised)?;
         }
     }
     Ok(())
+}
+
+/// The larger of each number of a limit, some of which have several; nothing if all stay.
+fn raised(now: &str, needed: &str) -> Option<String> {
+    let numbers =
+        |text: &str| text.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>();
+    let (now, needed) = (numbers(now).ok()?, numbers(needed).ok()?);
+    let most: Vec<u64> = now.iter().zip(&needed).map(|(now, needed)| *now.max(needed)).collect();
+    let text = |most: &[u64]| most.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
+    (most != now).then(|| text(&most))
 }
 
 fn set_limit(name: &str, text: &str) -> io::Result<()> {
@@ -290,7 +313,6 @@ fn rebuild_queue(queue: &MessageQueue, id_base: u32) -> io::Result<()> {
     let id = as_creator(&entry, id_base, || {
         numbered("msg", entry.id, || ipc::make_messages(entry.key))
     })?;
-    // A limit that was raised by the host's administrator needs the same right here.
     if ipc::queue_limit(id)? != queue.bytes_max {
         ipc::set_queue_limit(id, queue.bytes_max)?;
     }

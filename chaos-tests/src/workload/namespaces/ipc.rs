@@ -170,6 +170,27 @@ pub(super) fn limits(context: &mut Context) -> Result<(), Failure> {
     outside.remove()
 }
 
+/// Messages that only raised limits allow, in a queue under a limit that was lowered again.
+pub(super) fn raised(context: &mut Context) -> Result<(), Failure> {
+    const TEXT: &[u8] = &[7; 12_000];
+    unshare(CloneFlags::CLONE_NEWIPC)?;
+    fs::write("/proc/sys/kernel/msgmax", "16000")?;
+    fs::write("/proc/sys/kernel/msgmnb", "50000")?;
+    let queue = sysv::messages(key(22), Some(0o600))?;
+    for _ in 0..3 {
+        sysv::send(queue, 1, TEXT)?;
+    }
+    fs::write("/proc/sys/kernel/msgmnb", "20000")?;
+    while context.step(PAUSE)? {
+        let bytes = if context.progress.plant() { 20_000 } else { 50_000 };
+        same("a queue and its limit", sysv::queue_state(queue)?, (3, bytes))?;
+        same("the limit", proc_text("/proc/sys/kernel/msgmnb")?.trim(), "20000")?;
+        same("a large message", sysv::receive(queue, 1, false)?, (1, TEXT.to_vec()))?;
+        sysv::send(queue, 1, TEXT)?;
+    }
+    Ok(sysv::remove_messages(queue)?)
+}
+
 pub(super) fn kept(context: &mut Context) -> Result<(), Failure> {
     let outside = Objects::new(21)?;
     let own = File::open("/proc/self/ns/ipc")?;

@@ -36,6 +36,7 @@ pub(super) const AREA: Area = Area {
         local("own-messages", "messages in an IPC namespace of one's own", ipc::messages),
         local("own-mailboxes", "message queues there, also without a name", ipc::mailboxes),
         local("own-limits", "limits there, and a mount of its message queues", ipc::limits),
+        local("own-raised", "what only limits that were raised there allow", ipc::raised),
         local("kept-ipc", "an IPC namespace with objects and without a process", ipc::kept),
         local("own-clocks", "a child in a time namespace, and its parent outside", clocks::own),
         local("unborn-clocks", "a time namespace that nobody is in yet", clocks::unborn),

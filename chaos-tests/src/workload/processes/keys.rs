@@ -66,6 +66,17 @@ fn portrait(key: i32, listed: &str, into: &mut Vec<String>) -> Result<(), Failur
     Ok(())
 }
 
+/// What is in a key of the session keyring.
+fn text_of(name: &CStr) -> Result<Vec<u8>, Failure> {
+    let key = keys::search(OF_SESSION, USER, name)
+        .map_err(|error| Failure::new(format!("no key {name:?} is found: {error}")))?;
+    read(key).map_err(|error| {
+        let like = |key| describe(key).unwrap_or_else(|error| error.to_string());
+        let (key, ring) = (like(key), like(OF_SESSION));
+        Failure::new(format!("{key:?} of {ring:?} was found, but is not read: {error}"))
+    })
+}
+
 fn portraits(keyrings: &[i32]) -> Result<Vec<String>, Failure> {
     let listed = fs::read_to_string("/proc/keys")?;
     let mut lines = Vec::new();
@@ -103,7 +114,7 @@ pub(super) fn session(context: &mut Context) -> Result<(), Failure> {
     keys::set_permissions(ring, VISIBLE)?;
     let look = || {
         let found = keys::search(OF_SESSION, c"logon", c"login:secret").is_ok();
-        let plain = keys::search(OF_SESSION, USER, c"plain").and_then(read)?;
+        let plain = text_of(c"plain")?;
         let mut lines = portraits(&[OF_SESSION])?;
         // The kernel removes it some time later.
         lines.retain(|line| !line.contains("revoked"));
@@ -130,7 +141,7 @@ pub(super) fn services(context: &mut Context) -> Result<(), Failure> {
                 setresuid(Uid::from_raw(user), Uid::from_raw(user), Uid::from_raw(user))?;
                 let (mut round, mut last, mut same_as_last) = (0u64, 0, 0);
                 while !stop.wait(Duration::from_millis(20))? {
-                    let id = keys::search(OF_SESSION, USER, c"invocation_id").and_then(read)?;
+                    let id = text_of(c"invocation_id")?;
                     same("the key of a service", String::from_utf8_lossy(&id), name.into())?;
                     same("its keyring", describe(OF_SESSION)?.ends_with(";_ses"), true)?;
                     progress.count();

@@ -177,8 +177,8 @@ pub fn send(id: i32, kind: i64, text: &[u8]) -> io::Result<()> {
 
 /// msgrcv(2) of the next message of this type (see there), with its type.
 pub fn receive(id: i32, kind: i64, wait: bool) -> io::Result<(i64, Vec<u8>)> {
-    let mut bytes = [0u64; 129];
-    let room = size_of_val(&bytes) - 8;
+    let mut bytes = vec![0u64; (16 << 10) / 8 + 1];
+    let room = (bytes.len() - 1) * 8;
     let flags = if wait { 0 } else { libc::IPC_NOWAIT };
     // SAFETY: the buffer has room for the type and so many bytes.
     let length = unsafe { libc::msgrcv(id, bytes.as_mut_ptr().cast(), room, kind, flags) };
