@@ -66,25 +66,41 @@ fn portrait(key: i32, listed: &str, into: &mut Vec<String>) -> Result<(), Failur
     Ok(())
 }
 
+/// Looks at keys of one keyring in several calls, during which they keep their numbers: a move gives
+/// all keys others.
+fn under_same_numbers<T>(
+    keyring: i32,
+    look: impl Fn() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    loop {
+        let before = keys::keyring(keyring)?;
+        let found = look();
+        if keys::keyring(keyring)? == before {
+            return found;
+        }
+    }
+}
+
 /// What is in a key of the session keyring.
 fn text_of(name: &CStr) -> Result<Vec<u8>, Failure> {
-    let key = keys::search(OF_SESSION, USER, name)
-        .map_err(|error| Failure::new(format!("no key {name:?} is found: {error}")))?;
-    read(key).map_err(|error| {
-        let like = |key| describe(key).unwrap_or_else(|error| error.to_string());
-        let (key, ring) = (like(key), like(OF_SESSION));
-        Failure::new(format!("{key:?} of {ring:?} was found, but is not read: {error}"))
+    under_same_numbers(OF_SESSION, || {
+        let key = keys::search(OF_SESSION, USER, name)
+            .map_err(|error| Failure::new(format!("no key {name:?} is found: {error}")))?;
+        Ok(read(key)?)
     })
 }
 
 fn portraits(keyrings: &[i32]) -> Result<Vec<String>, Failure> {
-    let listed = fs::read_to_string("/proc/keys")?;
-    let mut lines = Vec::new();
+    let mut all = Vec::new();
     for &keyring in keyrings {
-        let number = keys::keyring(keyring)?;
-        portrait(number, &listed, &mut lines)?;
+        all.extend(under_same_numbers(keyring, || {
+            let listed = fs::read_to_string("/proc/keys")?;
+            let mut lines = Vec::new();
+            portrait(keys::keyring(keyring)?, &listed, &mut lines)?;
+            Ok(lines)
+        })?);
     }
-    Ok(lines)
+    Ok(all)
 }
 
 /// A session keyring with keys of all kinds: large, secret, for a while, in
@@ -154,7 +170,7 @@ pub(super) fn services(context: &mut Context) -> Result<(), Failure> {
                         continue;
                     }
                     // What its helper has written last, sooner or later.
-                    let note = keys::search(OF_SESSION, USER, c"note").and_then(read);
+                    let note = text_of(c"note");
                     let now = note.ok().and_then(|it| it.first_chunk().copied());
                     let now = now.map_or(0, u64::from_ne_bytes);
                     same_as_last = if now == last { same_as_last + 1 } else { 0 };
