@@ -22,6 +22,10 @@ pub const LAZY: u8 = b'l';
 /// The companion connects back to the port that follows (two bytes, little-endian).
 pub const BACK: u8 = b'b';
 
+/// The companion reads slowly what follows the port up to the end, then connects back there and
+/// tells how many bytes it were.
+pub const PARCEL: u8 = b'p';
+
 /// Seeds of the two directions.
 pub const FROM_VE: u64 = 21;
 /// The other direction.
@@ -76,15 +80,43 @@ fn attend(mut stream: TcpStream) -> Result<(), Failure> {
         STEADY => Talk::new(stream, FROM_PEER, FROM_VE).run_steady(|| Ok(true)),
         LAZY => Talk::new(stream, FROM_PEER, FROM_VE).run_lazy(|| Ok(true)),
         BACK => {
-            let mut port = [0; 2];
-            stream.read_exact(&mut port)?;
-            let mut address = stream.peer_addr()?;
-            address.set_port(u16::from_le_bytes(port));
-            let back = TcpStream::connect(address)?;
+            let back = TcpStream::connect(named(&mut stream)?)?;
             Talk::new(back, FROM_PEER, FROM_VE).run_steady(|| Ok(true))
+        }
+        PARCEL => {
+            let sender = named(&mut stream)?;
+            let mut content = Stream::new(FROM_VE);
+            let read = slowly(&mut stream, &mut content);
+            match TcpStream::connect(sender) {
+                Ok(mut back) => back.write_all(&content.place().to_le_bytes())?,
+                // The workload was told to stop meanwhile.
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+            read
         }
         other => Err(Failure::new(format!("a client asks for {other}"))),
     }
+}
+
+fn slowly(stream: &mut TcpStream, content: &mut Stream) -> Result<(), Failure> {
+    let mut bytes = vec![0; 8 << 10];
+    loop {
+        std::thread::sleep(Duration::from_millis(5));
+        match stream.read(&mut bytes)? {
+            0 => return Ok(()),
+            count => content.check(&bytes[..count])?,
+        }
+    }
+}
+
+/// The address of the other end with the port that it sends.
+fn named(stream: &mut TcpStream) -> io::Result<SocketAddr> {
+    let mut port = [0; 2];
+    stream.read_exact(&mut port)?;
+    let mut address = stream.peer_addr()?;
+    address.set_port(u16::from_le_bytes(port));
+    Ok(address)
 }
 
 /// One end of a connection on which both ends send patterned bytes.
@@ -97,7 +129,7 @@ pub struct Talk {
 }
 
 /// The longest silence of the other end that is no failure.
-const SILENCE_MAX: Duration = Duration::from_secs(15);
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(15);
 
 impl Talk {
     /// An end that sends the stream of one seed and expects that of another.

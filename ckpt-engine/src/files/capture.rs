@@ -194,6 +194,15 @@ pub fn capture(source: &Source<'_>) -> Result<Captured, Vec<Blocker>> {
         }
         Err((place, why)) => blockers.extend(capture.found.blockers(source, place, &why)),
     }
+    // No process has these, so they come behind all that somebody has.
+    match capture.networks.orphans() {
+        Ok(orphans) => capture.files.files.extend(
+            orphans
+                .into_iter()
+                .map(|(network, orphan)| File { network, ..plain(0, Kind::Tcp(Box::new(orphan))) }),
+        ),
+        Err(error) => tracing::warn!(%error, "closed connections of a VE that still send are lost"),
+    }
     if blockers.is_empty() {
         let Capture { files, found, contents, mailboxes, undo, .. } = capture;
         // All our descriptors of pipes and sockets but those in `undo` are closed here: while we
@@ -225,6 +234,7 @@ fn look(source: &Source<'_>) -> Vec<Blocker> {
     };
     tables::prepare();
     tcp::prepare(&capture.found);
+    tcp::prepare_for_orphans();
     let objects = capture.found.objects.iter().enumerate();
     let refused = objects.filter_map(|(place, object)| {
         let why = match capture.class(object) {

@@ -124,6 +124,17 @@ impl Networks {
         Ok(Self { all, unix })
     }
 
+    /// The connections that no process has any more and that still send, each with the number of
+    /// its network.
+    pub(super) fn orphans(&self) -> io::Result<Vec<(u32, TcpSocket)>> {
+        let mut all = Vec::new();
+        for network in &self.all {
+            let orphans = tcp::orphans(network.namespace.as_fd())?;
+            all.extend(orphans.into_iter().map(|orphan| (network.number, orphan)));
+        }
+        Ok(all)
+    }
+
     /// The unix sockets of all networks.
     pub(super) fn unix(&self) -> &unix::Diagnosis {
         &self.unix

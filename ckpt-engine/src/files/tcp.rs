@@ -9,6 +9,7 @@ mod alike;
 mod capture;
 mod fin;
 mod look;
+mod orphan;
 mod proof;
 mod queue;
 mod rebuild;
@@ -17,10 +18,13 @@ mod tests;
 #[cfg(test)]
 mod tests_alike;
 #[cfg(test)]
+mod tests_orphan;
+#[cfg(test)]
 mod tests_queue;
 
 pub(super) use alike::{Alike, Group, Seen, prepare};
 pub(super) use capture::{Held, Repaired, capture, check, check_multipath, mend};
+pub(super) use orphan::{orphans, prepare as prepare_for_orphans};
 pub(super) use queue::{Door, Taken};
 pub(super) use rebuild::{Connection, bind, connect};
 

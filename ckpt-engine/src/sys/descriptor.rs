@@ -252,6 +252,18 @@ pub fn tee(from: BorrowedFd<'_>, to: BorrowedFd<'_>, length: usize) -> io::Resul
     usize::try_from(copied).map_err(|_| io::Error::last_os_error())
 }
 
+/// vmsplice(2): puts the first page of a mapping into a pipe, the page itself and no copy of it.
+pub fn give_page(pipe: &OwnedFd, mapping: &super::vm::SharedMapping) -> io::Result<()> {
+    let (start, end) = mapping.range();
+    let len = usize::try_from(end - start).unwrap_or(usize::MAX).min(4096);
+    let piece = libc::iovec { iov_base: start as *mut libc::c_void, iov_len: len };
+    // SAFETY: the kernel reads one `iovec`, which names memory that lives as long as the mapping;
+    // the pipe keeps a reference to the page of its own.
+    let given =
+        unsafe { libc::vmsplice(pipe.as_raw_fd(), &raw const piece, 1, libc::SPLICE_F_NONBLOCK) };
+    if usize::try_from(given) == Ok(len) { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Gives the calling thread a file system context (root, working directory, umask) of its own.
 pub fn unshare_directories() -> io::Result<()> {
     // SAFETY: the call takes one integer; only the calling thread's own context is copied.

@@ -53,6 +53,7 @@ pub(super) const AREA: Area = Area {
         local("backlog-group", "waiting connections of listeners with one name", queues::group),
         local("tcp-one-way", "one way of a connection closed for ever", tcp_states::one_way),
         local("tcp-last-words", "a connection closed with data on its way", tcp_states::last_words),
+        local("tcp-orphan", "a connection that nobody has and that sends", tcp_states::orphan),
         local("tcp-both-closed", "closed by both ends with data unread", tcp_states::both_closed),
         local("tcp-finished", "closed by both ends, and kept", tcp_states::finished),
         local("tcp-connecting", "a connection that takes long to be made", tcp_states::connecting),
@@ -100,6 +101,7 @@ pub(super) const AREA: Area = Area {
         local("netlink-generic", "questions to generic netlink", netlink::generic),
         local("socket-diagnosis", "the list of unix sockets", netlink::diagnosis),
         with_peer("tcp-peer", "streams, unread and unsent data with another host", tcp_peer::run),
+        with_peer("tcp-parcels", "what was closed at once, to another host", tcp_peer::parcels),
         with_peer("udp-peer", "datagrams to another host and back", udp::with_peer),
     ],
 };

@@ -1,15 +1,17 @@
-//! TCP with another host: steady streams both ways, piled-up data both ways, and a connection that
-//! the other host opened.
+//! TCP with another host: steady streams both ways, piled-up data both ways, a connection that the
+//! other host opened, and connections that are closed at once.
 
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::plain::set;
 use crate::workload::context::{Context, Progress};
-use crate::workload::outcome::Failure;
-use crate::workload::peer::{BACK, FROM_PEER, FROM_VE, LAZY, STEADY, Talk};
+use crate::workload::outcome::{Failure, ensure, same};
+use crate::workload::peer::{BACK, FROM_PEER, FROM_VE, LAZY, PARCEL, SILENCE_MAX, STEADY, Talk};
+use crate::workload::stream::Stream;
 
 pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     let peer = context.peer.ok_or_else(|| Failure::new("no peer given"))?;
@@ -51,6 +53,42 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     threads.into_iter().try_for_each(|thread| {
         thread.join().unwrap_or_else(|_| Err(Failure::new("a thread panicked")))
     })
+}
+
+/// Everything is written and the connection closed: the kernel alone goes on sending, to another
+/// host that reads slowly.
+pub(super) fn parcels(context: &mut Context) -> Result<(), Failure> {
+    const LENGTH: usize = 600_000;
+    let peer = context.peer.ok_or_else(|| Failure::new("no peer given"))?;
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    listener.set_nonblocking(true)?;
+    let port = listener.local_addr()?.port().to_le_bytes();
+    let send = |length| -> Result<Instant, Failure> {
+        let stream = TcpStream::connect(peer)?;
+        set(&stream, (libc::SOL_SOCKET, libc::SO_SNDBUF, 2 * LENGTH as i32))?;
+        (&stream)
+            .write_all(&[&[PARCEL], &port[..], &Stream::new(FROM_VE).next(length)].concat())?;
+        Ok(Instant::now())
+    };
+    let mut sent = send(LENGTH)?;
+    while context.step(Duration::from_millis(10))? {
+        let planted = usize::from(context.progress.plant());
+        match listener.accept() {
+            Ok((mut told, _)) => {
+                let mut count = [0; 8];
+                told.set_nonblocking(false)?;
+                told.read_exact(&mut count)?;
+                same("bytes that came", u64::from_le_bytes(count), (LENGTH + planted) as u64)?;
+                sent = send(LENGTH)?;
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let silence = sent.elapsed();
+                ensure(silence < SILENCE_MAX, || format!("it has not come for {silence:?}"))?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 fn go_on(stop: &AtomicBool, progress: &Progress) -> Result<bool, Failure> {

@@ -39,8 +39,21 @@ pub(super) fn one_way(context: &mut Context) -> Result<(), Failure> {
 
 /// Closed by the writer while the reader has hardly begun.
 pub(super) fn last_words(context: &mut Context) -> Result<(), Failure> {
+    hear_out(context, Some)
+}
+
+/// The same by a writer that does not wait: its socket is nobody's any more.
+pub(super) fn orphan(context: &mut Context) -> Result<(), Failure> {
+    hear_out(context, |_| None)
+}
+
+/// Reads slowly what was written at once. `keep` says what is kept of the writer.
+fn hear_out(
+    context: &mut Context,
+    keep: fn(TcpStream) -> Option<TcpStream>,
+) -> Result<(), Failure> {
     const LENGTH: usize = 120_000;
-    let make = || -> Result<(TcpStream, TcpStream), Failure> {
+    let make = || -> Result<(Option<TcpStream>, TcpStream), Failure> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         set(&listener, (libc::SOL_SOCKET, libc::SO_RCVBUF, 4096))?;
         let mut writer = TcpStream::connect(listener.local_addr()?)?;
@@ -49,7 +62,7 @@ pub(super) fn last_words(context: &mut Context) -> Result<(), Failure> {
         writer.write_all(&Stream::new(32).next(LENGTH))?;
         writer.shutdown(Shutdown::Write)?;
         reader.set_read_timeout(Some(Duration::from_secs(10)))?;
-        Ok((writer, reader))
+        Ok((keep(writer), reader))
     };
     let (mut _writer, mut reader) = make()?;
     let mut back = Stream::new(32);

@@ -21,7 +21,7 @@ pub(super) fn pattern(from: usize, length: usize) -> Vec<u8> {
 }
 
 /// Writes until the connection takes no more.
-fn write_until_full(stream: &mut TcpStream) -> usize {
+pub(super) fn write_until_full(stream: &mut TcpStream) -> usize {
     stream.set_nonblocking(true).unwrap();
     let mut written = 0;
     loop {

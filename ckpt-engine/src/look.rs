@@ -20,7 +20,7 @@ const ANSWER: usize = 8 + LEN;
 const QUESTION: usize = 16 * PLACES;
 
 /// A program that copies what stands at addresses that it is given.
-pub(super) struct Look {
+pub(crate) struct Look {
     question: OwnedFd,
     link: OwnedFd,
 }
@@ -28,7 +28,7 @@ pub(super) struct Look {
 impl Look {
     /// `iterator` is the number of the kernel's function that shows tasks. Which one is shown does
     /// not matter: it is one of ours.
-    pub(super) fn new(iterator: u32) -> io::Result<Self> {
+    pub(crate) fn new(iterator: u32) -> io::Result<Self> {
         let question = bpf::map(MapKind::Array, QUESTION as u32)?;
         let room = bpf::map(MapKind::Array, (ANSWER * PLACES) as u32)?;
         let program = program(question.as_fd(), room.as_fd());
@@ -38,12 +38,21 @@ impl Look {
     }
 
     /// What stands at each of these addresses, with so many bytes.
-    pub(super) fn at(&self, wanted: &[(u64, usize)]) -> io::Result<Vec<Vec<u8>>> {
+    pub(crate) fn at(&self, wanted: &[(u64, usize)]) -> io::Result<Vec<Vec<u8>>> {
+        let found = self.where_possible(wanted)?.into_iter().collect::<Option<_>>();
+        found.ok_or(io::Error::from_raw_os_error(libc::EFAULT))
+    }
+
+    /// The same; nothing for those that lead nowhere.
+    pub(crate) fn where_possible(
+        &self,
+        wanted: &[(u64, usize)],
+    ) -> io::Result<Vec<Option<Vec<u8>>>> {
         let pieces = wanted.iter().enumerate().flat_map(|(index, &(address, len))| {
             (0..len).step_by(LEN).map(move |at| (index, address + at as u64, LEN.min(len - at)))
         });
         let pieces: Vec<_> = pieces.collect();
-        let mut found = vec![Vec::new(); wanted.len()];
+        let mut found = vec![Some(Vec::new()); wanted.len()];
         for some in pieces.chunks(PLACES) {
             let mut question = [0; QUESTION];
             for (entry, &(_, address, len)) in question.chunks_exact_mut(16).zip(some) {
@@ -55,10 +64,12 @@ impl Look {
             fs::File::from(bpf::iterator(self.link.as_fd())?).read_exact(&mut answer)?;
             for (answer, &(index, _, len)) in answer.chunks_exact(ANSWER).zip(some) {
                 let (failed, bytes) = answer.split_at(8);
-                if failed.iter().any(|byte| *byte != 0) {
-                    return Err(io::Error::from_raw_os_error(libc::EFAULT));
+                match &mut found[index] {
+                    Some(read) if failed.iter().all(|byte| *byte == 0) => {
+                        read.extend_from_slice(&bytes[..len]);
+                    }
+                    read => *read = None,
                 }
-                found[index].extend_from_slice(&bytes[..len]);
             }
         }
         Ok(found)
