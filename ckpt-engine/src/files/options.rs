@@ -30,7 +30,15 @@ const SO_TIMESTAMP_NEW: i32 = 63;
 const SO_TIMESTAMPNS_NEW: i32 = 64;
 const SO_RCVMARK: i32 = 75;
 const SO_RCVPRIORITY: i32 = 82;
+const SO_WIFI_STATUS: i32 = 41;
+const SO_NOFCS: i32 = 43;
+const SO_SELECT_ERR_QUEUE: i32 = 45;
+const SO_PREFER_BUSY_POLL: i32 = 69;
+const IP_CHECKSUM: i32 = 23;
 const IP_RECVFRAGSIZE: i32 = 25;
+const IP_RECVERR_RFC4884: i32 = 26;
+const IPV6_RECVERR_RFC4884: i32 = 31;
+const IPV6_AUTOFLOWLABEL: i32 = 70;
 const IP_MULTICAST_ALL: i32 = 49;
 const IP_UNICAST_IF: i32 = 50;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
@@ -75,6 +83,11 @@ const COMMON: &[Entry] = &[
     Entry(SOL, libc::SO_TIMESTAMPING, 8, 0),
     Entry(SOL, libc::SO_LOCK_FILTER, 4, 0),
     Entry(SOL, libc::SO_PEEK_OFF, 4, -1),
+    Entry(SOL, libc::SO_BROADCAST, 4, 0),
+    Entry(SOL, libc::SO_NO_CHECK, 4, 0),
+    Entry(SOL, SO_WIFI_STATUS, 4, 0),
+    Entry(SOL, SO_NOFCS, 4, 0),
+    Entry(SOL, SO_SELECT_ERR_QUEUE, 4, 0),
 ];
 
 const INET: &[Entry] = &[
@@ -83,6 +96,7 @@ const INET: &[Entry] = &[
     // The name of a device, empty without one.
     Entry(SOL, libc::SO_BINDTODEVICE, 16, 0),
     Entry(SOL, libc::SO_BUSY_POLL, 4, 0),
+    Entry(SOL, SO_PREFER_BUSY_POLL, 4, 0),
     Entry(SOL, SO_MAX_PACING_RATE, 8, -1),
     Entry(SOL, SO_ZEROCOPY, 4, 0),
     Entry(SOL, SO_TXTIME, 8, 0),
@@ -103,14 +117,14 @@ const INET: &[Entry] = &[
     Entry(IP, libc::IP_PKTINFO, 4, 0),
     Entry(IP, libc::IP_TRANSPARENT, 4, 0),
     Entry(IP, libc::IP_MTU_DISCOVER, 4, 1),
+    Entry(IP, libc::IP_FREEBIND, 4, 0),
+    Entry(IP, libc::IP_BIND_ADDRESS_NO_PORT, 4, 0),
+    Entry(IP, IP_LOCAL_PORT_RANGE, 4, 0),
+    Entry(IP, IP_RECVERR_RFC4884, 4, 0),
 ];
 
 /// Those that matter before there is a connection only.
 const BEFORE_CONNECTION: &[Entry] = &[
-    Entry(IP, libc::IP_FREEBIND, 4, 0),
-    Entry(IP, libc::IP_BIND_ADDRESS_NO_PORT, 4, 0),
-    Entry(IP, IP_LOCAL_PORT_RANGE, 4, 0),
-    Entry(TCP, libc::TCP_SYNCNT, 4, 6),
     Entry(TCP, libc::TCP_DEFER_ACCEPT, 4, 0),
     Entry(TCP, libc::TCP_FASTOPEN, 4, 0),
     Entry(TCP, libc::TCP_FASTOPEN_CONNECT, 4, 0),
@@ -147,6 +161,8 @@ const INET6: &[Entry] = &[
     Entry(IP6, IPV6_UNICAST_IF, 4, 0),
     Entry(IP6, IPV6_RECVFRAGSIZE, 4, 0),
     Entry(IP6, libc::IPV6_FREEBIND, 4, 0),
+    Entry(IP6, IPV6_RECVERR_RFC4884, 4, 0),
+    Entry(IP6, IPV6_AUTOFLOWLABEL, 4, 1),
 ];
 
 const INET6_DATAGRAM: &[Entry] = &[
@@ -164,6 +180,7 @@ const STREAM: &[Entry] = &[
     Entry(TCP, libc::TCP_KEEPCNT, 4, 9),
     Entry(TCP, libc::TCP_LINGER2, 4, 60),
     Entry(TCP, libc::TCP_USER_TIMEOUT, 4, 0),
+    Entry(TCP, libc::TCP_SYNCNT, 4, 6),
     Entry(TCP, libc::TCP_THIN_LINEAR_TIMEOUTS, 4, 0),
     Entry(TCP, TCP_NOTSENT_LOWAT, 4, 0),
     Entry(TCP, TCP_INQ, 4, 0),
@@ -174,17 +191,13 @@ const STREAM: &[Entry] = &[
 ];
 
 const DATAGRAM: &[Entry] = &[
-    Entry(SOL, libc::SO_BROADCAST, 4, 0),
-    Entry(SOL, libc::SO_NO_CHECK, 4, 0),
     Entry(SOL, libc::SO_RXQ_OVFL, 4, 0),
+    Entry(IP, IP_CHECKSUM, 4, 0),
     Entry(IP, libc::IP_MULTICAST_TTL, 4, 1),
     Entry(IP, libc::IP_MULTICAST_LOOP, 4, 1),
     Entry(IP, IP_MULTICAST_ALL, 4, 1),
     // An address; a device that was chosen by its number is not told.
     Entry(IP, libc::IP_MULTICAST_IF, 4, 0),
-    Entry(IP, libc::IP_FREEBIND, 4, 0),
-    Entry(IP, libc::IP_BIND_ADDRESS_NO_PORT, 4, 0),
-    Entry(IP, IP_LOCAL_PORT_RANGE, 4, 0),
 ];
 
 const UDP: &[Entry] = &[
@@ -375,11 +388,20 @@ pub(super) fn rebuild(fd: BorrowedFd<'_>, options: &[SocketOption]) -> io::Resul
         let result = socket::set_option(fd, option.level, option.name, &option.value);
         // A congestion control that this kernel does not have is no reason to stop: the
         // connection works with the kernel's own choice.
-        if option.level != TCP || option.name != libc::TCP_CONGESTION {
+        let is_choice = (option.level, option.name) == (TCP, libc::TCP_CONGESTION);
+        // Nor is what cannot be set and is so already, by a setting of the network.
+        if result.is_err() && !is_choice && !has(fd, option) {
             result?;
         }
     }
     Ok(())
+}
+
+/// Whether an option has this value.
+fn has(fd: BorrowedFd<'_>, option: &SocketOption) -> bool {
+    let mut now = vec![0; option.value.len()];
+    let length = socket::option(fd, option.level, option.name, &mut now);
+    length.is_ok_and(|length| now[..length.min(now.len())] == option.value)
 }
 
 /// Like [`rebuild`] and [`rebuild_buffers`] for a socket that shows options of another one behind

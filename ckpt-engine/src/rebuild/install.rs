@@ -200,8 +200,7 @@ impl Skeleton {
         table: &[Descriptor],
         files: &Rebuilt,
     ) -> Result<(), RebuildError> {
-        let highest = table.last().map_or(0, |last| last.fd as u64);
-        let channel = highest.max(table.len() as u64).max(CHANNEL) + 1;
+        let channel = free_number(table);
         calls.batch.step("install its descriptors");
         calls.batch.call("dup2", libc::SYS_dup2, &[CHANNEL, channel]);
         calls.batch.call("close", libc::SYS_close, &[CHANNEL]);
@@ -248,6 +247,13 @@ impl Skeleton {
         calls.coming = Some((message.numbers, first, fds.len()));
         Ok(())
     }
+}
+
+/// Where the channel is out of the way: behind what is received, at a number that nobody wants. Not
+/// behind all of them, where the limit of the VE may be.
+fn free_number(table: &[Descriptor]) -> u64 {
+    let first = (table.len() as u64).max(CHANNEL) + 1;
+    table.iter().fold(first, |free, wanted| free + u64::from(wanted.fd as u64 == free))
 }
 
 fn change_root(batch: &mut Batch, process: &Process) {
@@ -303,6 +309,8 @@ fn strip_root<'a>(path: &'a str, root: &str) -> &'a str {
 
 #[cfg(test)]
 mod tests {
+    use ckpt_format::files::FileId;
+
     use super::*;
 
     #[test]
@@ -316,5 +324,17 @@ mod tests {
     #[test]
     fn the_memory_map_has_the_size_that_the_kernel_knows() {
         assert_eq!(memory_map(&MemoryMap::default(), 0, 0).len(), MEMORY_MAP_SIZE);
+    }
+
+    #[test]
+    fn the_channel_is_where_nobody_belongs() {
+        let table = |numbers: &[i32]| -> Vec<Descriptor> {
+            let descriptor = |&fd| Descriptor { fd, file: FileId(0), close_on_exec: false };
+            numbers.iter().map(descriptor).collect()
+        };
+        assert_eq!(free_number(&table(&[])), 4);
+        assert_eq!(free_number(&table(&[0, 1, 2])), 4);
+        assert_eq!(free_number(&table(&[0, 1, 2, 4, 5, 19_999])), 7);
+        assert_eq!(free_number(&table(&[5, 6, 7, 8, 9, 10])), 11);
     }
 }

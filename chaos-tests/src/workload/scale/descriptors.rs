@@ -1,10 +1,11 @@
 //! Ten thousand open files of several kinds in one process.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -38,7 +39,11 @@ impl Pipe {
 pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     raise_limit()?;
     let path = context.path("file");
-    std::fs::write(&path, vec![7; EACH])?;
+    fs::write(&path, vec![7; EACH])?;
+    // The highest number there can be.
+    let highest = getrlimit(Resource::RLIMIT_NOFILE)?.1 as i32 - 1;
+    let last = fcntl(File::open(&path)?, FcntlArg::F_DUPFD_CLOEXEC(highest))?;
+    same("the highest descriptor", last, highest)?;
     let (mut pipes, mut files, mut events) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..EACH {
         let (read, mut write) = std::io::pipe()?;
@@ -50,6 +55,7 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     }
     let mut at = 0;
     while context.step(Duration::from_millis(1))? {
+        same("its file", &fs::read_link(format!("/proc/self/fd/{last}"))?, &path)?;
         for _ in 0..20 {
             pipes[at].turn()?;
             let mut byte = [0];

@@ -244,6 +244,9 @@ pub(super) fn options(context: &mut Context) -> Result<(), Failure> {
         (SOL, libc::SO_TIMESTAMPNS, 1),
         (SOL, libc::SO_RXQ_OVFL, 1),
         (libc::IPPROTO_IP, libc::IP_PKTINFO, 1),
+        (libc::IPPROTO_IP, 23, 1), // IP_CHECKSUM
+        (libc::IPPROTO_IP, 26, 1), // IP_RECVERR_RFC4884
+        (libc::SOL_SOCKET, 45, 1), // SO_SELECT_ERR_QUEUE
         (libc::IPPROTO_IP, libc::IP_RECVTTL, 1),
         (libc::IPPROTO_IP, libc::IP_RECVERR, 1),
         (libc::IPPROTO_IP, libc::IP_FREEBIND, 1),

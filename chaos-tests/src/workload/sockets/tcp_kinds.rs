@@ -62,6 +62,10 @@ pub(super) fn options(context: &mut Context) -> Result<(), Failure> {
         (TCP, libc::TCP_NODELAY, 1),
         (TCP, libc::TCP_LINGER2, 33),
         (TCP, 25, 100_000), // TCP_NOTSENT_LOWAT
+        (TCP, libc::TCP_SYNCNT, 3),
+        (SOL, libc::SO_BROADCAST, 1),
+        (libc::IPPROTO_IP, libc::IP_FREEBIND, 1),
+        (libc::IPPROTO_IP, 51, 0x7000_6000), // IP_LOCAL_PORT_RANGE
         (SOL, libc::SO_PRIORITY, 5),
         (SOL, libc::SO_OOBINLINE, 1),
         (SOL, libc::SO_MARK, 77),
@@ -78,6 +82,7 @@ pub(super) fn options6(context: &mut Context) -> Result<(), Failure> {
         (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, 0x20),
         (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1),
         (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, 2),
+        (libc::IPPROTO_IPV6, 70, 0), // IPV6_AUTOFLOWLABEL
     ];
     let damage = (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, 34);
     with_options(context, "[::1]:0", &choices, damage)
