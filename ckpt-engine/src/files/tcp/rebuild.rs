@@ -37,12 +37,24 @@ pub(in super::super) struct Connection {
     step: Step,
 }
 
+/// What the end of repair mode sends to the peer, which learns so that it can go on. It is a packet and
+/// its answer, in the blackout: where it would tell neither end anything, none is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probe {
+    Sent,
+    /// Nothing can be withheld.
+    ToUncertainPeer,
+    /// The peer's end is acknowledged anew, which tells it as much. A peer that is gone answers with
+    /// a reset, which must not come before its end.
+    Never,
+}
+
 #[derive(Debug)]
 enum Step {
     /// connect(2) is called again.
     Connect(SocketAddr),
     /// Repair mode ends, what was never sent is sent, and what was closed is closed.
-    GoOn { unsent: Vec<u8>, close: bool, closed_by_peer: Option<fin::Fin>, quiet: bool },
+    GoOn { unsent: Vec<u8>, close: bool, closed_by_peer: Option<fin::Fin>, probe: Probe },
 }
 
 /// Makes a socket up to its name, and listens. Listeners come before connections, which share
@@ -193,7 +205,12 @@ fn go_on(local: &SocketAddr, tcp: &TcpConnection) -> io::Result<Step> {
     let (_, unsent) = tcp.split().ok_or(io::ErrorKind::InvalidData)?;
     let closed_by_peer = if tcp.closed_by_peer() { Some(fin::Fin::new(local, tcp)?) } else { None };
     let close = tcp.closed_by_us() && !unsent.is_empty();
-    Ok(Step::GoOn { unsent: unsent.to_vec(), close, closed_by_peer, quiet: tcp.quiet })
+    let probe = match tcp.quiet {
+        true => Probe::ToUncertainPeer,
+        false if tcp.closed_by_peer() && tcp.unacknowledged.is_empty() => Probe::Never,
+        false => Probe::Sent,
+    };
+    Ok(Step::GoOn { unsent: unsent.to_vec(), close, closed_by_peer, probe })
 }
 
 impl Connection {
@@ -202,10 +219,12 @@ impl Connection {
         let fd = self.fd.as_fd();
         match &self.step {
             Step::Connect(remote) => self.connect_again(remote),
-            Step::GoOn { unsent, close, closed_by_peer, quiet } => {
-                // A probe is a packet and its answer, in the blackout: where it would tell neither
-                // end anything, none is sent.
-                let unheard = *quiet && !ask;
+            Step::GoOn { unsent, close, closed_by_peer, probe } => {
+                let unheard = match probe {
+                    Probe::Sent => false,
+                    Probe::ToUncertainPeer => !ask,
+                    Probe::Never => true,
+                };
                 set_repair(fd, if unheard { REPAIR_OFF_UNHEARD } else { REPAIR_OFF })?;
                 // The end of repair mode has cleared it.
                 options::set(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, self.reuse)?;

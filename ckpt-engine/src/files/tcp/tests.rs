@@ -206,6 +206,33 @@ fn closed_ways_stay_closed() {
 }
 
 #[test]
+fn the_end_of_what_a_peer_said_that_is_gone_is_no_reset() {
+    new_network();
+    let (listener, mut client, server) = pair();
+    client.write_all(b"last words").unwrap();
+    super::options::set(client.as_fd(), super::TCP, libc::TCP_LINGER2, 1).unwrap();
+    drop(client);
+    // Until the kernel has forgotten it.
+    let remains = || {
+        let table = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+        table.lines().count() > 3
+    };
+    while remains() {
+        std::thread::yield_now();
+    }
+    let child = Child::holding(&[listener.as_fd(), server.as_fd()]);
+    let fd = server.as_raw_fd();
+    drop((listener, server));
+    let captured = child.capture();
+    let copy = move_over(captured, child);
+    let mut server = stream(&copy, fd);
+    copy.rebuilt.release(true);
+    let mut text = String::new();
+    server.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "last words");
+}
+
+#[test]
 fn ipv6_and_fresh_sockets_are_rebuilt() {
     new_network();
     let listener = TcpListener::bind("[::1]:7000").unwrap();
