@@ -78,6 +78,7 @@ mod tun;
 mod udp;
 mod unix;
 mod watched;
+mod waiting_error;
 
 pub use capture::{Captured, Undo, capture, check, mend};
 pub use rebuild::{RebuildError, Rebuilt, Target, open_inside, rebuild};

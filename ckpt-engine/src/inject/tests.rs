@@ -9,7 +9,11 @@ use nix::{
 };
 
 use super::*;
-use crate::{areas::AddressSpace, bits32, sys::testing::{fork_holder, fork_signals}};
+use crate::{
+    areas::AddressSpace,
+    bits32,
+    sys::testing::{fork_holder, fork_signals},
+};
 
 #[test]
 fn a_signal_to_stop_waits_until_the_thread_is_let_go() {

@@ -45,6 +45,9 @@ pub struct UnixSocket {
     /// Messages waiting to be read, oldest first. A stream keeps its data in as few messages as
     /// the descriptors and credentials in it allow.
     pub queue: Vec<UnixMessage>,
+    /// The peer has gone without reading all, which waits to be told (`ECONNRESET`).
+    #[serde(default)]
+    pub reset: bool,
     /// The options.
     pub options: Vec<SocketOption>,
 }
@@ -135,6 +138,9 @@ pub enum TcpState {
     Finished {
         /// What can still be read.
         unread: serde_bytes::ByteBuf,
+        /// The error that waits to be told behind it (`SO_ERROR`); 0 for none.
+        #[serde(default)]
+        error: i32,
     },
 }
 
@@ -241,6 +247,9 @@ pub struct UdpSocket {
     /// Datagrams waiting to be read, with their senders. Only of UDP: replies to a ping and raw
     /// packets cannot be read without being consumed, and may be lost at any time.
     pub queue: Vec<Datagram>,
+    /// The error that waits to be told before them (`SO_ERROR`); 0 for none.
+    #[serde(default)]
+    pub error: i32,
     /// The multicast groups that it has joined.
     pub groups: Vec<Membership>,
     /// The options.

@@ -1,6 +1,7 @@
 //! Sockets of every family.
 
 mod datagrams;
+mod errors;
 mod netlink;
 mod peeking;
 mod plain;
@@ -74,6 +75,7 @@ pub(super) const AREA: Area = Area {
         local("tcp-multipath", "a listener for MPTCP", tcp_kinds::multipath),
         local("tcp-blocked", "a writer that waits for its reader", tcp_kinds::blocked_writer),
         local("udp", "datagrams inside, some unread", udp::run),
+        local("socket-errors", "errors that wait until somebody asks", errors::run),
         local("udp-v6", "datagrams of IPv6", datagrams::six),
         local("udp-empty", "empty datagrams", datagrams::empty),
         local("udp-large", "datagrams of 60 KB", datagrams::large),
