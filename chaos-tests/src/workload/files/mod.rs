@@ -47,6 +47,7 @@ pub(super) const AREA: Area = Area {
         local("lock-file", "locks on whole files, shared with a child", locks::of_files),
         local("lock-open", "locks of a description on parts of a file", locks::of_descriptions),
         local("lease", "a lease that is broken from time to time", locks::lease),
+        local("lock-made", "locks on pipes, sockets and devices", locks::without_path),
         local("async", "a signal when something can be read", locks::asynchronous),
         local("watch-disk", "inotify watches with their numbers", watches::on_disk),
         local("watch-memory", "the same in memory", watches::in_memory),
