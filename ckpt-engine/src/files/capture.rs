@@ -382,6 +382,11 @@ impl<'a> Capture<'a> {
         self.is_inside_the_mounts(object.status.mount, &object.link)
     }
 
+    /// The mount namespace of a mount of the VE.
+    pub(super) fn mounts_of(&self, mount: u64) -> Option<u32> {
+        self.mounts.get(&mount).copied()
+    }
+
     /// Whether this mount is one of the VE.
     pub(super) fn is_mounted(&self, mount: u64) -> bool {
         self.mounts.contains_key(&mount)

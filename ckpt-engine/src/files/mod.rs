@@ -43,6 +43,7 @@ mod event;
 mod fanotify;
 mod find;
 mod frames;
+mod gone;
 mod info;
 mod inotify;
 mod lock;

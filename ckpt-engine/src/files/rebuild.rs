@@ -310,10 +310,10 @@ impl Rebuild<'_> {
 
     fn make(&mut self, file: &File) -> Result<OwnedFd, RebuildError> {
         let fd = match &file.kind {
-            Kind::Path(named) => return path::rebuild(named, file.flags),
+            Kind::Path(named) => return path::rebuild(self.target, named, file.flags),
             Kind::Tun(tun) => {
                 self.enter_network(file.network)?;
-                let made = tun::rebuild(tun, file.flags);
+                let made = tun::rebuild(self.target, tun, file.flags);
                 self.enter_network(0)?;
                 return made;
             }

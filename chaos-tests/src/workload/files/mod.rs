@@ -31,6 +31,7 @@ pub(super) const AREA: Area = Area {
         local("flags", "flags of descriptions and of descriptors", system::flags),
         local("proc-files", "files and folders of /proc", system::proc),
         local("sys-files", "files and folders of /sys", system::sys),
+        local("proc-gone", "files of /proc of processes that are gone", system::proc_gone),
         local("program", "a program whose file is replaced", system::program),
         local("library", "libraries whose files are replaced", unnamed::library),
         local("deleted", "a deleted file, open several times", unnamed::shared),
