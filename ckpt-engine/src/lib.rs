@@ -23,6 +23,7 @@ mod keys;
 mod kin;
 mod layered;
 pub mod lazy;
+mod look;
 mod message;
 pub mod procfs;
 pub mod ranges;

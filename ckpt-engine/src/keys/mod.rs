@@ -1,10 +1,9 @@
 //! Keys that processes possess (keyrings(7)), read from the kernel's own records.
 //!
 //! Whoever possesses a key can ask for its contents only if the key says so, and nobody can ask for
-//! those of the type `logon`. So nobody is asked: [`look::Look`] copies what the kernel keeps, some
+//! those of the type `logon`. So nobody is asked: [`Look`] copies what the kernel keeps, some
 //! dozens of places at once. A VE that has no keys costs one look.
 
-mod look;
 mod walk;
 
 use std::{collections::HashMap, io};
@@ -14,13 +13,11 @@ use ckpt_format::{
     keys::{Key, Keyrings, Keys, OfUser},
 };
 
-use self::{
-    look::Look,
-    walk::{Seen, Walk},
-};
+use self::walk::{Seen, Walk};
 use crate::{
     capture::{CaptureError, IdMap},
     inject::InjectError,
+    look::Look,
 };
 
 pub(crate) use self::walk::Places;

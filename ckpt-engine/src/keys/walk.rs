@@ -4,8 +4,7 @@ use std::{collections::HashMap, io};
 
 use serde::{Deserialize, Serialize};
 
-use super::look::Look;
-use crate::btf::Types;
+use crate::{btf::Types, look::Look};
 
 /// More keys than any VE may have, each of whose users has a quota.
 const KEYS_MAX: usize = 1 << 16;

@@ -23,6 +23,7 @@ pub(super) const AREA: Area = Area {
         ),
         local("pipes", "pipes and FIFOs with data in them", pipes::run),
         local("terminals", "a pseudo terminal with a session at its other end", terminals::run),
+        local("terminal-marks", "ends of input, stops and news of terminals", terminals::marks),
         local("file-holes", "a file of holes, and of a terabyte", contents::sparse),
         local("far", "an offset behind 4 GiB", contents::far),
         local("renamed", "a file that is renamed while it is open", contents::renamed),

@@ -20,7 +20,8 @@ const ANSWER: usize = 8 + LEN;
 const QUESTION: usize = 16 * PLACES;
 
 /// A program that copies what stands at addresses that it is given.
-pub(super) struct Look {
+#[derive(Debug)]
+pub(crate) struct Look {
     question: OwnedFd,
     link: OwnedFd,
 }
@@ -28,7 +29,7 @@ pub(super) struct Look {
 impl Look {
     /// `iterator` is the number of the kernel's function that shows tasks. Which one is shown does
     /// not matter: it is one of ours.
-    pub(super) fn new(iterator: u32) -> io::Result<Self> {
+    pub(crate) fn new(iterator: u32) -> io::Result<Self> {
         let question = bpf::map(MapKind::Array, QUESTION as u32)?;
         let room = bpf::map(MapKind::Array, (ANSWER * PLACES) as u32)?;
         let program = program(question.as_fd(), room.as_fd());
@@ -38,7 +39,7 @@ impl Look {
     }
 
     /// What stands at each of these addresses, with so many bytes.
-    pub(super) fn at(&self, wanted: &[(u64, usize)]) -> io::Result<Vec<Vec<u8>>> {
+    pub(crate) fn at(&self, wanted: &[(u64, usize)]) -> io::Result<Vec<Vec<u8>>> {
         let pieces = wanted.iter().enumerate().flat_map(|(index, &(address, len))| {
             (0..len).step_by(LEN).map(move |at| (index, address + at as u64, LEN.min(len - at)))
         });
