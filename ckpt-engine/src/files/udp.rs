@@ -146,15 +146,7 @@ impl Seen {
     }
 
     fn renew(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
-        let mut buffer = vec![0; 1 << 16];
-        let mut queue = Vec::new();
-        while self.has_empty {
-            match take(socket, &mut buffer, libc::MSG_DONTWAIT) {
-                Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => {}
-                Err(error) if is_end(&error) => break,
-                other => queue.push(other?),
-            }
-        }
+        let queue = if self.has_empty { take_all(socket)? } else { Vec::new() };
         // On a thread of its own, because it stays in the VE's network.
         let work = || -> io::Result<()> {
             descriptor::enter(self.network.as_fd(), libc::CLONE_NEWNET)?;
@@ -172,6 +164,19 @@ impl Drop for Seen {
             && let Err(error) = self.renew(socket.as_fd())
         {
             tracing::warn!(%error, "datagrams of a VE are lost");
+        }
+    }
+}
+
+/// Takes out what waits.
+fn take_all(socket: BorrowedFd<'_>) -> io::Result<Vec<Datagram>> {
+    let mut buffer = vec![0; 1 << 16];
+    let mut queue = Vec::new();
+    loop {
+        match take(socket, &mut buffer, libc::MSG_DONTWAIT) {
+            Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => {}
+            Err(error) if is_end(&error) => return Ok(queue),
+            other => queue.push(other?),
         }
     }
 }
