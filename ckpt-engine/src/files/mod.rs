@@ -46,6 +46,7 @@ mod frames;
 mod gone;
 mod info;
 mod inotify;
+mod interpreters;
 mod lock;
 mod mailbox;
 mod memfd;
@@ -78,8 +79,8 @@ mod timer;
 mod tun;
 mod udp;
 mod unix;
-mod watched;
 mod waiting_error;
+mod watched;
 
 pub use capture::{Captured, Undo, capture, check, mend};
 pub use rebuild::{RebuildError, Rebuilt, Target, open_inside, rebuild};
