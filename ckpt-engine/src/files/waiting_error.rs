@@ -8,7 +8,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -46,14 +46,24 @@ pub(super) fn waiting(fd: BorrowedFd<'_>) -> io::Result<Waiting> {
     Ok(Waiting { error, readable })
 }
 
+/// What looks at the sockets of this process, and where the error is in one.
+struct Reader {
+    eye: Mutex<Eye>,
+    place: u32,
+}
+
 /// The error as the kernel keeps it, of a socket that is open here.
 fn look(fd: BorrowedFd<'_>) -> io::Result<i32> {
-    static PLACE: OnceLock<Option<u32>> = OnceLock::new();
-    let find = || Types::read().and_then(|types| types.offset("sock", "sk_err")).ok();
-    let place = PLACE.get_or_init(find).ok_or(io::ErrorKind::Unsupported)?;
-    let eye = Eye::on(std::process::id().cast_signed())?;
+    static READER: OnceLock<Option<Reader>> = OnceLock::new();
+    let find = || {
+        let place = Types::read().and_then(|types| types.offset("sock", "sk_err")).ok()?;
+        let eye = Mutex::new(Eye::on(std::process::id().cast_signed()).ok()?);
+        Some(Reader { eye, place })
+    };
+    let reader = READER.get_or_init(find).as_ref().ok_or(io::ErrorKind::Unsupported)?;
+    let eye = reader.eye.lock().unwrap_or_else(PoisonError::into_inner);
     let socket = eye.socket(fd.as_raw_fd(), descriptor::status(fd)?.inode)?;
-    Ok(eye.word(socket, place)?.cast_signed())
+    Ok(eye.word(socket, reader.place)?.cast_signed())
 }
 
 /// Gives a socket for datagrams with these addresses an error, in the network of the calling thread:
