@@ -97,6 +97,7 @@ pub(crate) fn prepare() {
 }
 
 /// A program that looks at one task, a process or a thread.
+#[derive(Debug)]
 pub(crate) struct Eye {
     question: OwnedFd,
     /// The map that shows where the parts of processors are. It and the program live as long as

@@ -39,8 +39,9 @@ use crate::{
     },
 };
 
-/// All signals blocked except SIGTRAP, whose forced delivery would otherwise reset its handler.
-const ALL_BUT_TRAP: u64 = !(1 << (libc::SIGTRAP - 1));
+/// All signals blocked. So we use no trap that the kernel forces on a thread (a breakpoint, a single
+/// step): its SIGTRAP would take the mask and, where it is ignored, its disposition away.
+const ALL: u64 = !0;
 
 /// A thread in a ptrace stop, with the state that it must get back.
 #[derive(Debug)]
@@ -133,7 +134,7 @@ impl Stopped {
         };
         let registers = ptrace::registers(tid).map_err(control())?;
         let mask = ptrace::signal_mask(tid).map_err(control())?;
-        ptrace::set_signal_mask(tid, ALL_BUT_TRAP).map_err(control())?;
+        ptrace::set_signal_mask(tid, ALL).map_err(control())?;
         let dispatch = ptrace::dispatch(tid).map_err(control())?;
         if dispatch.is_some() {
             ptrace::set_dispatch(tid, None).map_err(control())?;
@@ -155,22 +156,23 @@ impl Stopped {
         // No interrupted call: the kernel must not restart anything with our registers.
         registers.orig_rax = u64::MAX;
         ptrace::set_registers(tid, &registers).map_err(InjectError::control(tid))?;
-        ptrace::single_step(tid).map_err(InjectError::control(tid))
+        ptrace::resume_to_call(tid).map_err(InjectError::control(tid))
     }
 
     fn end_call(&self) -> Result<u64, InjectError> {
         let tid = self.tid;
+        let mut has_begun = false;
         loop {
             match ptrace::wait(tid).map_err(InjectError::control(tid))? {
                 Stop::Ended(_) => return Err(InjectError::Ended { tid }),
-                Stop::Stopped { signal: libc::SIGTRAP, event: 0 } => break,
-                stop if self.goes_on_after(stop) => {
-                    ptrace::single_step(tid).map_err(InjectError::control(tid))?;
-                }
+                stop if stop.is_at_call() && has_begun => break,
+                stop if stop.is_at_call() => has_begun = true,
+                stop if self.goes_on_after(stop) => {}
                 Stop::Stopped { signal, event } => {
                     return Err(InjectError::Unexpected { tid, signal, event });
                 }
             }
+            ptrace::resume_to_call(tid).map_err(InjectError::control(tid))?;
         }
         Ok(ptrace::registers(tid).map_err(InjectError::control(tid))?.rax)
     }
@@ -276,8 +278,8 @@ pub fn check_return(value: i64) -> io::Result<u64> {
 }
 
 /// `test rbp,rbp; jz end; load number and arguments from the table at rbx; syscall; store the
-/// result; next entry; end: int3`.
-const LOOP: [u8; 50] = [
+/// result; next entry; end:`, and [`END`].
+const LOOP: [u8; 49] = [
     0x48, 0x85, 0xed, // 0: test rbp, rbp
     0x74, 0x2c, // 3: jz 49
     0x48, 0x8b, 0x03, // 5: mov rax, [rbx]
@@ -293,11 +295,10 @@ const LOOP: [u8; 50] = [
     0x48, 0xff, 0xcd, // 42: dec rbp
     0x75, 0xd6, // 45: jnz 5
     0x90, 0x90, // 47: nop; nop
-    0xcc, // 49: int3
 ];
 
 /// The same for calls of the i386 interface, with the table at r12 and the count in r13.
-const LOOP_32: [u8; 56] = [
+const LOOP_32: [u8; 55] = [
     0x4d, 0x85, 0xed, // 0: test r13, r13
     0x74, 0x32, // 3: jz 55
     0x41, 0x8b, 0x04, 0x24, // 5: mov eax, [r12]
@@ -312,10 +313,25 @@ const LOOP_32: [u8; 56] = [
     0x49, 0x83, 0xc4, 0x40, // 46: add r12, 64
     0x49, 0xff, 0xcd, // 50: dec r13
     0x75, 0xce, // 53: jnz 5
-    0xcc, // 55: int3
 ];
 
-/// Where it stands in a gate.
+/// `tkill(gettid(), r15)`, which we see as a stop, and nobody else: a traced thread is asked about
+/// signals that it ignores as well.
+const END: [u8; 20] = [
+    0xb8, 0xba, 0x00, 0x00, 0x00, // 0: mov eax, 186
+    0x0f, 0x05, // 5: syscall
+    0x89, 0xc7, // 7: mov edi, eax
+    0x44, 0x89, 0xfe, // 9: mov esi, r15d
+    0xb8, 0xc8, 0x00, 0x00, 0x00, // 12: mov eax, 200
+    0x0f, 0x05, // 17: syscall
+    0xcc, // 19: int3, which is not reached
+];
+
+/// The signals of [`END`], of which the first is not used by anybody: in this order when the
+/// thread has had one before.
+const END_SIGNALS: [i32; 3] = [libc::SIGSTKFLT, libc::SIGPWR, libc::SIGXFSZ];
+
+/// Where the second loop stands in a gate.
 const PLACE_32: u64 = 128;
 const TABLE: u64 = 4096;
 const ENTRY: usize = 64;
@@ -332,6 +348,9 @@ pub struct Gate {
 impl Gate {
     /// Its size in bytes.
     pub const SIZE: u64 = 512 << 10;
+
+    /// Where in it a thread sends itself the signal whose number is in r15.
+    pub(crate) const END: u64 = LOOP.len() as u64;
 
     /// Maps a gate into the process of a stopped thread: at `base`, or where the kernel likes.
     pub fn open(thread: &Stopped, vdso: Vdso, base: Option<u64>) -> Result<Self, InjectError> {
@@ -357,8 +376,8 @@ impl Gate {
             other => other?,
         };
         let gate = Self { base };
-        gate.write(thread.tid, base, &LOOP)?;
-        gate.write(thread.tid, base + PLACE_32, &LOOP_32)?;
+        gate.write(thread.tid, base, &[&LOOP[..], &END].concat())?;
+        gate.write(thread.tid, base + PLACE_32, &[&LOOP_32[..], &END].concat())?;
         Ok(gate)
     }
 
@@ -490,19 +509,21 @@ impl Batch {
         }
         let mut registers = thread.registers;
         to_64_bit_code(&mut registers);
-        match self.interface {
+        let len = match self.interface {
             Interface::Native => {
                 (registers.rip, registers.rbx) = (base, base + TABLE);
                 registers.rbp = count as u64;
+                LOOP.len()
             }
             Interface::I386 => {
                 (registers.rip, registers.r12) = (base + PLACE_32, base + TABLE);
                 registers.r13 = count as u64;
+                LOOP_32.len()
             }
-        }
+        };
         registers.orig_rax = u64::MAX;
-        ptrace::set_registers(tid, &registers).map_err(InjectError::control(tid))?;
-        let births = resume_until_trap(thread)?;
+        let end = registers.rip + (len + END.len() - 1) as u64;
+        let births = run_until(end, registers, thread)?;
         let mut memory = all;
         match vm::read_process(tid, &mut memory, &places).map_err(InjectError::control(tid))? {
             count if count == memory.len() => {}
@@ -514,20 +535,41 @@ impl Batch {
     }
 }
 
-/// Lets the thread run to the int3 at the end; collects the threads and processes born.
-fn resume_until_trap(thread: &Stopped) -> Result<Vec<i32>, InjectError> {
+/// Lets the thread run with these registers until it has sent itself a signal right before `end`;
+/// collects the threads and processes born.
+fn run_until(end: u64, begin: Registers, thread: &Stopped) -> Result<Vec<i32>, InjectError> {
     let tid = thread.tid;
+    let control = || InjectError::control(tid);
     let mut births = Vec::new();
+    let [mut expected, ..] = END_SIGNALS;
+    let ready = |registers: Registers, signal: i32| {
+        ptrace::set_registers(tid, &Registers { r15: signal as u64, ..registers })?;
+        ptrace::set_signal_mask(tid, ALL & !(1 << (signal - 1)))
+    };
+    ready(begin, expected).map_err(control())?;
+    let mut resumed_with = 0;
     loop {
-        ptrace::resume(tid, 0).map_err(InjectError::control(tid))?;
-        match ptrace::wait(tid).map_err(InjectError::control(tid))? {
+        ptrace::resume(tid, resumed_with).map_err(control())?;
+        resumed_with = 0;
+        match ptrace::wait(tid).map_err(control())? {
             Stop::Ended(_) => return Err(InjectError::Ended { tid }),
-            Stop::Stopped { signal: libc::SIGTRAP, event: 0 } => return Ok(births),
+            Stop::Stopped { signal, event: 0 } if signal == expected => {
+                let registers = ptrace::registers(tid).map_err(control())?;
+                if registers.rip == end {
+                    ptrace::set_signal_mask(tid, ALL).map_err(control())?;
+                    return Ok(births);
+                }
+                // It had this one before, which goes back into its queue when it is blocked.
+                let next = END_SIGNALS.into_iter().skip_while(|end| *end != signal).nth(1);
+                expected = next.ok_or(InjectError::Unexpected { tid, signal, event: 0 })?;
+                ready(registers, expected).map_err(control())?;
+                resumed_with = signal;
+            }
             Stop::Stopped {
                 event: libc::PTRACE_EVENT_CLONE | libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK,
                 ..
             } => {
-                let born = ptrace::event_message(tid).map_err(InjectError::control(tid))?;
+                let born = ptrace::event_message(tid).map_err(control())?;
                 births.push(born as i32);
             }
             stop if thread.goes_on_after(stop) => {}

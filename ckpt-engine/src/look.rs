@@ -20,6 +20,7 @@ const ANSWER: usize = 8 + LEN;
 const QUESTION: usize = 16 * PLACES;
 
 /// A program that copies what stands at addresses that it is given.
+#[derive(Debug)]
 pub(crate) struct Look {
     question: OwnedFd,
     link: OwnedFd,

@@ -129,6 +129,8 @@ pub enum FilesystemKind {
     },
     /// An overlay that a program has made.
     Overlay(Overlay),
+    /// Which programs run files of which kinds (binfmt_misc): that of the VE's user namespace.
+    BinaryFormats,
 }
 
 impl FilesystemKind {
@@ -146,6 +148,7 @@ impl FilesystemKind {
             Self::Network | Self::Namespace { .. } => "nsfs",
             Self::Device { name } => name,
             Self::Overlay(_) => "overlay",
+            Self::BinaryFormats => "binfmt_misc",
         }
     }
 }

@@ -8,10 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ipc::Ipc, memory::SharedObject};
 
+mod interpreters;
 mod object;
 mod socket;
 mod terminal;
 
+pub use interpreters::*;
 pub use object::*;
 pub use socket::*;
 pub use terminal::*;
@@ -42,6 +44,9 @@ pub struct Files {
     /// [`Nested::ipcs`](crate::container::Nested::ipcs).
     #[serde(default)]
     pub nested_ipcs: Vec<Ipc>,
+    /// Which programs run files of which kinds.
+    #[serde(default)]
+    pub interpreters: Vec<Interpreters>,
 }
 
 impl Files {

@@ -50,6 +50,7 @@ use nix::sys::{
     wait::{Id, WaitPidFlag, WaitStatus, waitid},
 };
 
+pub(crate) use self::mountinfo::binary_formats;
 pub use self::{
     bench::Bench,
     capture::{Captured, Found, capture, clock_offsets, clocks_now, host_clocks},

@@ -1,5 +1,7 @@
 //! `/proc/PID/mountinfo`, line by line.
 
+use std::{collections::BTreeMap, fs, io};
+
 /// One mount as the kernel tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Line {
@@ -57,6 +59,15 @@ impl Line {
             super_options,
         })
     }
+}
+
+/// Where a process sees binfmt_misc, once for each that there is.
+pub(crate) fn binary_formats(host: i32) -> io::Result<Vec<String>> {
+    let table = fs::read_to_string(format!("/proc/{host}/mountinfo"))?;
+    let lines = table.lines().filter(|line| line.contains(" - binfmt_misc ")).map(Line::parse);
+    let whole = lines.flatten().filter(|line| line.root == "/");
+    let points: BTreeMap<String, String> = whole.map(|line| (line.device, line.point)).collect();
+    Ok(points.into_values().collect())
 }
 
 /// Blanks and backslashes come as three octal digits.

@@ -54,6 +54,8 @@ pub(super) struct Reader {
     /// The numbers of IPC namespaces by the device number of their message queues; empty if there
     /// is only one.
     pub(super) mailboxes: HashMap<String, u32>,
+    /// No table but the container's own was read yet.
+    reads_own: bool,
 }
 
 impl Reader {
@@ -75,6 +77,7 @@ impl Reader {
             loopbacks: HashMap::new(),
             procs: HashMap::new(),
             mailboxes: HashMap::new(),
+            reads_own: true,
         }
     }
 
@@ -113,6 +116,7 @@ impl Reader {
                 Err(object) => self.block(line, &object),
             }
         }
+        self.reads_own = false;
         mounts
     }
 
@@ -152,6 +156,10 @@ impl Reader {
         })
     }
 
+    fn is_own(&self, line: &Line) -> bool {
+        self.known.contains_key(&line.device) || (self.reads_own && line.root == "/")
+    }
+
     fn kind(&mut self, line: &Line) -> Result<FilesystemKind, String> {
         let root = self.root.get_or_insert_with(|| line.device.clone());
         match line.kind.as_str() {
@@ -167,6 +175,8 @@ impl Reader {
             "devpts" => Ok(FilesystemKind::Devpts),
             "mqueue" => Ok(FilesystemKind::Mqueue),
             "cgroup2" => Ok(FilesystemKind::Cgroup),
+            // Of the VE's own user namespace: its first process sees it, whole.
+            "binfmt_misc" if self.is_own(line) => Ok(FilesystemKind::BinaryFormats),
             "nsfs" if inode_of_network(&line.root).is_some() => Ok(FilesystemKind::Network),
             "nsfs" => self.namespace(line),
             other => Err(format!("file system of type {other}")),

@@ -19,7 +19,7 @@ use ckpt_format::{
 use super::{
     Holder, Source, deleted, epoll, event, fanotify,
     find::{Found, Object, Refusal},
-    inotify, lock, mailbox, memfd, nsfs, path, pipe, process,
+    inotify, interpreters, lock, mailbox, memfd, nsfs, path, pipe, process,
     socket::{self, Protocol},
     spent::Spent,
     tables, tcp, terminal, timer, tun, udp, unix,
@@ -145,6 +145,8 @@ pub(super) struct Capture<'a> {
 pub fn capture(source: &Source<'_>) -> Result<Captured, Vec<Blocker>> {
     let mut capture = Capture::new(source)?;
     capture.read_ipcs()?;
+    capture.files.interpreters = interpreters::capture(source.init)
+        .map_err(|error| unreadable_part("what runs files of other kinds", &error))?;
     let mut blockers = Vec::new();
     let mut connections = capture.read_connections().into_iter();
     let mut spent = Spent::new("captured");
@@ -390,6 +392,11 @@ impl<'a> Capture<'a> {
 
     fn inside_the_mounts(&self, object: &Object) -> Result<(), Refusal> {
         self.is_inside_the_mounts(object.status.mount, &object.link)
+    }
+
+    /// The mount namespace of a mount of the VE.
+    pub(super) fn mounts_of(&self, mount: u64) -> Option<u32> {
+        self.mounts.get(&mount).copied()
     }
 
     /// Whether this mount is one of the VE.

@@ -335,7 +335,11 @@ fn fetch(
     }
     // What has no inode of its own is described there, and nowhere else; so are locks.
     let describes = matches!(status.mode & libc::S_IFMT, 0 | libc::S_IFREG | libc::S_IFDIR);
-    match if describes { directory.whole(fd) } else { directory.head(fd) } {
+    let info = match if describes { directory.whole(fd) } else { directory.head(fd) } {
+        Ok(head) if !describes && head.all("lock").next().is_some() => directory.whole(fd),
+        other => other,
+    };
+    match info {
         Err(error) if has_ended(&error) => Ok(None),
         info => Ok(Some(Fetched { fd: fetched, status, told: Told::All(info?) })),
     }

@@ -2,6 +2,7 @@
 //! frames that wait in them are lost, as any frame may be, but for those in a [`ring`].
 
 mod ring;
+mod sending;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,7 +11,9 @@ use std::{
 };
 
 use ckpt_format::{
-    files::{FileId, Files, Kind, PacketMembership, PacketRing, PacketSocket, SocketOption},
+    files::{
+        FileId, Files, Kind, PacketMap, PacketMembership, PacketRing, PacketSocket, SocketOption,
+    },
     process::Descriptor,
 };
 
@@ -21,7 +24,10 @@ use super::{
     rebuild::RebuildError,
     unix::diagnosis::{self, half, word},
 };
-use crate::sys::socket::{self, End};
+use crate::sys::{
+    ring::Ring,
+    socket::{self, End},
+};
 
 /// What `packet_diag` tells about one socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,10 +35,17 @@ pub(super) struct Entry {
     memberships: Vec<PacketMembership>,
     /// `struct tpacket_req3` of what is received.
     receives: Option<[u32; 7]>,
-    /// There is one of what is sent.
-    sends: bool,
+    /// The same of what is sent.
+    sends: Option<[u32; 7]>,
     /// It is in a group (`PACKET_FANOUT`).
     fanout: bool,
+}
+
+impl Entry {
+    /// Those of its rings, in the order in which they are mapped.
+    fn layouts(&self) -> Vec<[u32; 7]> {
+        self.receives.into_iter().chain(self.sends).collect()
+    }
 }
 
 /// All packet sockets of a network, by inode.
@@ -73,14 +86,13 @@ fn read(body: &[u8]) -> io::Result<Entry> {
                     });
                 }
             }
-            2 => {
+            kind @ (2 | 3) => {
                 let mut layout = [0; 7];
                 for (at, to) in layout.iter_mut().enumerate() {
                     *to = word(value, at * 4)?;
                 }
-                entry.receives = Some(layout);
+                *if kind == 2 { &mut entry.receives } else { &mut entry.sends } = Some(layout);
             }
-            3 => entry.sends = true,
             4 => entry.fanout = true,
             _ => {}
         }
@@ -103,12 +115,6 @@ pub(super) fn check(
     entries: &Entries,
 ) -> Result<(), Refusal> {
     let entry = entry(object, entries)?;
-    if entry.sends {
-        return Err(Refusal::new(
-            "a packet socket with a ring of frames to be sent (PACKET_TX_RING)",
-            "end the program, or let it send without a ring",
-        ));
-    }
     // Groups whose frames a program shares out, which nobody can read.
     if let Some(group) = group(object, entry)?
         && matches!(group.to_ne_bytes()[2], 6 | 7)
@@ -118,7 +124,10 @@ pub(super) fn check(
             "end the program",
         ));
     }
-    entry.receives.as_ref().map_or(Ok(()), |layout| ring::check(source, object, layout))
+    match entry.layouts().as_slice() {
+        [] => Ok(()),
+        layouts => ring::check(source, object, layouts),
+    }
 }
 
 /// Number, type and flags of its group.
@@ -142,7 +151,7 @@ pub(super) fn capture(
         value: group.to_ne_bytes().to_vec(),
     }));
     let bytes = address.get(2..4).and_then(|bytes| bytes.try_into().ok());
-    let ring = entry.receives.map(|layout| ring::capture(source, object, layout)).transpose()?;
+    let Rings { received: ring, sent, maps } = Rings::read(source, object, entry)?;
     Ok(Kind::Packet(Box::new(PacketSocket {
         socket_type: options::number(fd, libc::SOL_SOCKET, libc::SO_TYPE)?,
         protocol: bytes.unwrap_or_default(),
@@ -150,7 +159,54 @@ pub(super) fn capture(
         memberships: entry.memberships.clone(),
         options,
         ring,
+        sent,
+        maps,
     })))
+}
+
+/// The rings of one socket.
+#[derive(Debug, Default)]
+struct Rings {
+    received: Option<PacketRing>,
+    sent: Option<PacketRing>,
+    maps: Vec<PacketMap>,
+}
+
+impl Rings {
+    fn read(source: &Source<'_>, object: &Object, entry: &Entry) -> Result<Self, Refusal> {
+        let layouts = entry.layouts();
+        if layouts.is_empty() {
+            return Ok(Self::default());
+        }
+        let version = ring::version(object.fd())?;
+        let total = ring::total(version, &layouts)?;
+        let memory = Ring::map(object.fd(), total)?;
+        let received = entry.receives.map(|it| ring::capture(source, object, it, &memory));
+        let behind = ring::total(version, entry.receives.as_slice())?;
+        let sent = entry.sends.map(|it| sending::capture(source, object, it, (&memory, behind)));
+        let maps = ring::maps(source, object, total)?;
+        Ok(Self { received: received.transpose()?, sent: sent.transpose()?, maps })
+    }
+
+    /// Gives a socket that listens to nothing yet its rings. Its version is set.
+    fn make(fd: BorrowedFd<'_>, packet: &PacketSocket) -> io::Result<()> {
+        let Some(version) = packet.rings().next().map(|ring| ring.version) else { return Ok(()) };
+        for (option, ring) in
+            [(libc::PACKET_RX_RING, &packet.ring), (libc::PACKET_TX_RING, &packet.sent)]
+        {
+            ring.as_ref().map_or(Ok(()), |ring| ring::make(fd, option, ring))?;
+        }
+        let layouts: Vec<_> = packet.rings().map(|ring| ring.layout).collect();
+        let memory = Ring::map(fd, ring::total(version, &layouts)?)?;
+        if let Some(received) = &packet.ring {
+            ring::refill(fd, &memory, received)?;
+        }
+        if let Some(sent) = &packet.sent {
+            let behind = packet.ring.as_ref().map(|ring| ring.layout);
+            sending::refill(fd, (&memory, ring::total(version, behind.as_slice())?), sent)?;
+        }
+        Ok(())
+    }
 }
 
 fn failed(source: io::Error) -> RebuildError {
@@ -166,9 +222,7 @@ pub(super) fn make(packet: &PacketSocket) -> Result<OwnedFd, RebuildError> {
         // What the layout of frames depends on cannot be set beside a ring, and a filter would
         // keep frames out of it.
         options::rebuild(made.as_fd(), &of_packets(packet, false))?;
-        if let Some(ring) = &packet.ring {
-            ring::rebuild(made.as_fd(), ring)?;
-        }
+        Rings::make(made.as_fd(), packet)?;
         Ok(made)
     };
     make().map_err(failed)
@@ -218,25 +272,26 @@ pub(super) fn finish(
 ) -> Result<(), RebuildError> {
     for (place, file) in files.files.iter().enumerate() {
         let Kind::Packet(packet) = &file.kind else { continue };
-        let Some(ring) = &packet.ring else { continue };
+        let length = |ring: &PacketRing| u64::from(ring.layout[0]) * u64::from(ring.layout[1]);
+        let length = packet.rings().map(length).sum();
         let id = FileId(u32::try_from(place).map_err(|_| RebuildError::Damaged)?);
-        for map in &ring.maps {
+        // Those of an older image are with the ring.
+        let maps = packet.rings().flat_map(|ring| &ring.maps).chain(&packet.maps);
+        for map in maps {
             let mut table = tables.get(&map.pid).into_iter().flatten();
             let held = table.find(|held| held.file == id).ok_or(RebuildError::Damaged)?;
-            map_ring(ring, map.pid, (map.start, map.protection), held.fd, remote)?;
+            map_rings(length, map, held.fd, remote)?;
         }
     }
     Ok(())
 }
 
-fn map_ring(
-    ring: &PacketRing,
-    pid: i32,
-    (start, protection): (u64, u8),
+fn map_rings(
+    length: u64,
+    &PacketMap { pid, start, protection }: &PacketMap,
     fd: i32,
     remote: &mut dyn Remote,
 ) -> Result<(), RebuildError> {
-    let length = u64::from(ring.layout[0]) * u64::from(ring.layout[1]);
     // Nothing else may be replaced by it.
     if !remote.has_frames(pid, start, length) {
         return Err(RebuildError::Damaged);

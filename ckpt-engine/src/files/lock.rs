@@ -65,9 +65,10 @@ pub(super) struct Locks {
     pub(super) leases: BTreeMap<usize, i32>,
 }
 
-/// Whether a description can have locks.
+/// Whether a description can have locks that are those of the VE alone: what has no inode of its own
+/// (eventfds and the like) has one with all others of the host.
 fn may_be_locked(object: &Object) -> bool {
-    !object.is_path_only() && matches!(object.file_type(), libc::S_IFREG | libc::S_IFDIR)
+    !object.is_path_only() && object.file_type() != 0
 }
 
 /// Finds all locks, in what is said of each descriptor; a lease that is being broken is refused.

@@ -43,8 +43,10 @@ mod event;
 mod fanotify;
 mod find;
 mod frames;
+mod gone;
 mod info;
 mod inotify;
+mod interpreters;
 mod lock;
 mod mailbox;
 mod memfd;
@@ -77,6 +79,7 @@ mod timer;
 mod tun;
 mod udp;
 mod unix;
+mod waiting_error;
 mod watched;
 
 pub use capture::{Captured, Undo, capture, check, mend};

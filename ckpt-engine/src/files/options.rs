@@ -61,6 +61,7 @@ const UDPLITE_RECV_CSCOV: i32 = 11;
 const SOL_RAW: i32 = 255;
 const ICMP_FILTER: i32 = 1;
 const ICMPV6_FILTER: i32 = 1;
+const PACKET_TX_HAS_OFF: i32 = 19;
 const PACKET_IGNORE_OUTGOING: i32 = 23;
 
 /// A packet filter, whose value is its program.
@@ -230,6 +231,7 @@ const PACKET: &[Entry] = &[
     Entry(libc::SOL_PACKET, libc::PACKET_AUXDATA, 4, 0),
     Entry(libc::SOL_PACKET, libc::PACKET_ORIGDEV, 4, 0),
     Entry(libc::SOL_PACKET, libc::PACKET_LOSS, 4, 0),
+    Entry(libc::SOL_PACKET, PACKET_TX_HAS_OFF, 4, 0),
     Entry(libc::SOL_PACKET, libc::PACKET_VNET_HDR, 4, 0),
     Entry(libc::SOL_PACKET, libc::PACKET_TIMESTAMP, 4, 0),
     Entry(libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 4, 0),

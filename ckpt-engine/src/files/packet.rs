@@ -14,6 +14,8 @@ use crate::sys::socket;
 pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;
 pub(super) const UDP_LITE: u8 = 136;
+pub(super) const ICMP: u8 = 1;
+pub(super) const ICMP6: u8 = 58;
 
 /// Flags of TCP segments.
 pub(super) const FIN: u8 = 0x01;
@@ -72,7 +74,11 @@ pub(super) fn build(
             (header, [octets(from), octets(to)].concat())
         }
     };
-    let total = sum(&segment) + sum(&addresses) + u32::from(protocol) + u32::from(length);
+    // ICMP of IPv4 alone does not count the addresses in.
+    let total = match protocol {
+        ICMP => sum(&segment),
+        _ => sum(&segment) + sum(&addresses) + u32::from(protocol) + u32::from(length),
+    };
     segment[place..place + 2].copy_from_slice(&checksum(total));
     header.extend(addresses);
     if header.len() == 20 {

@@ -20,7 +20,8 @@ use super::{
     capture::Capture,
     deleted,
     find::{Object, Refusal},
-    rebuild::{RebuildError, lossy},
+    gone,
+    rebuild::{RebuildError, Target, lossy},
 };
 use crate::sys::{descriptor, task};
 
@@ -89,6 +90,7 @@ pub(super) fn capture(capture: &Capture<'_>, id: usize) -> Result<Kind, Refusal>
     // A common device that was opened on the host, such as the `/dev/null` of a command started
     // from there, is the same one here.
     let outside = !capture.is_mounted(object.status.mount);
+    let own_mounts = capture.mounts_of(object.status.mount) == Some(0);
     let path = match device_name(object).filter(|_| outside) {
         Some(name) => name.as_bytes().to_vec(),
         None if deleted::is_deleted(object) => {
@@ -96,9 +98,12 @@ pub(super) fn capture(capture: &Capture<'_>, id: usize) -> Result<Kind, Refusal>
         }
         None => object.link.clone(),
     };
+    let process_gone = own_mounts && gone::is(capture.source.init, &path);
     Ok(Kind::Path(PathFile {
         path,
-        offset,
+        // Of one that is gone nothing is read any more.
+        offset: if process_gone { 0 } else { offset },
+        process_gone,
         file_type: object.file_type(),
         device: object.status.special,
         trigger: has_trigger(object)?,
@@ -138,11 +143,21 @@ fn set_trigger(fd: OwnedFd, file: &PathFile) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-pub(super) fn rebuild(file: &PathFile, flags: u32) -> Result<OwnedFd, RebuildError> {
-    let path = std::ffi::OsStr::from_bytes(&file.path);
+pub(super) fn rebuild(
+    target: &Target,
+    file: &PathFile,
+    flags: u32,
+) -> Result<OwnedFd, RebuildError> {
     let failed = |source: io::Error| RebuildError::Open { path: lossy(&file.path), source };
-    let fd = nix::fcntl::open(path, reopen_flags(flags), Mode::empty())
-        .map_err(|errno| failed(errno.into()))?;
+    let open = |path: &[u8]| {
+        let path = std::ffi::OsStr::from_bytes(path);
+        nix::fcntl::open(path, reopen_flags(flags), Mode::empty()).map_err(io::Error::from)
+    };
+    let opened = match file.process_gone {
+        true => gone::open(target, &file.path, open),
+        false => open(&file.path),
+    };
+    let fd = opened.map_err(failed)?;
     let status = descriptor::status(fd.as_fd()).map_err(failed)?;
     if status.mode & libc::S_IFMT != file.file_type || status.special != file.device {
         return Err(RebuildError::Changed { path: lossy(&file.path) });
@@ -168,7 +183,7 @@ pub(super) fn open_inside(
     init: &OwnedFd,
     remote: &mut dyn Remote,
 ) -> Result<Option<OwnedFd>, RebuildError> {
-    if !is_made_up(file) {
+    if !is_made_up(file) || file.process_gone {
         return Ok(None);
     }
     // In another mount namespace it may be another file, which one of its processes opens.

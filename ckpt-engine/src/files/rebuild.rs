@@ -19,8 +19,9 @@ use nix::{
 };
 
 use super::{
-    Argument, Remote, deleted, epoll, event, fanotify, frames, inotify, lock, mailbox, memfd, nsfs,
-    path, pipe, process, socket, spent::Spent, tcp, terminal, timer, tun, unix, watched,
+    Argument, Remote, deleted, epoll, event, fanotify, frames, inotify, interpreters, lock,
+    mailbox, memfd, nsfs, path, pipe, process, socket, spent::Spent, tcp, terminal, timer, tun,
+    unix, watched,
 };
 use crate::{
     beside,
@@ -186,6 +187,7 @@ pub fn open_inside(
     init: &OwnedFd,
     remote: &mut dyn Remote,
 ) -> Result<HashMap<usize, OwnedFd>, RebuildError> {
+    interpreters::rebuild(&files.interpreters, remote)?;
     let mut opened = HashMap::new();
     for (place, file) in files.files.iter().enumerate() {
         let inside = match &file.kind {
@@ -310,10 +312,10 @@ impl Rebuild<'_> {
 
     fn make(&mut self, file: &File) -> Result<OwnedFd, RebuildError> {
         let fd = match &file.kind {
-            Kind::Path(named) => return path::rebuild(named, file.flags),
+            Kind::Path(named) => return path::rebuild(self.target, named, file.flags),
             Kind::Tun(tun) => {
                 self.enter_network(file.network)?;
-                let made = tun::rebuild(tun, file.flags);
+                let made = tun::rebuild(self.target, tun, file.flags);
                 self.enter_network(0)?;
                 return made;
             }

@@ -292,7 +292,7 @@ pub(super) fn rebuild(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
     let files = rebuild.files;
     for (place, file) in files.files.iter().enumerate() {
         if let Kind::Packet(packet) = &file.kind
-            && packet.ring.is_some()
+            && packet.rings().next().is_some()
         {
             rebuild.enter_network(file.network)?;
             rebuild.made[place] = Some(frames::make(packet)?);

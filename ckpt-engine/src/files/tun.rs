@@ -18,7 +18,7 @@ use super::{
     capture::Capture,
     find::{Object, Refusal},
     path,
-    rebuild::{RebuildError, lossy},
+    rebuild::{RebuildError, Target, lossy},
     socket::{Network, Networks},
     unix::diagnosis::{half, word},
 };
@@ -260,8 +260,12 @@ fn put_back(queue: &TunQueue) -> io::Result<()> {
 
 /// Opens the device again, and makes it a queue of its link. The calling thread is in the network
 /// and the mount namespace of the file.
-pub(super) fn rebuild(file: &TunFile, flags: u32) -> Result<OwnedFd, RebuildError> {
-    let opened = path::rebuild(&file.node, flags)?;
+pub(super) fn rebuild(
+    target: &Target,
+    file: &TunFile,
+    flags: u32,
+) -> Result<OwnedFd, RebuildError> {
+    let opened = path::rebuild(target, &file.node, flags)?;
     if let Some(queue) = &file.queue {
         let failed = |source| RebuildError::Link { name: lossy(queue.link.as_bytes()), source };
         attach(opened.as_fd(), queue).map_err(failed)?;

@@ -9,7 +9,6 @@ use std::{
 };
 
 use ckpt_format::files::{Datagram, Kind, UdpSocket};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{
     Source, address,
@@ -19,6 +18,7 @@ use super::{
     packet,
     rebuild::RebuildError,
     socket::Network,
+    waiting_error::{self, Waiting},
 };
 use crate::{
     btf::Types,
@@ -59,7 +59,10 @@ pub(super) fn capture(
     let fd = object.fd();
     let Variety { v6, raw, protocol } = variety;
     let local = address::local(fd)?;
-    let queue = if variety.has_queue() { queue(fd)? } else { Vec::new() };
+    let Queue { datagrams: queue, error, error_taken } = match variety.has_queue() {
+        true => Queue::read(fd)?,
+        false => Queue::default(),
+    };
     if variety.has_queue() && has_begun(source, object, protocol)? {
         return Err(Refusal::new(
             "a datagram that is written in several parts and not yet sent",
@@ -67,12 +70,16 @@ pub(super) fn capture(
         ));
     }
     let has_empty = queue.iter().any(|datagram| datagram.data.is_empty());
+    let remote = address::remote(fd)?;
     let seen = match local {
-        Some(local) if has_empty => Some(Seen {
+        Some(local) if has_empty || error_taken => Some(Seen {
             socket: Some(fd.try_clone_to_owned()?),
             network: network.namespace()?,
             local,
+            remote,
             protocol,
+            has_empty,
+            error: if error_taken { error } else { 0 },
         }),
         _ => None,
     };
@@ -81,12 +88,13 @@ pub(super) fn capture(
         raw,
         protocol,
         local,
-        remote: match address::remote(fd)? {
+        remote: match remote {
             // Without a port this is not told.
             None if raw => network.remote("raw", object)?,
             remote => remote,
         },
         queue,
+        error,
         groups: network.groups().of_socket(fd, v6)?,
         options: options::capture(fd, Family::Datagram { v6, protocol, raw })?,
     }));
@@ -116,15 +124,19 @@ fn is_pending(source: &Source<'_>, object: &Object) -> io::Result<bool> {
     Ok(eye.word(eye.socket(fd, object.status.inode)?, pending)? != 0)
 }
 
-/// A queue that holds empty datagrams. The kernel shows each of these once only to somebody who
-/// looks ahead, so they would be missing the next time: unless the VE never runs here again, all
-/// datagrams are taken out and delivered anew when this is dropped.
+/// A queue that is not as it was once somebody has looked ahead in it: the kernel shows empty
+/// datagrams once only, and the error that waits before all others is taken. Unless the VE never
+/// runs here again, all datagrams are taken out and delivered anew when this is dropped, and the
+/// error is told again.
 #[derive(Debug)]
 pub(super) struct Seen {
     socket: Option<OwnedFd>,
     network: OwnedFd,
     local: SocketAddr,
+    remote: Option<SocketAddr>,
     protocol: i32,
+    has_empty: bool,
+    error: i32,
 }
 
 impl Seen {
@@ -134,19 +146,12 @@ impl Seen {
     }
 
     fn renew(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
-        let mut buffer = vec![0; 1 << 16];
-        let mut queue = Vec::new();
-        loop {
-            match take(socket, &mut buffer, libc::MSG_DONTWAIT) {
-                Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => {}
-                Err(error) if is_end(&error) => break,
-                other => queue.push(other?),
-            }
-        }
+        let queue = if self.has_empty { take_all(socket)? } else { Vec::new() };
         // On a thread of its own, because it stays in the VE's network.
         let work = || -> io::Result<()> {
             descriptor::enter(self.network.as_fd(), libc::CLONE_NEWNET)?;
-            queue.iter().try_for_each(|datagram| deliver(self.local, self.protocol, datagram))
+            queue.iter().try_for_each(|datagram| deliver(self.local, self.protocol, datagram))?;
+            tell_error(self.local, self.remote, self.protocol, self.error)
         };
         std::thread::scope(|scope| scope.spawn(work).join())
             .unwrap_or_else(|_| Err(io::Error::other("the thread in the VE's network panicked")))
@@ -163,34 +168,62 @@ impl Drop for Seen {
     }
 }
 
+/// Takes out what waits.
+fn take_all(socket: BorrowedFd<'_>) -> io::Result<Vec<Datagram>> {
+    let mut buffer = vec![0; 1 << 16];
+    let mut queue = Vec::new();
+    loop {
+        match take(socket, &mut buffer, libc::MSG_DONTWAIT) {
+            Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => {}
+            Err(error) if is_end(&error) => return Ok(queue),
+            other => queue.push(other?),
+        }
+    }
+}
+
 fn take(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: i32) -> io::Result<Datagram> {
     let received = socket::receive(fd, buffer, flags)?;
     let sender = address::decode_inet(&received.sender)?;
     Ok(Datagram { sender, data: buffer[..received.length].to_vec() })
 }
 
-fn queue(fd: BorrowedFd<'_>) -> io::Result<Vec<Datagram>> {
-    let peek = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    // Most queues are empty, which one call tells: not a look ahead, which would hide an empty
-    // datagram from the next one.
-    let mut readable = [PollFd::new(fd, PollFlags::POLLIN)];
-    if poll(&mut readable, PollTimeout::ZERO)? == 0 {
-        return Ok(Vec::new());
-    }
-    let before = options::number(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
-    options::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0)?;
-    let mut buffer = vec![0; 1 << 16];
-    let mut queue = Vec::new();
-    let end = loop {
-        match take(fd, &mut buffer, peek) {
-            Ok(datagram) => queue.push(datagram),
-            // The socket's own error, of a datagram that was refused: told once.
-            Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => {}
-            Err(error) => break error,
+/// What waits in a socket.
+#[derive(Debug, Default)]
+struct Queue {
+    datagrams: Vec<Datagram>,
+    /// The error that is told before them; 0 for none.
+    error: i32,
+    /// It had to be taken out to see them.
+    error_taken: bool,
+}
+
+impl Queue {
+    fn read(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let peek = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        // Most queues are empty, which one call tells: not a look ahead, which would hide an empty
+        // datagram from the next one.
+        let Waiting { error, readable } = waiting_error::waiting(fd)?;
+        if !readable {
+            return Ok(Self { error, ..Self::default() });
         }
-    };
-    options::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, before)?;
-    if is_end(&end) { Ok(queue) } else { Err(end) }
+        let before = options::number(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
+        options::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0)?;
+        let mut buffer = vec![0; 1 << 16];
+        let mut datagrams = Vec::new();
+        let end = loop {
+            match take(fd, &mut buffer, peek) {
+                Ok(datagram) => datagrams.push(datagram),
+                // The socket's own error: told once, before the first datagram.
+                Err(told) if error != 0 && told.raw_os_error() == Some(error) => {}
+                Err(error) => break error,
+            }
+        };
+        options::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, before)?;
+        match is_end(&end) {
+            true => Ok(Self { datagrams, error, error_taken: error != 0 }),
+            false => Err(end),
+        }
+    }
 }
 
 fn is_end(error: &io::Error) -> bool {
@@ -229,7 +262,7 @@ fn make(udp: &UdpSocket) -> io::Result<OwnedFd> {
 /// Delivers what waited, once all sockets have their names.
 pub(super) fn fill(fd: BorrowedFd<'_>, udp: &UdpSocket) -> Result<(), RebuildError> {
     let Some(local) = udp.local else { return Ok(()) };
-    if udp.queue.is_empty() {
+    if udp.queue.is_empty() && udp.error == 0 {
         return Ok(());
     }
     let device = udp
@@ -246,7 +279,25 @@ pub(super) fn fill(fd: BorrowedFd<'_>, udp: &UdpSocket) -> Result<(), RebuildErr
     for datagram in &udp.queue {
         deliver(local, udp.protocol, datagram).map_err(failed)?;
     }
+    tell_error(local, udp.remote, udp.protocol, udp.error).map_err(failed)?;
     device.map_or(Ok(()), |device| bind_to(&device.value))
+}
+
+/// The number of the protocol on the wire.
+fn number(protocol: i32) -> u8 {
+    if protocol == libc::IPPROTO_UDPLITE { packet::UDP_LITE } else { packet::UDP }
+}
+
+fn tell_error(
+    local: SocketAddr,
+    remote: Option<SocketAddr>,
+    protocol: i32,
+    error: i32,
+) -> io::Result<()> {
+    match error {
+        0 => Ok(()),
+        error => waiting_error::tell(local, remote, number(protocol), error),
+    }
 }
 
 fn deliver(local: SocketAddr, protocol: i32, datagram: &Datagram) -> io::Result<()> {
@@ -272,8 +323,7 @@ fn deliver(local: SocketAddr, protocol: i32, datagram: &Datagram) -> io::Result<
     bytes.extend(if lite { [0; 2] } else { length.to_be_bytes() });
     bytes.extend([0; 2]);
     bytes.extend(&datagram.data);
-    let number = if lite { packet::UDP_LITE } else { packet::UDP };
-    let packet = packet::build(from, to, number, 6, bytes);
+    let packet = packet::build(from, to, number(protocol), 6, bytes);
     let raw = packet::raw_socket(to)?;
     let receiver = address::encode_inet(&(to, 0).into());
     let along = Along { receiver: &receiver, ..Along::default() };

@@ -9,7 +9,11 @@ use nix::{
 };
 
 use super::*;
-use crate::{areas::AddressSpace, bits32, sys::testing::fork_holder};
+use crate::{
+    areas::AddressSpace,
+    bits32,
+    sys::testing::{fork_holder, fork_signals},
+};
 
 #[test]
 fn a_signal_to_stop_waits_until_the_thread_is_let_go() {
@@ -64,6 +68,46 @@ fn calls_of_both_interfaces_are_made_in_a_program_of_32_bits() {
     let thread = Stopped::attach(&[host], 0).unwrap().pop().unwrap();
     assert_eq!((thread.registers.cs, thread.registers.rsp), (before.cs, before.rsp));
     thread.detach().unwrap();
+}
+
+/// What `/proc/PID/status` says in a line of a set of signals.
+fn signals(host: i32, name: &str) -> u64 {
+    let status = procfs::read_text(host, "status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
+    u64::from_str_radix(line.unwrap(), 16).unwrap()
+}
+
+#[test]
+fn ignored_blocked_and_pending_signals_are_as_before() {
+    let bits = |signals: &[i32]| signals.iter().fold(0, |all, signal| all | 1 << (signal - 1));
+    let ignored = [libc::SIGTRAP, libc::SIGPWR];
+    let blocked = [libc::SIGTRAP, libc::SIGSTKFLT];
+    let host = fork_signals(&ignored, &blocked).unwrap();
+    let pid = Pid::from_raw(host);
+    while signals(host, "SigBlk") != bits(&blocked) {
+        std::thread::yield_now();
+    }
+    kill(pid, Signal::SIGSTKFLT).unwrap();
+    let look = || ["SigIgn", "SigBlk"].map(|name| signals(host, name));
+    let is_pending = || (signals(host, "ShdPnd") | signals(host, "SigPnd")) == bits(&blocked[1..]);
+    let [ignoring, blocking] = look();
+    assert_eq!(ignoring & bits(&ignored), bits(&ignored));
+    let vdso = AddressSpace::read(host).unwrap().vdso().unwrap();
+    let thread = Stopped::attach(&[host], 0).unwrap().pop().unwrap();
+    let gate = Gate::open(&thread, vdso, None).unwrap();
+    let mut batch = gate.batch();
+    let call = batch.call("getpid", libc::SYS_getpid, &[]);
+    assert_eq!(batch.run(&thread).unwrap().value(call).unwrap(), host as u64);
+    gate.close(&thread, vdso).unwrap();
+    let told = [false, true].map(|shared| ptrace::pending_signals(host, shared).unwrap());
+    let told = told.concat().pop().unwrap();
+    assert_eq!(told[..4], libc::SIGSTKFLT.to_ne_bytes());
+    assert_eq!(told[16..20], std::process::id().to_ne_bytes(), "who has sent it");
+    thread.detach().unwrap();
+    let [ignoring_after, blocking_after] = look();
+    assert_eq!((ignoring_after, blocking_after), (ignoring, blocking));
+    assert!(is_pending());
+    end(host);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::{
     timers, tree,
 };
 use crate::{
-    inject::{Batch, InjectError},
+    inject::{Batch, Gate, InjectError},
     procfs,
     sys::{event, ptrace, task},
 };
@@ -439,7 +439,8 @@ fn end_with(bone: &Bone, gate: u64, status: i32) -> Result<(), RebuildError> {
     }
     // A signal is delivered only from a signal stop: make one, then let it die of the right one.
     ptrace::set_signal_mask(tid, 0).map_err(control)?;
-    registers.rip = gate + GATE_SYSCALL + 17;
+    registers.rip = gate + Gate::END;
+    registers.r15 = libc::SIGSTKFLT as u64;
     ptrace::set_registers(tid, &registers).map_err(control)?;
     ptrace::resume(tid, 0).map_err(control)?;
     ptrace::wait(tid).map_err(control)?;

@@ -5,7 +5,10 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+use nix::{
+    sys::wait::{WaitPidFlag, WaitStatus, waitpid},
+    unistd::{Gid, Uid, setfsgid, setfsuid},
+};
 
 const PR_CAPBSET_DROP: libc::c_int = 24;
 const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
@@ -193,11 +196,60 @@ pub fn ended_process(init: BorrowedFd<'_>, status: i32, thread: bool) -> io::Res
             child => {
                 let pidfd = super::descriptor::open_process(child, thread);
                 // Collected whether or not there is a descriptor for it.
-                nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None)?;
+                waitpid(nix::unistd::Pid::from_raw(child), None)?;
                 pidfd
             }
         }
     })
+}
+
+/// Runs `work` on a thread of its own while a process has this number in the pid namespace of `init`.
+pub fn beside_process<T: Send>(
+    init: BorrowedFd<'_>,
+    number: i32,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    on_own_thread(|| {
+        // For children of this thread alone.
+        join(init, libc::CLONE_NEWPID)?;
+        // SAFETY: an all-zero clone_args is a valid one.
+        let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+        arguments.exit_signal = libc::SIGCHLD.cast_unsigned().into();
+        arguments.set_tid = (&raw const number).addr() as u64;
+        arguments.set_tid_size = 1;
+        let size = size_of::<libc::clone_args>();
+        // SAFETY: the structure and the number in it live through the call; the child makes system
+        // calls only, which is allowed after a fork of a process with several threads.
+        let child = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size) };
+        match i32::try_from(child).map_err(io::Error::other)? {
+            0 => stop_inside(init),
+            child if child > 0 => {
+                let child = nix::unistd::Pid::from_raw(child);
+                let stopped = waitpid(child, Some(WaitPidFlag::WUNTRACED));
+                let done = match stopped? {
+                    WaitStatus::Stopped(..) => work(),
+                    // It is collected already.
+                    _ => return Err(io::ErrorKind::PermissionDenied.into()),
+                };
+                nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL)?;
+                waitpid(child, None)?;
+                done
+            }
+            _ => Err(io::Error::last_os_error()),
+        }
+    })
+}
+
+/// Becomes one of the users that `init` knows, and stops. For a fresh child only, which is killed.
+fn stop_inside(init: BorrowedFd<'_>) -> ! {
+    let joined = join(init, libc::CLONE_NEWUSER);
+    // SAFETY: integers only.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    let own = std::process::id().cast_signed();
+    // SAFETY: integers only.
+    while joined.is_ok() && unsafe { libc::kill(own, libc::SIGSTOP) } == 0 {}
+    // SAFETY: ends the child at once, with nothing of the parent's to be cleaned up.
+    unsafe { libc::_exit(1) }
 }
 
 /// Ends the calling process with a wait status. For a fresh child only.

@@ -71,6 +71,12 @@ impl Stop {
     pub fn is_event_stop(self) -> bool {
         matches!(self, Self::Stopped { event: PTRACE_EVENT_STOP, .. })
     }
+
+    /// A stop at the begin or the end of a system call.
+    pub fn is_at_call(self) -> bool {
+        const AT_CALL: i32 = libc::SIGTRAP | 0x80;
+        matches!(self, Self::Stopped { signal: AT_CALL, event: 0 })
+    }
 }
 
 fn request(request: u32, tid: i32, address: usize, data: usize) -> io::Result<libc::c_long> {
@@ -79,13 +85,15 @@ fn request(request: u32, tid: i32, address: usize, data: usize) -> io::Result<li
     check(unsafe { libc::ptrace(request, tid, address, data) })
 }
 
-/// Attaches without stopping.
+/// Attaches without stopping. Stops at calls can always be told from those of signals.
 pub fn seize(tid: i32, options: i32) -> io::Result<()> {
+    let options = options | libc::PTRACE_O_TRACESYSGOOD;
     request(libc::PTRACE_SEIZE, tid, 0, options as usize).map(drop)
 }
 
 /// Changes the options given to [`seize`].
 pub fn set_options(tid: i32, options: i32) -> io::Result<()> {
+    let options = options | libc::PTRACE_O_TRACESYSGOOD;
     request(libc::PTRACE_SETOPTIONS, tid, 0, options as usize).map(drop)
 }
 
@@ -99,9 +107,9 @@ pub fn resume(tid: i32, signal: i32) -> io::Result<()> {
     request(libc::PTRACE_CONT, tid, 0, signal as usize).map(drop)
 }
 
-/// Lets a stopped thread execute one instruction.
-pub fn single_step(tid: i32) -> io::Result<()> {
-    request(libc::PTRACE_SINGLESTEP, tid, 0, 0).map(drop)
+/// Lets a stopped thread go on until the next system call begins or ends.
+pub fn resume_to_call(tid: i32) -> io::Result<()> {
+    request(libc::PTRACE_SYSCALL, tid, 0, 0).map(drop)
 }
 
 /// Ends the relation; the thread goes on, with `signal` delivered when it is not 0.

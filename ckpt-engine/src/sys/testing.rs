@@ -42,6 +42,36 @@ pub(crate) fn fork_waiter() -> io::Result<i32> {
     }
 }
 
+/// Forks a process that ignores some signals and blocks some, and waits until it is killed; it is
+/// killed when the calling thread ends.
+pub(crate) fn fork_signals(ignored: &[i32], blocked: &[i32]) -> io::Result<i32> {
+    // SAFETY: all bits zero is a valid set of signals.
+    let mut mask: libc::sigset_t = unsafe { std::mem::zeroed() };
+    for &signal in blocked {
+        // SAFETY: the set is a live local variable.
+        unsafe { libc::sigaddset(&raw mut mask, signal) };
+    }
+    // SAFETY: the child makes system calls only, which is allowed after a fork of a process
+    // with several threads.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            die_with_parent();
+            for &signal in ignored {
+                // SAFETY: nothing of the program's own runs for an ignored signal.
+                unsafe { libc::signal(signal, libc::SIG_IGN) };
+            }
+            // SAFETY: the set is a live local variable, and the old one is not wanted.
+            unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const mask, std::ptr::null_mut()) };
+            loop {
+                // SAFETY: the call takes nothing.
+                unsafe { libc::pause() };
+            }
+        }
+        pid => Ok(pid),
+    }
+}
+
 fn die_with_parent() {
     // SAFETY: the call takes integers only.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };

@@ -95,6 +95,19 @@ pub fn set_packet_mode(master: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCPKT, &raw const value) })
 }
 
+/// tcflow(3): stops what is written to this side, or lets it go on.
+pub fn set_flow(tty: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    let action = if on { libc::TCOON } else { libc::TCOOFF };
+    // SAFETY: the call takes integers only.
+    check(unsafe { libc::tcflow(tty.as_raw_fd(), action) })
+}
+
+/// tcflush(3): `TCIFLUSH` or `TCOFLUSH`.
+pub fn flush(tty: BorrowedFd<'_>, which: i32) -> io::Result<()> {
+    // SAFETY: the call takes integers only.
+    check(unsafe { libc::tcflush(tty.as_raw_fd(), which) })
+}
+
 /// `TIOCEXCL`.
 pub fn set_exclusive(tty: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: the request takes no argument.

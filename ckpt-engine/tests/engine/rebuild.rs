@@ -105,6 +105,7 @@ fn what_is_open_below_a_dead_process_can_be_opened_again() {
             file_type: libc::S_IFREG,
             device: 0,
             trigger: false,
+            process_gone: false,
         };
         let kind = Kind::Path(path);
         let (signal, locks, lease) = (0, Vec::new(), None);

@@ -19,6 +19,9 @@ pub struct PathFile {
     /// A file of pressure (PSI) with a trigger: it tells whoever polls it of stalls.
     #[serde(default)]
     pub trigger: bool,
+    /// In `/proc`, of a process that is gone: it can be opened only while there is one with its number.
+    #[serde(default)]
+    pub process_gone: bool,
 }
 
 /// A pipe or FIFO.

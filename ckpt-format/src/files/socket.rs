@@ -45,6 +45,9 @@ pub struct UnixSocket {
     /// Messages waiting to be read, oldest first. A stream keeps its data in as few messages as
     /// the descriptors and credentials in it allow.
     pub queue: Vec<UnixMessage>,
+    /// The peer has gone without reading all, which waits to be told (`ECONNRESET`).
+    #[serde(default)]
+    pub reset: bool,
     /// The options.
     pub options: Vec<SocketOption>,
 }
@@ -135,6 +138,9 @@ pub enum TcpState {
     Finished {
         /// What can still be read.
         unread: serde_bytes::ByteBuf,
+        /// The error that waits to be told behind it (`SO_ERROR`); 0 for none.
+        #[serde(default)]
+        error: i32,
     },
 }
 
@@ -241,6 +247,9 @@ pub struct UdpSocket {
     /// Datagrams waiting to be read, with their senders. Only of UDP: replies to a ping and raw
     /// packets cannot be read without being consumed, and may be lost at any time.
     pub queue: Vec<Datagram>,
+    /// The error that waits to be told before them (`SO_ERROR`); 0 for none.
+    #[serde(default)]
+    pub error: i32,
     /// The multicast groups that it has joined.
     pub groups: Vec<Membership>,
     /// The options.
@@ -287,9 +296,23 @@ pub struct PacketSocket {
     /// The memory that it receives into.
     #[serde(default)]
     pub ring: Option<PacketRing>,
+    /// The memory that it sends from, which is mapped behind it.
+    #[serde(default)]
+    pub sent: Option<PacketRing>,
+    /// Where both are mapped, always as a whole.
+    #[serde(default)]
+    pub maps: Vec<PacketMap>,
 }
 
-/// Memory of the kernel that a packet socket receives into (`PACKET_RX_RING`).
+impl PacketSocket {
+    /// Its rings, in the order in which they are mapped.
+    pub fn rings(&self) -> impl Iterator<Item = &PacketRing> {
+        self.ring.iter().chain(&self.sent)
+    }
+}
+
+/// Memory of the kernel that a packet socket receives into (`PACKET_RX_RING`), or sends from
+/// (`PACKET_TX_RING`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PacketRing {
     /// `TPACKET_V1` and so on: 0, 1, 2.
@@ -297,15 +320,16 @@ pub struct PacketRing {
     /// `struct tpacket_req3`: size and number of blocks, size and number of frames, milliseconds
     /// until a block is handed over, private bytes of a block, features.
     pub layout: [u32; 7],
-    /// Where the kernel puts the next frame; of version 3, which block it is filling.
+    /// Where the kernel puts or takes the next frame; of version 3, which block it is filling.
     pub position: u32,
-    /// What the program has not given back yet: frames, or blocks of version 3, by their number.
+    /// What the program has not given back yet: frames, or blocks of version 3, by their number. Of
+    /// what is sent all frames in which something is.
     pub unread: Vec<(u32, serde_bytes::ByteBuf)>,
-    /// Where it is mapped.
+    /// Where it is mapped, in images that do not say it of the socket.
     pub maps: Vec<PacketMap>,
 }
 
-/// One map of a [`PacketRing`], which is always mapped as a whole.
+/// One map of the rings of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PacketMap {
     /// The process inside the VE.

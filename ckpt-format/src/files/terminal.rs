@@ -36,4 +36,23 @@ pub struct Terminal {
     /// Bytes that the master wrote and the slave has not read.
     #[serde(with = "serde_bytes")]
     pub input: Vec<u8>,
+    /// Which of those bytes, by place, end a read of lines: the end of a line, or as a zero the
+    /// character that ends the input (`VEOF`). `None` where that was not told: every line end does.
+    #[serde(default)]
+    pub marks: Option<Vec<u32>>,
+    /// Bytes behind them that the terminal has not dealt with yet.
+    #[serde(default, with = "serde_bytes")]
+    pub typed: Vec<u8>,
+    /// What the slave wrote is stopped by the stop character (`VSTOP`).
+    #[serde(default)]
+    pub stopped: bool,
+    /// It is stopped by tcflow(3).
+    #[serde(default)]
+    pub held: bool,
+    /// What the master writes is stopped by tcflow(3).
+    #[serde(default)]
+    pub master_held: bool,
+    /// In packet mode, what the next read of the master tells: `TIOCPKT_*`.
+    #[serde(default)]
+    pub news: u8,
 }

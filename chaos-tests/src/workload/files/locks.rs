@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use ckpt_engine::sys::program::descriptor::{self, Fcntl, Owner, Range};
@@ -12,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::workload::context::Context;
 use crate::workload::outcome::{Failure, ensure, same};
-use crate::workload::process::Child;
+use crate::workload::process::{Child, proc_text};
 
 fn make(context: &Context, name: &str) -> Result<File, Failure> {
     let path = context.path(name);
@@ -115,6 +115,51 @@ pub(super) fn of_files(context: &mut Context) -> Result<(), Failure> {
     }
     drop(shared);
     child.finish()
+}
+
+/// What has no path can be locked as well, and so can what is no file at all.
+pub(super) fn without_path(context: &mut Context) -> Result<(), Failure> {
+    let locked = |file, how| Flock::lock(file, how).map_err(|(_, errno)| errno);
+    let (reader, writer) = std::io::pipe()?;
+    let (one, two) = std::os::unix::net::UnixStream::pair()?;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let stream = std::net::TcpStream::connect(listener.local_addr()?)?;
+    let device = File::open("/dev/null")?;
+    let exclusive: [File; 4] = [
+        std::os::fd::OwnedFd::from(reader).into(),
+        std::os::fd::OwnedFd::from(one).into(),
+        std::os::fd::OwnedFd::from(stream).into(),
+        std::os::fd::OwnedFd::from(listener).into(),
+    ];
+    let mut held = Vec::new();
+    for file in exclusive {
+        held.push((locked(file, FlockArg::LockExclusiveNonblock)?, "WRITE"));
+    }
+    held.push((locked(device, FlockArg::LockSharedNonblock)?, "READ"));
+    let range = Range { start: 3, length: 4 };
+    descriptor::lock(writer.as_fd(), Owner::Description, WRITE, range)?;
+    descriptor::lock(two.as_fd(), Owner::Process, WRITE, range)?;
+    while context.step(Duration::from_millis(8))? {
+        for (file, how) in &held {
+            let number = file.as_raw_fd();
+            let info = proc_text(format!("/proc/self/fdinfo/{number}"))?;
+            let lock = info.lines().find(|line| line.contains("FLOCK"));
+            ensure(lock.is_some_and(|line| line.contains(how)), || format!("{number}: {info}"))?;
+        }
+        // A description of its own, of the same pipe.
+        let other = File::open(format!("/proc/self/fd/{}", held[0].0.as_raw_fd()))?;
+        let taken = locked(other.try_clone()?, FlockArg::LockSharedNonblock);
+        same("a locked pipe", taken.map(drop), Err(Errno::EWOULDBLOCK))?;
+        let found = descriptor::obstacle(other.as_fd(), Owner::Description, READ, range)?;
+        same("a locked part of a pipe", found, Some((WRITE, range, -1)))?;
+        let info = proc_text(format!("/proc/self/fdinfo/{}", two.as_raw_fd()))?;
+        ensure(info.contains("POSIX"), || format!("the lock of a process: {info}"))?;
+        if context.progress.plant() {
+            held.pop();
+            held.push((locked(File::open("/dev/zero")?, FlockArg::LockExclusiveNonblock)?, "READ"));
+        }
+    }
+    Ok(())
 }
 
 const BROKEN: i32 = 40;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -58,6 +58,46 @@ pub(super) fn proc(context: &mut Context) -> Result<(), Failure> {
         ensure(count > 3, || "no time in /proc/uptime".to_owned())?;
     }
     child.finish()
+}
+
+/// What is open of a process, and of a thread, that is no more.
+pub(super) fn proc_gone(context: &mut Context) -> Result<(), Failure> {
+    let child = Child::start(context, "gone", |stop| {
+        while !stop.wait(Duration::from_millis(50))? {}
+        Ok(())
+    })?;
+    let directory = format!("/proc/{}", child.pid);
+    let names = ["stat", "status", "maps", "limits", "oom_score_adj"];
+    let mut files = Vec::new();
+    for name in names {
+        files.push(File::open(format!("{directory}/{name}"))?);
+    }
+    files.push(File::open(format!("{directory}/task/{}/stat", child.pid))?);
+    let folder = File::open(format!("{directory}/task"))?;
+    child.finish()?;
+    let thread = std::thread::spawn(|| File::open("/proc/thread-self/stat"));
+    let of_thread = thread.join().map_err(|_| Failure::new("the thread panicked"))??;
+    let links = files.iter().map(link).collect::<Result<Vec<_>, _>>()?;
+    while context.step(Duration::from_millis(8))? {
+        if context.progress.plant() {
+            files[0] = File::open("/proc/self/stat")?;
+        }
+        for file in files.iter().chain([&of_thread]) {
+            let found = std::os::unix::fs::FileExt::read_at(file, &mut [0; 64], 0);
+            let error = found.err().and_then(|error| error.raw_os_error());
+            same("reading of a process that is gone", error, Some(libc::ESRCH))?;
+        }
+        for (file, link_before) in files.iter().zip(&links) {
+            same("its name", &link(file)?, link_before)?;
+        }
+        let inside = openat(&folder, "1", OFlag::O_RDONLY, Mode::empty()).map(drop);
+        same("a folder of a process that is gone", inside, Err(nix::Error::ESRCH))?;
+    }
+    Ok(())
+}
+
+fn link(file: &File) -> Result<std::path::PathBuf, Failure> {
+    Ok(fs::read_link(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()))?)
 }
 
 pub(super) fn sys(context: &mut Context) -> Result<(), Failure> {

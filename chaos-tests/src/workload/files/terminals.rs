@@ -1,12 +1,14 @@
 //! A pseudo terminal: at one end a program that types, at the other a session that it controls.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ckpt_engine::sys::program::terminal;
+use ckpt_engine::sys::tty;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{Winsize, openpty};
 use nix::sys::termios::{
     LocalFlags, SetArg, SpecialCharacterIndices, tcgetattr, tcgetsid, tcsetattr,
@@ -79,4 +81,77 @@ fn shell(path: &PathBuf) -> Result<(), Failure> {
         let number = number.ok_or_else(|| Failure::new(format!("typed: {line:?}")))?;
         (&tty).write_all(format!("answer {number}\n").as_bytes())?;
     }
+}
+
+/// What a terminal holds that is easily lost: where ends of input (^D) stand in it, that it was
+/// stopped (^S), that packet mode has not told that yet, and what a program has said last.
+pub(super) fn marks(context: &mut Context) -> Result<(), Failure> {
+    let mut held = Held::new()?;
+    let mut turn = 0u32;
+    while context.step(Duration::from_millis(8))? {
+        turn += 1;
+        ensure(!is_writable(&held.program)?, || "a stopped terminal goes on".to_owned())?;
+        if context.progress.plant() {
+            held.keyboard.write_all(b"\x11")?;
+        }
+        if turn.is_multiple_of(40) {
+            std::mem::replace(&mut held, Held::new()?).check()?;
+        }
+    }
+    held.check()
+}
+
+struct Held {
+    keyboard: File,
+    program: File,
+    /// Of another terminal, whose program has ended.
+    left: File,
+}
+
+impl Held {
+    fn new() -> Result<Self, Failure> {
+        let pty = openpty(None, None)?;
+        let mut settings = tcgetattr(&pty.slave)?;
+        settings.local_flags.remove(LocalFlags::ECHO);
+        tcsetattr(&pty.slave, SetArg::TCSANOW, &settings)?;
+        let (mut keyboard, mut program) = (File::from(pty.master), File::from(pty.slave));
+        program.write_all(b"said\n")?;
+        tty::set_packet_mode(keyboard.as_fd(), true)?;
+        // ^D ends the input, ^V makes the next character one of the text.
+        keyboard.write_all(b"one\x04\x04two\x16\x04\x16\n\x16\0 \x16\x13end\nhalf\x13")?;
+        let other = openpty(None, None)?;
+        File::from(other.slave).write_all(b"last words")?;
+        let held = Self { keyboard, program, left: other.master.into() };
+        while is_writable(&held.program)? {
+            std::thread::yield_now();
+        }
+        Ok(held)
+    }
+
+    fn check(mut self) -> Result<(), Failure> {
+        same("news of a stop", next(&mut self.keyboard)?, b"\x04".to_vec())?;
+        same("what was said before", next(&mut self.keyboard)?, b"\0said\r\n".to_vec())?;
+        for text in [&b"one"[..], b"", b"two\x04\n\0 \x13end\n"] {
+            same("up to an end of input", next(&mut self.program)?, text.to_vec())?;
+        }
+        self.keyboard.write_all(b"\x11 done\n")?;
+        same("the rest of a line", next(&mut self.program)?, b"half done\n".to_vec())?;
+        same("news of going on", next(&mut self.keyboard)?, b"\x08".to_vec())?;
+        self.program.write_all(b"again")?;
+        same("what is said then", next(&mut self.keyboard)?, b"\0again".to_vec())?;
+        same("what was said last", next(&mut self.left)?, b"last words".to_vec())?;
+        let end = self.left.read(&mut [0]).err().and_then(|error| error.raw_os_error());
+        same("behind it", end, Some(libc::EIO))
+    }
+}
+
+fn next(file: &mut File) -> Result<Vec<u8>, Failure> {
+    let mut bytes = [0; 100];
+    let count = file.read(&mut bytes)?;
+    Ok(bytes[..count].to_vec())
+}
+
+fn is_writable(program: &File) -> Result<bool, Failure> {
+    let mut polled = [PollFd::new(program.as_fd(), PollFlags::POLLOUT)];
+    Ok(poll(&mut polled, PollTimeout::ZERO)? > 0)
 }

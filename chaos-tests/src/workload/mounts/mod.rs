@@ -5,6 +5,7 @@
 
 mod attributes;
 mod binds;
+mod formats;
 mod groups;
 mod layers;
 mod memory;
@@ -59,6 +60,7 @@ pub(super) const AREA: Area = Area {
         local("overlay-stacked", "an overlay of another overlay", overlays::stacked),
         local("overlay-programs", "programs of an overlay over /usr", overlays::programs),
         local("overlay-private", "an overlay that one service sees alone", overlays::private),
+        local("binary-formats", "programs that run files of other kinds", formats::run),
         local("odd-names", "places with blanks, line ends and backslashes", special::names),
         local("proc-options", "a /proc that hides other processes", special::proc),
         local("terminals-apart", "a devpts of its own", special::devpts),

@@ -50,6 +50,8 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     signal::count(usr2, libc::SA_ONSTACK | libc::SA_RESTART)?;
     signal::count(Signal::SIGURG as i32, libc::SA_RESTART)?;
     // One that stays pending for ever.
+    // The traps of debuggers are signals as all others.
+    signal::ignore(libc::SIGTRAP)?;
     let mut blocked = SigSet::empty();
     blocked.add(Signal::SIGUSR1);
     blocked.add(Signal::SIGWINCH);
@@ -78,6 +80,8 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
         if context.progress.plant() {
             signal::take(&[usr1], Duration::ZERO)?;
         }
+        let ignored = status_mask("SigIgn")? >> (libc::SIGTRAP - 1) & 1;
+        same("whether traps are ignored", ignored, 1)?;
         ensure(is_pending(usr1)?, || "a pending signal is gone".to_owned())?;
         if context.progress.checks().is_multiple_of(50) {
             take_all(turn)?;

@@ -1,10 +1,12 @@
 //! Sockets of every family.
 
 mod datagrams;
+mod errors;
 mod netlink;
 mod peeking;
 mod plain;
 mod queues;
+mod senders;
 mod sniffers;
 mod tcp;
 mod tcp_kinds;
@@ -74,6 +76,7 @@ pub(super) const AREA: Area = Area {
         local("tcp-many", "two hundred connections", tcp_kinds::many),
         local("tcp-multipath", "a listener for MPTCP", tcp_kinds::multipath),
         local("tcp-blocked", "a writer that waits for its reader", tcp_kinds::blocked_writer),
+        local("socket-errors", "errors that wait until somebody asks", errors::run),
         local("udp", "datagrams inside, some unread", udp::run),
         local("udp-v6", "datagrams of IPv6", datagrams::six),
         local("udp-empty", "empty datagrams", datagrams::empty),
@@ -94,6 +97,8 @@ pub(super) const AREA: Area = Area {
         local("sniffer-v2", "the same with the second version of it", sniffers::second),
         local("sniffer-blocks", "a sniffer with a ring of blocks, as tcpdump", sniffers::blocks),
         local("sniffer-group", "sniffers that share frames out among them", sniffers::fanout),
+        local("ring-sender", "senders with a ring of frames", senders::alone),
+        local("ring-both", "a socket with a ring for each way", senders::both_ways),
         local("netlink", "lists of links and addresses", netlink::lists),
         local("netlink-waiting", "an answer of the kernel that waits to be read", netlink::waiting),
         local("netlink-single", "answers about one thing", netlink::single),

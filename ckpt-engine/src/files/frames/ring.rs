@@ -15,6 +15,7 @@ use std::{
 
 use ckpt_format::files::{PacketMap, PacketRing};
 
+use super::sending;
 use crate::{
     btf::Types,
     eye::{self, Eye},
@@ -35,13 +36,13 @@ const V3: u32 = 2;
 /// The owner of a frame or block is the program. All bits clear: it is the kernel.
 const USER: u32 = 1;
 /// The most that travels of one ring, in bytes.
-const UNREAD_BYTES_MAX: usize = 64 << 20;
+pub(super) const UNREAD_BYTES_MAX: usize = 64 << 20;
 /// A larger ring than this is not believed in.
 const RING_BYTES_MAX: usize = 4 << 30;
 /// Loopback is the first link of each network.
-const LOOPBACK: u32 = 1;
+pub(super) const LOOPBACK: u32 = 1;
 /// The first of two EtherTypes that are kept for experiments.
-const PROTOCOL: [u8; 2] = [0x88, 0xb5];
+pub(super) const PROTOCOL: [u8; 2] = [0x88, 0xb5];
 /// The other one, of which nothing is sent here: a socket that was bound cannot be bound to nothing
 /// again.
 const IDLE: [u8; 2] = [0x88, 0xb6];
@@ -50,16 +51,16 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where things are in a ring.
 #[derive(Clone, Copy, Debug)]
-struct Shape {
-    version: u32,
+pub(super) struct Shape {
+    pub(super) version: u32,
     block: usize,
     blocks: usize,
     frame: usize,
-    frames: usize,
+    pub(super) frames: usize,
 }
 
 impl Shape {
-    fn of(version: u32, layout: &[u32; 7]) -> io::Result<Self> {
+    pub(super) fn of(version: u32, layout: &[u32; 7]) -> io::Result<Self> {
         let [block, blocks, frame, frames, ..] = layout.map(|word| word as usize);
         let size = block.checked_mul(blocks);
         let fits = version <= V3
@@ -73,7 +74,7 @@ impl Shape {
         Ok(Self { version, block, blocks, frame, frames })
     }
 
-    fn len(self) -> usize {
+    pub(super) fn len(self) -> usize {
         self.block * self.blocks
     }
 
@@ -87,6 +88,11 @@ impl Shape {
         if self.version == V3 {
             return (index * self.block, self.block);
         }
+        self.frame_at(index)
+    }
+
+    /// Where a frame begins, and how much room it has.
+    pub(super) fn frame_at(self, index: usize) -> (usize, usize) {
         let in_block = self.block / self.frame;
         (index / in_block * self.block + index % in_block * self.frame, self.frame)
     }
@@ -128,7 +134,7 @@ impl Places {
     }
 }
 
-fn version(fd: BorrowedFd<'_>) -> io::Result<u32> {
+pub(super) fn version(fd: BorrowedFd<'_>) -> io::Result<u32> {
     let mut value = [0; 4];
     socket::option(fd, libc::SOL_PACKET, libc::PACKET_VERSION, &mut value)?;
     Ok(u32::from_ne_bytes(value))
@@ -138,20 +144,30 @@ fn version(fd: BorrowedFd<'_>) -> io::Result<u32> {
 pub(super) fn check(
     source: &Source<'_>,
     object: &Object,
-    layout: &[u32; 7],
+    layouts: &[[u32; 7]],
 ) -> Result<(), Refusal> {
-    if let Err(error) = Places::known() {
+    if let Err(error) = Places::known().and_then(|_| sending::place()) {
         return Err(Refusal::new(
             format!("a sniffer whose ring this kernel does not let us look into ({error})"),
             "end the program, or let it capture without a ring",
         ));
     }
     eye::prepare();
-    maps(source, object, Shape::of(version(object.fd())?, layout)?.len()).map(drop)
+    maps(source, object, total(version(object.fd())?, layouts)?).map(drop)
 }
 
-/// Where processes have the ring mapped: each as a whole, and by one that has the socket.
-fn maps(source: &Source<'_>, object: &Object, length: usize) -> Result<Vec<PacketMap>, Refusal> {
+/// How long the map of rings with these layouts is.
+pub(super) fn total(version: u32, layouts: &[[u32; 7]]) -> io::Result<usize> {
+    let lengths = layouts.iter().map(|layout| Shape::of(version, layout).map(Shape::len));
+    lengths.sum()
+}
+
+/// Where processes have the rings mapped: each as a whole, and by one that has the socket.
+pub(super) fn maps(
+    source: &Source<'_>,
+    object: &Object,
+    length: usize,
+) -> Result<Vec<PacketMap>, Refusal> {
     let mut maps = Vec::new();
     for (place, holder) in source.processes.iter().enumerate() {
         let path = procfs::path(holder.host_pid, "maps");
@@ -193,16 +209,16 @@ pub(super) fn capture(
     source: &Source<'_>,
     object: &Object,
     layout: [u32; 7],
+    ring: &Ring,
 ) -> Result<PacketRing, Refusal> {
     let version = version(object.fd())?;
     let shape = Shape::of(version, &layout)?;
-    let ring = Ring::map(object.fd(), shape.len())?;
     let (mut unread, mut bytes) = (Vec::new(), 0);
     for index in 0..shape.count() {
         if ring.word(shape.status(index))? == 0 {
             continue;
         }
-        let slot = ring.read(shape.slot(index).0, shape.used(&ring, index)?)?;
+        let slot = ring.read(shape.slot(index).0, shape.used(ring, index)?)?;
         let used = slot.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
         bytes += used;
         if bytes > UNREAD_BYTES_MAX {
@@ -224,8 +240,7 @@ pub(super) fn capture(
             position = next;
         }
     }
-    let maps = maps(source, object, shape.len())?;
-    Ok(PacketRing { version, layout, position, unread, maps })
+    Ok(PacketRing { version, layout, position, unread, maps: Vec::new() })
 }
 
 /// The block that the kernel is filling, as it hands it over when its time is up. None for one in
@@ -258,14 +273,18 @@ fn handed_over(mut block: Vec<u8>) -> Option<Vec<u8>> {
     Some(block)
 }
 
-/// Gives a socket that listens to nothing yet its ring. Its version is set.
-pub(super) fn rebuild(fd: BorrowedFd<'_>, wanted: &PacketRing) -> io::Result<()> {
+/// Gives a socket that listens to nothing yet a ring, by this option. Its version is set.
+pub(super) fn make(fd: BorrowedFd<'_>, option: i32, wanted: &PacketRing) -> io::Result<()> {
     let shape = Shape::of(wanted.version, &wanted.layout)?;
     let words = if shape.version == V3 { 7 } else { 4 };
     let request: Vec<u8> =
         wanted.layout[..words].iter().flat_map(|word| word.to_ne_bytes()).collect();
-    socket::set_option(fd, libc::SOL_PACKET, libc::PACKET_RX_RING, &request)?;
-    let ring = Ring::map(fd, shape.len())?;
+    socket::set_option(fd, libc::SOL_PACKET, option, &request)
+}
+
+/// Brings a new ring into this state.
+pub(super) fn refill(fd: BorrowedFd<'_>, ring: &Ring, wanted: &PacketRing) -> io::Result<()> {
+    let shape = Shape::of(wanted.version, &wanted.layout)?;
     let position = wanted.position as usize;
     if position >= shape.count() {
         return Err(io::ErrorKind::InvalidData.into());
@@ -275,9 +294,9 @@ pub(super) fn rebuild(fd: BorrowedFd<'_>, wanted: &PacketRing) -> io::Result<()>
         // A block that the program has not given back yet is not the one that is being filled: the
         // kernel waits for it.
         let around = position == 0 && unread.contains(&0);
-        fill_blocks(fd, &ring, shape, if around { shape.blocks } else { position })?;
+        fill_blocks(fd, ring, shape, if around { shape.blocks } else { position })?;
     } else {
-        fill_frames(fd, &ring, shape, position)?;
+        fill_frames(fd, ring, shape, position)?;
     }
     for index in 0..shape.count() {
         if !unread.contains(&index) {

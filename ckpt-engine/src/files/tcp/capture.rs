@@ -14,6 +14,7 @@ use super::{
         find::{Object, Refusal},
         options::{self, Family, Stage},
         socket::Network,
+        waiting_error,
     },
     CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, Group, LAST_ACK, LISTEN, Queue,
     REPAIR_OFF, REPAIR_ON, SYN_SENT, TCP, Taken, select, set_repair,
@@ -168,9 +169,10 @@ pub(in super::super) fn capture(
     let fd = object.fd();
     let info = Info::of(fd)?;
     let local = address::local(fd)?;
+    let error = if info.state == CLOSE { waiting_error::waiting(fd)?.error } else { 0 };
     let stage = match info.state {
         LISTEN => Stage::Fresh,
-        CLOSE if !was_connected(fd)? => Stage::Fresh,
+        CLOSE if error == 0 && !was_connected(fd)? => Stage::Fresh,
         SYN_SENT => Stage::Connecting,
         _ => Stage::Connected,
     };
@@ -182,7 +184,7 @@ pub(in super::super) fn capture(
         LISTEN if info.waiting > 0 && multipath => return Err(waiting(info.waiting)),
         LISTEN => listening(fd, local, network, &info)?,
         CLOSE if stage == Stage::Connected => {
-            (TcpState::Finished { unread: finished(fd)? }, Held::Nothing)
+            (TcpState::Finished { unread: finished(fd)?, error }, Held::Nothing)
         }
         CLOSE => (TcpState::Closed, Held::Nothing),
         SYN_SENT => {
@@ -243,8 +245,6 @@ fn was_connected(fd: BorrowedFd<'_>) -> io::Result<bool> {
     match socket::receive(fd, &mut byte, libc::MSG_PEEK | libc::MSG_DONTWAIT) {
         Ok(_) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(false),
-        // A pending error, such as a reset by the peer. It stays lost to the program, which
-        // sees end of file instead.
         Err(_) => Ok(true),
     }
 }

@@ -111,6 +111,7 @@ struct Layout {
     file_private: u32,
     inode_mode: u32,
     inode_number: u32,
+    inode_locks: u32,
     task_files: u32,
     files_table: u32,
     table_closing: u32,
@@ -153,6 +154,7 @@ impl Layout {
             file_private: types.offset("file", "private_data")?,
             inode_mode: types.offset("inode", "i_mode")?,
             inode_number: types.offset("inode", "i_ino")?,
+            inode_locks: types.offset("inode", "i_flctx")?,
             task_files: types.offset("task_struct", "files")?,
             files_table: types.offset("files_struct", "fdt")?,
             table_closing: types.offset("fdtable", "close_on_exec")?,
@@ -187,7 +189,8 @@ pub(super) struct Sight {
 pub(super) struct Sights {
     /// By their inodes.
     pub(super) sockets: HashMap<u64, Sight>,
-    /// Each of its descriptors for them: the inode, and whether execve(2) closes it.
+    /// Each of its descriptors for them that nobody has ever locked: the inode, and whether
+    /// execve(2) closes it.
     pub(super) descriptors: HashMap<i32, (u64, bool)>,
 }
 
@@ -213,7 +216,9 @@ impl Look {
         let mut ambiguous = Vec::new();
         for record in bytes.chunks_exact(HEAD + self.layout.len as usize) {
             let Some((head, sight)) = self.sight(record) else { continue };
-            descriptors.insert(head.fd, (head.inode, head.closes));
+            if !head.locked {
+                descriptors.insert(head.fd, (head.inode, head.closes));
+            }
             match sockets.entry(head.inode) {
                 Entry::Vacant(place) => {
                     place.insert(sight);
@@ -261,7 +266,8 @@ impl Look {
             is_plain: long(sock.get(layout.upper..)?)? == 0,
             options,
         };
-        Some((Head { inode: word(0)?, fd, closes }, sight))
+        let locked = word(4)? != 0;
+        Some((Head { inode: word(0)?, fd, closes, locked }, sight))
     }
 }
 
@@ -270,11 +276,13 @@ struct Head {
     inode: u64,
     fd: i32,
     closes: bool,
+    locked: bool,
 }
 
 /// The bytes before the structure: the number of the inode, where the structure is, the number of
-/// the descriptor, and the word with the bit that says whether execve(2) closes it.
-const HEAD: usize = 32;
+/// the descriptor, the word with the bit that says whether execve(2) closes it, and where its locks
+/// are.
+const HEAD: usize = 40;
 
 /// Registers: 6 the text to be written, 7 the file, 8 the room, 9 the context.
 fn program(room: BorrowedFd<'_>, layout: &Layout) -> Vec<u64> {
@@ -307,7 +315,10 @@ fn program(room: BorrowedFd<'_>, layout: &Layout) -> Vec<u64> {
     read(&mut code, layout.inode_mode, MODE, 2);
     code.add(LOAD, 1, 10, MODE, 0).add(AND, 1, 0, 0, libc::S_IFMT.cast_signed());
     let no_socket = code.jump(UNLESS_EQUAL, 1, libc::S_IFSOCK.cast_signed());
-    // Which one, and all of it.
+    // Its locks, which one, and all of it.
+    code.add(LOAD, 3, 10, INODE, 0);
+    read(&mut code, layout.inode_locks, MODE, 8);
+    code.add(LOAD, 1, 10, MODE, 0).add(STORE_REGISTER, 8, 1, 32, 0);
     code.add(LOAD, 3, 10, INODE, 0);
     read(&mut code, layout.inode_number, INODE, 8);
     code.add(LOAD, 1, 10, INODE, 0).add(STORE_REGISTER, 8, 1, 0, 0);

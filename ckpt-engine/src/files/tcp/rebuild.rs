@@ -99,8 +99,8 @@ pub(in super::super) fn connect(
 ) -> Result<Option<Connection>, RebuildError> {
     let step = match &tcp.state {
         TcpState::Closed | TcpState::Listening { .. } => return Ok(None),
-        TcpState::Finished { unread } => {
-            if let Err(error) = finish(fd, unread) {
+        TcpState::Finished { unread, error } => {
+            if let Err(error) = finish(fd, unread, *error) {
                 tracing::warn!(%error, "a TCP socket that was closed by both ends is fresh again");
             }
             return Ok(None);
@@ -218,7 +218,10 @@ impl Connection {
     pub(in super::super) fn release(&self, ask: bool) -> io::Result<()> {
         let fd = self.fd.as_fd();
         match &self.step {
-            Step::Connect(remote) => self.connect_again(remote),
+            Step::Connect(remote) => {
+                options::rebuild_buffers(fd, &self.options)?;
+                begin_to_connect(fd, remote)
+            }
             Step::GoOn { unsent, close, closed_by_peer, probe } => {
                 let unheard = match probe {
                     Probe::Sent => false,
@@ -242,18 +245,16 @@ impl Connection {
             }
         }
     }
+}
 
-    fn connect_again(&self, remote: &SocketAddr) -> io::Result<()> {
-        let fd = self.fd.as_fd();
-        options::rebuild_buffers(fd, &self.options)?;
-        let flags = descriptor::query(fd, Query::GetFlags)?;
-        descriptor::change(fd, Change::SetFlags, flags | libc::O_NONBLOCK)?;
-        let connected = socket::connect(fd, &address::encode_inet(remote));
-        descriptor::change(fd, Change::SetFlags, flags)?;
-        match connected {
-            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
-            other => other,
-        }
+fn begin_to_connect(fd: BorrowedFd<'_>, remote: &SocketAddr) -> io::Result<()> {
+    let flags = descriptor::query(fd, Query::GetFlags)?;
+    descriptor::change(fd, Change::SetFlags, flags | libc::O_NONBLOCK)?;
+    let connected = socket::connect(fd, &address::encode_inet(remote));
+    descriptor::change(fd, Change::SetFlags, flags)?;
+    match connected {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
+        other => other,
     }
 }
 
@@ -266,23 +267,37 @@ fn fill_unsent(fd: BorrowedFd<'_>, unsent: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a socket that has been closed by both ends: by a short life inside the VE.
-fn finish(fd: BorrowedFd<'_>, unread: &[u8]) -> io::Result<()> {
+/// Makes a socket that has been closed by both ends, or has lost its peer: by a short life inside
+/// the VE. An error that nothing there can cause becomes a reset.
+fn finish(fd: BorrowedFd<'_>, unread: &[u8], error: i32) -> io::Result<()> {
     let listener = socket::socket(libc::AF_INET, libc::SOCK_STREAM, 0)?;
     let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     socket::bind(listener.as_fd(), &address::encode_inet(&anywhere))?;
-    socket::listen(listener.as_fd(), 1)?;
+    if error != libc::ECONNREFUSED {
+        socket::listen(listener.as_fd(), 1)?;
+    }
     let mut name = address::decode_inet(&socket::address(listener.as_fd(), End::Local)?)?;
     if let (SocketAddr::V4(v4), Ok(own)) = (name, socket::address(fd, End::Local))
         && matches!(address::decode_inet(&own)?, SocketAddr::V6(_))
     {
         name = (v4.ip().to_ipv6_mapped(), v4.port()).into();
     }
+    if error == libc::ECONNREFUSED {
+        return begin_to_connect(fd, &name);
+    }
     socket::connect(fd, &address::encode_inet(&name))?;
     let peer = socket::accept(listener.as_fd())?;
     options::make_room(peer.as_fd(), unread.len(), 0)?;
     options::make_room(fd, 0, unread.len())?;
     fill_unsent(peer.as_fd(), unread)?;
-    drop(peer);
-    socket::shutdown(fd, libc::SHUT_WR)
+    if error == 0 {
+        drop(peer);
+        return socket::shutdown(fd, libc::SHUT_WR);
+    }
+    if error == libc::EPIPE {
+        socket::shutdown(peer.as_fd(), libc::SHUT_WR)?;
+    }
+    // Closed at once, whatever is on its way.
+    let linger = [1i32.to_ne_bytes(), 0i32.to_ne_bytes()].concat();
+    socket::set_option(peer.as_fd(), libc::SOL_SOCKET, libc::SO_LINGER, &linger)
 }

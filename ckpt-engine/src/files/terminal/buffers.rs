@@ -18,10 +18,14 @@ const OUTPUT: usize = 4;
 const LOCAL: usize = 12;
 const CHARACTERS: usize = 17;
 
-fn flags(settings: &mut Settings, at: usize, change: impl FnOnce(u32) -> u32) {
+fn word(settings: &Settings, at: usize) -> u32 {
     let mut word = [0; 4];
     word.copy_from_slice(&settings[at..at + 4]);
-    let word = change(u32::from_ne_bytes(word));
+    u32::from_ne_bytes(word)
+}
+
+fn flags(settings: &mut Settings, at: usize, change: impl FnOnce(u32) -> u32) {
+    let word = change(word(settings, at));
     settings[at..at + 4].copy_from_slice(&word.to_ne_bytes());
 }
 
@@ -166,15 +170,124 @@ pub(super) fn fill(
     };
     tty::set_settings(slave, &literal(settings))?;
     let filled = write_all(slave, output).and_then(|()| write_all(master, input));
-    // What the master has written is on its way to the slave; the settings may change when it
-    // has arrived, and polling makes it arrive.
-    let mut polled = [PollFd::new(slave, PollFlags::POLLIN)];
-    poll(&mut polled, PollTimeout::ZERO)?;
+    // The settings may change when it has arrived.
+    arrive(slave)?;
     tty::set_settings(slave, settings)?;
     filled
 }
 
-fn write_all(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<()> {
+/// Fills the input so that each byte is what it was: `marks` tells which end a read. The settings
+/// stay as given but for the time of writing, in nothing of which packet mode tells news.
+pub(super) fn type_in(
+    master: BorrowedFd<'_>,
+    slave: BorrowedFd<'_>,
+    settings: &Settings,
+    input: &[u8],
+    marks: &[u32],
+) -> io::Result<()> {
+    if input.is_empty() {
+        return Ok(());
+    }
+    let mut literal = literal(settings);
+    let flow = word(settings, INPUT) & libc::IXON;
+    let flow_characters = [libc::VSTART, libc::VSTOP].map(|place| settings[CHARACTERS + place]);
+    let mut text = input.to_vec();
+    if word(settings, LOCAL) & libc::ICANON != 0 {
+        let is_unused =
+            |byte: &u8| *byte != b'\n' && !flow_characters.contains(byte) && !input.contains(byte);
+        let mut unused = (1..=u8::MAX).filter(is_unused);
+        let (Some(end), Some(next)) = (unused.next(), unused.next()) else {
+            return Err(io::Error::other("a line of a terminal with all characters there are"));
+        };
+        text = keystrokes(input, marks, (end, next), flow_characters);
+        literal[CHARACTERS + libc::VEOF] = end;
+        literal[CHARACTERS + libc::VLNEXT] = next;
+        literal[CHARACTERS + libc::VEOL] = 0;
+        literal[CHARACTERS + libc::VEOL2] = 0;
+        flags(&mut literal, LOCAL, |word| word | libc::IEXTEN);
+    }
+    // Without lines nothing is literal that means to stop or to go on.
+    let is_lines = text.len() != input.len() || word(settings, LOCAL) & libc::ICANON != 0;
+    if is_lines || !input.iter().any(|byte| flow_characters.contains(byte)) {
+        flags(&mut literal, INPUT, |_| flow);
+        for (place, character) in [libc::VSTART, libc::VSTOP].into_iter().zip(flow_characters) {
+            literal[CHARACTERS + place] = character;
+        }
+    }
+    tty::set_settings(slave, &literal)?;
+    let written = write_all(master, &text);
+    arrive(slave)?;
+    tty::set_settings(slave, settings)?;
+    written
+}
+
+/// What is to be typed for these bytes, with a character that ends the input and one that makes the
+/// next one literal.
+fn keystrokes(input: &[u8], marks: &[u32], (end, next): (u8, u8), flow: [u8; 2]) -> Vec<u8> {
+    let mut typed = Vec::with_capacity(input.len());
+    let mut marks = marks.iter().copied().peekable();
+    for (place, &byte) in (0..).zip(input) {
+        let ends = marks.next_if_eq(&place).is_some();
+        match byte {
+            b'\n' if ends => typed.push(byte),
+            0 if ends => typed.push(end),
+            // Another character that ended a line: whatever was that then.
+            _ if ends => typed.extend([next, byte, end]),
+            b'\n' => typed.extend([next, byte]),
+            _ if flow.contains(&byte) => typed.extend([next, byte]),
+            _ => typed.push(byte),
+        }
+    }
+    typed
+}
+
+/// What the master has written is on its way to the slave; polling makes it arrive.
+fn arrive(slave: BorrowedFd<'_>) -> io::Result<()> {
+    let mut polled = [PollFd::new(slave, PollFlags::POLLIN)];
+    poll(&mut polled, PollTimeout::ZERO).map(drop).map_err(io::Error::from)
+}
+
+/// Fills the output, which is not to be processed again.
+pub(super) fn print(slave: BorrowedFd<'_>, settings: &Settings, output: &[u8]) -> io::Result<()> {
+    if output.is_empty() {
+        return Ok(());
+    }
+    let mut plain = *settings;
+    flags(&mut plain, OUTPUT, |word| word & !libc::OPOST);
+    tty::set_settings(slave, &plain)?;
+    let written = write_all(slave, output);
+    tty::set_settings(slave, settings)?;
+    written
+}
+
+/// Stops what the slave writes as the stop character does.
+pub(super) fn stop(
+    master: BorrowedFd<'_>,
+    slave: BorrowedFd<'_>,
+    settings: &Settings,
+) -> io::Result<()> {
+    write_all(master, &settings[CHARACTERS + libc::VSTOP..][..1])?;
+    arrive(slave)
+}
+
+/// Lets packet mode tell that the use of the characters to stop and to go on has begun or ended.
+pub(super) fn tell_of_flow(slave: BorrowedFd<'_>, settings: &Settings) -> io::Result<()> {
+    let mut other = *settings;
+    let is_on = word(settings, INPUT) & libc::IXON != 0
+        && settings[CHARACTERS + libc::VSTART] == 0o21
+        && settings[CHARACTERS + libc::VSTOP] == 0o23;
+    if is_on {
+        flags(&mut other, INPUT, |word| word & !libc::IXON);
+    } else {
+        flags(&mut other, INPUT, |word| word | libc::IXON);
+        other[CHARACTERS + libc::VSTART] = 0o21;
+        other[CHARACTERS + libc::VSTOP] = 0o23;
+    }
+    tty::set_settings(slave, &other)?;
+    tty::set_settings(slave, settings)
+}
+
+pub(super) fn write_all(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<()> {
     if data.is_empty() {
         return Ok(());
     }

@@ -10,7 +10,7 @@ use super::{
         capture::Capture,
         find::{Found, Object, Refusal},
     },
-    Drained,
+    Drained, look,
 };
 use crate::{
     procfs::Status,
@@ -69,6 +69,7 @@ fn is_hung(object: &Object) -> bool {
 
 /// Refuses a slave whose master is outside the VE.
 pub(in super::super) fn check(found: &Found, object: &Object, side: Side) -> Result<(), Refusal> {
+    look::prepare();
     if side == Side::Master || is_hung(object) || find(found, index(object, side)?, true).is_some()
     {
         return Ok(());
@@ -137,7 +138,11 @@ fn read(capture: &mut Capture<'_>, place: usize, index: u32) -> Result<Terminal,
     // Without a session these fail, and so they do for a session outside the VE.
     terminal.session = tty::query(fd, Query::Session).map_or(0, |pid| inside(source, pid));
     terminal.foreground = tty::query(fd, Query::Foreground).map_or(0, |pid| inside(source, pid));
-    if let Some(drained) = Drained::new(fd, slave.map(Object::fd))? {
+    let slave = slave.map(Object::fd);
+    if let Ok(sight) = look::at(fd, slave) {
+        return Ok(sight.add_to(terminal));
+    }
+    if let Some(drained) = Drained::new(fd, slave)? {
         terminal.output.clone_from(&drained.output);
         terminal.input.clone_from(&drained.input);
         capture.undo.terminals.push(drained);

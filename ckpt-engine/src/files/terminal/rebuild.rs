@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::fchown,
     },
 };
@@ -26,6 +26,13 @@ use super::{
     buffers,
 };
 use crate::sys::tty::{self, Query, Settings};
+
+/// `TIOCPKT_*`. That of a stop comes with the stop.
+const FLUSH_READ: u8 = 1;
+const FLUSH_WRITE: u8 = 2;
+const START: u8 = 8;
+const NO_STOP: u8 = 16;
+const DO_STOP: u8 = 32;
 
 /// Where the VE's terminals come from.
 const PTMX: &str = "/dev/pts/ptmx";
@@ -135,15 +142,66 @@ fn set_state(made: &Made, terminal: &Terminal, id_base: u32) -> io::Result<()> {
     tty::set_settings(master, &settings)?;
     tty::set_window(master, &terminal.window)?;
     let slave = made.slave.as_ref().map(AsFd::as_fd);
-    buffers::fill(master, slave, &settings, &terminal.output, &terminal.input)?;
+    if let Some(slave) = slave {
+        set_contents(master, slave, terminal, &settings)?;
+    } else if terminal.packet_mode {
+        tty::set_packet_mode(master, true)?;
+    }
     if terminal.exclusive {
         tty::set_exclusive(slave.unwrap_or(master))?;
     }
     if terminal.locked {
         tty::set_locked(master, true)?;
     }
+    Ok(())
+}
+
+/// Fills the buffers, stops what was stopped, and lets packet mode tell what it had to tell, no more.
+fn set_contents(
+    master: BorrowedFd<'_>,
+    slave: BorrowedFd<'_>,
+    terminal: &Terminal,
+    settings: &Settings,
+) -> io::Result<()> {
+    let is_news = |bits: u8| terminal.packet_mode && terminal.news & bits != 0;
+    let has_news = is_news(u8::MAX);
+    if has_news {
+        tty::set_packet_mode(master, true)?;
+        // Of empty buffers.
+        for (bit, which) in [(FLUSH_READ, libc::TCIFLUSH), (FLUSH_WRITE, libc::TCOFLUSH)] {
+            if is_news(bit) {
+                tty::flush(slave, which)?;
+            }
+        }
+        if is_news(NO_STOP | DO_STOP) {
+            buffers::tell_of_flow(slave, settings)?;
+        }
+    }
+    match &terminal.marks {
+        Some(marks) => {
+            buffers::print(slave, settings, &terminal.output)?;
+            buffers::type_in(master, slave, settings, &terminal.input, marks)?;
+        }
+        None => {
+            buffers::fill(master, Some(slave), settings, &terminal.output, &terminal.input)?;
+        }
+    }
+    buffers::write_all(master, &terminal.typed)?;
+    if is_news(START) {
+        tty::set_flow(slave, false)?;
+        tty::set_flow(slave, true)?;
+    }
+    if terminal.held {
+        tty::set_flow(slave, false)?;
+    }
+    if terminal.stopped {
+        buffers::stop(master, slave, settings)?;
+    }
+    if terminal.master_held {
+        tty::set_flow(master, false)?;
+    }
     // Last, because changes before it would be told to the reader of the packets.
-    if terminal.packet_mode {
+    if terminal.packet_mode && !has_news {
         tty::set_packet_mode(master, true)?;
     }
     Ok(())

@@ -128,3 +128,92 @@ fn a_master_remembers_that_its_slave_has_gone() {
     assert_eq!(left.read(&mut [0; 4]).unwrap_err().raw_os_error(), Some(libc::EIO));
     assert_eq!(fresh.read(&mut [0; 4]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
 }
+
+/// A terminal with all that is easily lost in it: ends of input and literal characters in what was
+/// typed, output that is stopped, and news for the reader of packets.
+fn subtle_pair() -> (OwnedFd, OwnedFd) {
+    let (master, slave) = open_pair();
+    let mut settings = tty::settings(slave.as_fd()).unwrap();
+    settings[12] &= !8;
+    tty::set_settings(slave.as_fd(), &settings).unwrap();
+    let (mut keys, mut program) =
+        (File::from(master.try_clone().unwrap()), File::from(slave.try_clone().unwrap()));
+    program.write_all(b"said\n").unwrap();
+    tty::set_packet_mode(master.as_fd(), true).unwrap();
+    keys.write_all(b"one\x04\x04two\x16\x04\x16\n\x16\0 \x16\x13end\nhalf").unwrap();
+    keys.write_all(b"\x13").unwrap();
+    wait_until(|| is_stopped(&program));
+    (master, slave)
+}
+
+/// Waits for what the kernel does by itself.
+fn wait_until(condition: impl Fn() -> bool) {
+    while !condition() {
+        std::thread::yield_now();
+    }
+}
+
+fn is_stopped(program: &File) -> bool {
+    let mut polled = [nix::poll::PollFd::new(program.as_fd(), nix::poll::PollFlags::POLLOUT)];
+    nix::poll::poll(&mut polled, nix::poll::PollTimeout::ZERO).unwrap() == 0
+}
+
+fn check_subtle_pair(master: OwnedFd, slave: OwnedFd) {
+    let (mut master, mut slave) = (File::from(master), File::from(slave));
+    let mut buffer = [0; 100];
+    let mut next = |file: &mut File| {
+        let length = file.read(&mut buffer).unwrap();
+        buffer[..length].to_vec()
+    };
+    assert!(is_stopped(&slave));
+    // That it was stopped, and nothing else; then what was said before.
+    assert_eq!(next(&mut master), b"\x04");
+    assert_eq!(next(&mut master), b"\0said\r\n");
+    for line in [&b"one"[..], b"", b"two\x04\n\0 \x13end\n"] {
+        assert_eq!(next(&mut slave), line);
+    }
+    master.write_all(b"\x11 done\n").unwrap();
+    assert_eq!(next(&mut slave), b"half done\n");
+    wait_until(|| !is_stopped(&slave));
+    assert_eq!(next(&mut master), b"\x08");
+}
+
+#[test]
+fn what_is_easily_lost_stays_in_vain_and_moves() {
+    new_terminals();
+    let (master, slave) = subtle_pair();
+    let child = Child::holding(&[master.as_fd(), slave.as_fd()]);
+    drop(child.capture());
+    let mut captured = child.capture();
+    std::mem::take(&mut captured.undo).seal();
+    let numbers = [master.as_raw_fd(), slave.as_raw_fd()];
+    drop(child);
+    check_subtle_pair(master, slave);
+    let copy = rebuild(&captured);
+    let [master, slave] = numbers.map(|number| copy.of(number));
+    drop(copy);
+    check_subtle_pair(master, slave);
+}
+
+#[test]
+fn what_is_left_for_a_master_alone_stays_in_vain_and_moves() {
+    new_terminals();
+    let (master, slave) = open_pair();
+    File::from(slave).write_all(b"last words").unwrap();
+    let child = Child::holding(&[master.as_fd()]);
+    let number = master.as_raw_fd();
+    drop(child.capture());
+    let captured = child.capture();
+    drop(child);
+    let check = |master: OwnedFd| {
+        let (mut master, mut buffer) = (File::from(master), [0; 100]);
+        let length = master.read(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"last words");
+        assert_eq!(master.read(&mut buffer).unwrap_err().raw_os_error(), Some(libc::EIO));
+    };
+    check(master);
+    let copy = rebuild(&captured);
+    let master = copy.of(number);
+    drop(copy);
+    check(master);
+}

@@ -9,6 +9,7 @@ use super::{
         capture::Capture,
         find::{self, Found, Object, Refusal},
         options::{self, Family},
+        waiting_error,
     },
     diagnosis::{Diagnosis, Entry},
     queue,
@@ -88,6 +89,7 @@ pub(in super::super) fn capture(
         .any(|option| (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_PASSCRED));
     let peer_credentials = peer_credentials(capture, object, socket_type)?;
     let node = node(capture, object, &entry, socket_type)?;
+    let reset = waiting_error::waiting(object.fd())?.error == libc::ECONNRESET;
     let queue = if entry.state == LISTENING {
         Vec::new()
     } else {
@@ -101,6 +103,7 @@ pub(in super::super) fn capture(
         peer_credentials,
         shutdown: entry.shutdown,
         queue,
+        reset,
         options,
     })))
 }

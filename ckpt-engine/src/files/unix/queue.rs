@@ -119,7 +119,10 @@ pub(super) fn capture(
     let mut buffer = vec![0; if stream { readable + 1 } else { DATAGRAM }];
     let mut messages = Vec::new();
     let mut offset = 0;
-    while let Some(received) = peeking.next(&mut buffer)? {
+    // Behind a stream's last byte an error may wait, which would be taken.
+    while !(stream && offset >= readable)
+        && let Some(received) = peeking.next(&mut buffer)?
+    {
         let is_message = received.length > 0 || received.credentials.is_some();
         if (stream && received.length == 0) || (telling.is_some() && !is_message) {
             break;
@@ -195,6 +198,12 @@ pub(in super::super) fn fill(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildErr
         }
     }
     rebuild.enter_network(0)?;
+    for (id, _) in sockets().filter(|(_, unix)| unix.reset) {
+        // It goes without having read this.
+        if let (Some(fd), true) = (rebuild.made(id), rebuild.gone.contains_key(&id.0)) {
+            socket::send(fd, b"?", &Along::default(), libc::MSG_DONTWAIT).map_err(failed)?;
+        }
+    }
     // The ends that stand for peers that are gone go, and with them the way back.
     rebuild.gone.clear();
     for (id, unix) in sockets() {

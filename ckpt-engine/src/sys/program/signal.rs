@@ -34,6 +34,15 @@ pub fn count(signal: i32, flags: i32) -> io::Result<()> {
     check(unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) })
 }
 
+/// Ignores a signal from now on.
+pub fn ignore(signal: i32) -> io::Result<()> {
+    // SAFETY: nothing of the program's own runs for an ignored signal.
+    match unsafe { libc::signal(signal, libc::SIG_IGN) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// How often a counted signal has come.
 pub fn counted(signal: i32) -> u64 {
     index(signal).map_or(0, |index| COUNTS[index].load(Ordering::SeqCst))
