@@ -18,7 +18,11 @@ use super::{
 use crate::{
     inject::{Batch, Gate, InjectError},
     procfs,
-    sys::{event, ptrace, task},
+    sys::{
+        event,
+        ptrace::{self, Stop},
+        task,
+    },
 };
 
 /// Where in the gate's loop its `syscall` instruction stands.
@@ -252,6 +256,9 @@ impl Skeleton {
     /// Sets the registers; nothing of ours is left in the process.
     fn set_registers(&self, bone: Bone, process: &Process) -> Result<Vec<Rebuilt>, RebuildError> {
         self.gate.end_close(&bone.thread).map_err(bone.failed("remove our own code"))?;
+        if process.stopped.is_some() {
+            meet_stop_signal(bone.thread.tid).map_err(bone.failed("stop it"))?;
+        }
         let mut rebuilt = Vec::with_capacity(process.threads.len());
         let stopped = std::iter::once(&bone.thread).chain(&bone.others);
         for (index, (stopped, thread)) in stopped.zip(&process.threads).enumerate() {
@@ -272,6 +279,20 @@ impl Skeleton {
             rebuilt.push(Rebuilt { tid, stop_signal });
         }
         Ok(rebuilt)
+    }
+}
+
+/// Lets a thread go on up to where it is asked about a signal that stops it. Only there the one is
+/// taken with which it is let go; anywhere else a frozen cgroup comes first.
+fn meet_stop_signal(tid: i32) -> Result<(), InjectError> {
+    let control = |source| InjectError::Control { tid, source };
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(tid), nix::sys::signal::Signal::SIGSTOP)
+        .map_err(|errno| control(errno.into()))?;
+    ptrace::resume(tid, 0).map_err(control)?;
+    match ptrace::wait(tid).map_err(control)? {
+        Stop::Stopped { signal: libc::SIGSTOP, event: 0 } => Ok(()),
+        Stop::Stopped { signal, event } => Err(InjectError::Unexpected { tid, signal, event }),
+        Stop::Ended(_) => Err(InjectError::Ended { tid }),
     }
 }
 

@@ -9,7 +9,7 @@ use ckpt_engine::sys::{
     socket::{self, Along},
 };
 
-use super::plain::{receive, set};
+use super::plain::set;
 use crate::workload::context::Context;
 use crate::workload::outcome::{Failure, ensure, same};
 
@@ -101,23 +101,37 @@ impl Sender {
     }
 }
 
+impl Sender {
+    /// Takes a frame out of the ring of what is received, as its second version is.
+    fn take(&self, number: u64) -> Result<(), Failure> {
+        let at = number as usize % FRAMES * FRAME;
+        let start = Instant::now();
+        while self.ring.word(at)? == 0 {
+            ensure(start.elapsed() < Duration::from_secs(5), || "no frame came".to_owned())?;
+            std::thread::yield_now();
+        }
+        let frame = self.ring.read(at + 12, 2)?;
+        let frame = usize::from(u16::from_ne_bytes([frame[0], frame[1]]));
+        let found = self.ring.read(at + frame + ETHERNET, 8)?;
+        same("a frame from a ring", &found[..], &number.to_le_bytes()[..])?;
+        Ok(self.ring.set_word(at, 0)?)
+    }
+}
+
 /// Each version of rings, from which another socket gets its frames.
 pub(super) fn alone(context: &mut Context) -> Result<(), Failure> {
     let mut pairs = Vec::new();
     for version in 0..3 {
         let kind = 0x20 + version as u8;
-        let receiver = socket::socket(libc::AF_PACKET, libc::SOCK_DGRAM, 0)?;
-        socket::bind(receiver.as_fd(), &address(kind))?;
+        // What waits in a socket without a ring would be lost.
+        let receiver = Sender::new(1, kind, true)?;
         pairs.push((Sender::new(version, kind, false)?, receiver, kind));
     }
     let mut number = 0u64;
     while context.step(PAUSE)? {
         for (sender, receiver, kind) in &mut pairs {
             sender.send(number, *kind)?;
-            let mut bytes = [0; 100];
-            let length = receive(receiver.as_fd(), &mut bytes)?;
-            same("length of a frame", length, LENGTH - ETHERNET)?;
-            same("a frame from a ring", &bytes[..8], &number.to_le_bytes()[..])?;
+            receiver.take(number)?;
         }
         number += 1;
         if context.progress.plant() {
@@ -135,17 +149,7 @@ pub(super) fn both_ways(context: &mut Context) -> Result<(), Failure> {
     let mut number = 0u64;
     while context.step(PAUSE)? {
         sender.send(number, KIND)?;
-        let at = number as usize % FRAMES * FRAME;
-        let start = Instant::now();
-        while sender.ring.word(at)? == 0 {
-            ensure(start.elapsed() < Duration::from_secs(5), || "no frame came back".to_owned())?;
-            std::thread::yield_now();
-        }
-        let frame = sender.ring.read(at + 12, 2)?;
-        let frame = usize::from(u16::from_ne_bytes([frame[0], frame[1]]));
-        let found = sender.ring.read(at + frame + ETHERNET, 8)?;
-        same("a frame that came back", &found[..], &number.to_le_bytes()[..])?;
-        sender.ring.set_word(at, 0)?;
+        sender.take(number)?;
         number += 1;
         if context.progress.plant() {
             number += 1;
