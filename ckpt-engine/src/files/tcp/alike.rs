@@ -24,7 +24,7 @@ use super::{
     look::{Look, Opened, Sight},
     proof::{self, Names},
     record::Record,
-    told::Reference,
+    told::{Reference, Tick},
 };
 use crate::sys::descriptor::Status;
 
@@ -36,9 +36,8 @@ const DESCRIPTORS_MIN: usize = 64;
 struct Proved {
     look: Look,
     seen: [Names; 2],
-    /// How long a tick of the kernel is at most, in ms, if the records of connections tell what these
-    /// would answer.
-    records: [Option<i64>; 2],
+    /// How long a tick of the kernel is, if the records of connections tell what these would answer.
+    records: [Option<Tick>; 2],
     descriptors: bool,
     owners: bool,
     /// Of a socket: but for the number of the inode that of all.
@@ -167,8 +166,8 @@ pub(in super::super) struct Group<'a> {
     options: Vec<SocketOption>,
     /// Every option that a connection can have is seen.
     all_seen: bool,
-    /// How long a tick of the kernel is at most, if records are believed.
-    pub(super) tick_ms: Option<i64>,
+    /// How long a tick of the kernel is, if records are believed.
+    pub(super) tick: Option<Tick>,
     /// The one that the others are compared with. None if records do not tell the truth.
     pub(super) reference: OnceLock<Option<Reference>>,
 }
@@ -183,7 +182,7 @@ impl Group<'_> {
 
     /// The record of one of them, if it tells all.
     pub(super) fn record<'s>(&self, sight: &'s Sight) -> Option<&'s Record> {
-        let record = sight.record.as_ref().filter(|_| self.tick_ms.is_some())?;
+        let record = sight.record.as_ref().filter(|_| self.tick.is_some())?;
         let is_told = sight.state == ESTABLISHED && record.is_complete() && !record.is_repaired();
         is_told.then_some(record)
     }
@@ -252,7 +251,7 @@ impl<'a> Alike<'a> {
             seen: names,
             all_seen: is_seen(FILTER) && family.names().all(|it| is_seen((it.0, it.1))),
             options,
-            tick_ms: proved.records[usize::from(sight.v6)].filter(|_| seen.still && !labelled),
+            tick: proved.records[usize::from(sight.v6)].filter(|_| seen.still && !labelled),
             reference: OnceLock::new(),
         });
         Some((groups().entry(&sight.options).or_insert(group).clone(), sight))

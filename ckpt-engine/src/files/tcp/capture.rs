@@ -249,8 +249,8 @@ fn ask(
         let (Kind::Tcp(socket), _) = read.as_ref().ok()? else { return None };
         let TcpState::Connected(connection) = &socket.state else { return None };
         let (record, timestamp) = (record.clone(), connection.timestamp);
-        let (silent_ms, tick_ms) = (silent_ms.ok()?, group.tick_ms?);
-        let reference = Reference { record, timestamp, silent_ms, tick_ms };
+        let (silent_ms, tick) = (silent_ms.ok()?, group.tick?);
+        let reference = Reference { record, timestamp, silent_ms, tick };
         let told = group.socket(object, &reference.record, &reference)?;
         if told != **socket {
             tracing::info!(?told, asked = ?socket, "the records of connections are not believed");

@@ -25,7 +25,7 @@ use super::{
     look::{Look, Opened, Sight},
     rebuild,
     record::Record,
-    told::Reference,
+    told::{Reference, Tick},
 };
 use crate::sys::{
     descriptor::{self, Change, Query, Status},
@@ -164,11 +164,11 @@ pub(super) fn status() -> io::Result<Status> {
 
 /// Whether the records of connections are what these answer: compared on two of our own that differ
 /// in everything, and two that have something in their queues. They are made in repair mode, so that
-/// nothing is sent. Returns how long a tick of the kernel is at most, in ms, if records are true.
-pub(super) fn records(look: &Look, v6: bool) -> io::Result<Option<i64>> {
+/// nothing is sent. Returns how long a tick of the kernel is, if records are true.
+pub(super) fn records(look: &Look, v6: bool) -> io::Result<Option<Tick>> {
     let first = Sample::new(look, v6, 1, b"", b"")?;
     // So that it is seen which of them has received nothing for longer.
-    const APART_MS: u32 = 40;
+    const APART_MS: u32 = 100;
     while Info::of(first.fd.as_fd())?.silent_ms < APART_MS {
         std::thread::sleep(Duration::from_millis(u64::from(APART_MS)));
     }
@@ -185,17 +185,21 @@ pub(super) fn records(look: &Look, v6: bool) -> io::Result<Option<i64>> {
     let ticks = i64::from(later.wrapping_sub(earlier).cast_signed());
     /// What the ends of the time can be wrong by: a tick each, and what passes in between.
     const INEXACT_MS: i64 = 4;
-    let Some(tick_ms) = (silent_ms[1] - silent_ms[0] + INEXACT_MS).checked_div(ticks) else {
-        return Ok(None);
-    };
+    let apart_ms = silent_ms[1] - silent_ms[0];
+    let each_us = |ms: i64| (1000 * ms).checked_div(ticks).filter(|_| ticks > 0);
+    let bounds = each_us(apart_ms - INEXACT_MS).zip(each_us(apart_ms + INEXACT_MS));
+    let Some((least_us, most_us)) = bounds else { return Ok(None) };
+    let tick = Tick { least_us, most_us: most_us + 1 };
     let reference = Reference {
         record: first.record.clone(),
         timestamp: first.asked.timestamp,
         silent_ms: u32::try_from(silent_ms[1]).unwrap_or(0),
-        tick_ms: tick_ms + 1,
+        tick,
     };
     let told = first.is_told(&reference) && second.is_told(&reference) && first.differs(&second);
-    Ok((told && (1..=10).contains(&tick_ms)).then_some(reference.tick_ms))
+    // From 100 to 1000 in a second.
+    let is_tick = least_us <= 10_000 && most_us >= 1000;
+    Ok((told && is_tick).then_some(tick))
 }
 
 /// A connection of ours, which has never sent anything.

@@ -8,14 +8,20 @@ use ckpt_format::files::{TcpClosing, TcpConnection};
 
 use super::{capture::QUIET_MS, record::Record};
 
+/// How long a tick of the kernel is, in µs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tick {
+    pub(super) least_us: i64,
+    pub(super) most_us: i64,
+}
+
 /// A connection that was asked.
 #[derive(Debug)]
 pub(super) struct Reference {
     pub(super) record: Record,
     pub(super) timestamp: Option<u32>,
     pub(super) silent_ms: u32,
-    /// How long a tick of the kernel is, at most.
-    pub(super) tick_ms: i64,
+    pub(super) tick: Tick,
 }
 
 impl Reference {
@@ -60,10 +66,11 @@ impl Reference {
         Some(timestamp | u32::from(micro))
     }
 
-    /// How long nothing was received, at least: a tick of the kernel is no less than 1 ms.
+    /// How long nothing was received, at least.
     pub(super) fn silent_ms(&self, record: &Record) -> i64 {
         let earlier = self.record.last_received().wrapping_sub(record.last_received());
         let earlier = i64::from(earlier.cast_signed());
-        i64::from(self.silent_ms) + if earlier < 0 { self.tick_ms * earlier } else { earlier }
+        let tick_us = if earlier < 0 { self.tick.most_us } else { self.tick.least_us };
+        i64::from(self.silent_ms) + tick_us * earlier / 1000
     }
 }
