@@ -59,7 +59,7 @@ impl Types {
     }
 
     /// How far from its beginning a structure has this member, in bits. Looks into members without
-    /// a name as well.
+    /// a name as well; one of a member that is a structure itself is written as `outer.inner`.
     pub(crate) fn bit(&self, structure: &str, member: &str) -> io::Result<u32> {
         const DEPTH_MAX: usize = 8;
         let at = self.structure(structure)?;
@@ -95,18 +95,21 @@ impl Types {
         if !matches!(head >> 24 & 0x1f, STRUCT | UNION) || depth == 0 {
             return None;
         }
+        let (first, rest) = member.split_once('.').map_or((member, None), |it| (it.0, Some(it.1)));
         (0..usize::try_from(head & 0xffff).ok()?).find_map(|index| {
             let at = at + 12 + 12 * index;
             let (name, kind) = (word(&self.bytes, at)?, word(&self.bytes, at + 4)?);
             let bit = word(&self.bytes, at + 8)?;
             // With bit fields in the structure the upper byte is a width.
             let bit = if head >> 31 == 1 { bit & 0xff_ffff } else { bit };
-            if self.is_text(name, member) {
-                return Some(bit);
-            }
             let inner = usize::try_from(kind).ok()?.checked_sub(1)?;
-            let inner = self.is_text(name, "").then(|| self.places.get(inner)).flatten()?;
-            Some(bit + self.bit_below(*inner, member, depth - 1)?)
+            let below = |member| self.bit_below(*self.places.get(inner)?, member, depth - 1);
+            match rest {
+                None if self.is_text(name, first) => Some(bit),
+                Some(rest) if self.is_text(name, first) => Some(bit + below(rest)?),
+                _ if self.is_text(name, "") => Some(bit + below(member)?),
+                _ => None,
+            }
         })
     }
 
@@ -167,6 +170,11 @@ mod tests {
         let stopped = types.within("tty_struct", "flow", "stopped").unwrap();
         assert_eq!(types.within("tty_struct", "flow", "tco_stopped").unwrap(), stopped + 1);
         assert!(types.within("tty_struct", "flow", "no_such_member").is_err());
+        // In a member that is a structure.
+        let inner = types.bit("tcp_sock", "rx_opt.mss_clamp").unwrap();
+        let outer = types.bit("tcp_sock", "rx_opt").unwrap();
+        assert_eq!(inner - outer, types.bit("tcp_options_received", "mss_clamp").unwrap());
+        assert!(types.bit("tcp_sock", "rx_opt.no_such_member").is_err());
         // A member of one bit.
         let bit = types.bit("signal_struct", "has_child_subreaper").unwrap();
         assert_eq!(types.bit("signal_struct", "is_child_subreaper").unwrap() + 1, bit);

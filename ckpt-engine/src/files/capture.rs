@@ -178,6 +178,9 @@ pub fn capture(source: &Source<'_>) -> Result<Captured, Vec<Blocker>> {
         place += 1;
     }
     drop(spent);
+    let told = capture.undo.connections.iter().filter(|it| it.is_told).count();
+    let all = capture.undo.connections.len();
+    tracing::info!("the kernel's records have told {told} of {all} TCP connections of a VE");
     // What refers to others comes when all others are known.
     for place in 0..capture.found.objects.len() {
         if let Err(why) = capture.refer(place) {
@@ -235,7 +238,6 @@ fn look(source: &Source<'_>) -> Vec<Blocker> {
         Err(blockers) => return blockers,
     };
     tables::prepare();
-    tcp::prepare(&capture.found);
     tcp::prepare_for_orphans();
     let objects = capture.found.objects.iter().enumerate();
     let refused = objects.filter_map(|(place, object)| {
@@ -451,30 +453,23 @@ impl<'a> Capture<'a> {
             if object.file_type() != libc::S_IFSOCK || object.is_path_only() {
                 return None;
             }
-            if let Some(group) = alike.group(object, || self.networks.of_socket(object)) {
-                let protocol = (group.v6, false);
-                return Some(self.read_connection(object, group.network, protocol, Some(&group)));
-            }
-            let network = self.networks.of_socket(object).ok()?;
-            match self.networks.protocol(self.source, object, network) {
-                Ok(Protocol::Tcp { v6, multipath }) => {
-                    Some(self.read_connection(object, network, (v6, multipath), None))
+            let (network, read) = match alike.group(object, || self.networks.of_socket(object)) {
+                Some((group, sight)) => (group.network, tcp::capture_alike(object, &group, sight)),
+                None => {
+                    let network = self.networks.of_socket(object).ok()?;
+                    match self.networks.protocol(self.source, object, network) {
+                        Ok(Protocol::Tcp { v6, multipath }) => {
+                            (network, tcp::capture(object, network, v6, multipath, None))
+                        }
+                        // What is refused is refused by its name later.
+                        _ => return None,
+                    }
                 }
-                // What is refused is refused by its name later.
-                _ => None,
-            }
+            };
+            let described = read
+                .and_then(|(kind, held)| Ok((self.described(object, kind, network.number)?, held)));
+            Some(described)
         })
-    }
-
-    fn read_connection(
-        &self,
-        object: &Object,
-        network: &socket::Network,
-        (v6, multipath): (bool, bool),
-        alike: Option<&tcp::Group<'_>>,
-    ) -> Result<(File, tcp::Held), Refusal> {
-        let (kind, held) = tcp::capture(object, network, v6, multipath, alike)?;
-        Ok((self.described(object, kind, network.number)?, held))
     }
 
     fn read(&mut self, place: usize) -> Result<File, Refusal> {
@@ -516,6 +511,9 @@ impl<'a> Capture<'a> {
         let mounts = self.mounts.get(&object.status.mount).copied().unwrap_or(0);
         if object.is_path_only() {
             return Ok(File { mounts, ..plain(flags, kind) });
+        }
+        if object.tcp.is_some_and(|told| told.is_unowned) {
+            return Ok(File { mounts, network, ..plain(flags, kind) });
         }
         let owner = match descriptor::signal_owner(object.fd())? {
             (_, 0) => None,

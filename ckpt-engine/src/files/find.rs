@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::Arc,
 };
 
 use ckpt_format::{blocker::Blocker, files::FileId, process::Descriptor};
@@ -29,7 +30,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Object {
     /// Our own descriptor for it.
-    pub(super) fd: OwnedFd,
+    pub(super) fd: Arc<OwnedFd>,
     /// Its inode.
     pub(super) status: Status,
     /// `F_GETFL`.
@@ -39,6 +40,8 @@ pub(super) struct Object {
     /// Who holds it: the place in [`Source::processes`] and the number there. Empty for one that
     /// is only in flight in a socket's queue.
     pub(super) holders: Vec<(usize, i32)>,
+    /// A TCP socket that was seen in the kernel's records, and what they tell beside its number.
+    pub(super) tcp: Option<tcp::Told>,
     /// Its fdinfo as one of its holders sees it, read when it was found.
     info: Option<Info>,
 }
@@ -70,6 +73,7 @@ impl Object {
     /// Whether it is a socket in whose queue descriptors are.
     pub(super) fn holds_files(&self) -> bool {
         self.file_type() == libc::S_IFSOCK
+            && self.tcp.is_none()
             && self.info().and_then(|info| info.number("scm_fds", 10)).is_ok_and(|count| count > 0)
     }
 
@@ -138,7 +142,9 @@ impl Found {
         let mut told = if source.still { tables::read(source.init) } else { HashMap::new() };
         for (place, holder) in source.processes.iter().enumerate() {
             let told = told.remove(&holder.host_pid);
-            if let Err(error) = found.add_process(place, holder, told) {
+            // Of a large table nothing was told.
+            let seen = (source.still && told.is_none()).then(|| tcp::Seen::whole(holder.host_pid));
+            if let Err(error) = found.add_process(place, holder, told, seen) {
                 blockers.push(Blocker {
                     pid: holder.pid,
                     command: holder.command.clone(),
@@ -151,16 +157,18 @@ impl Found {
         if blockers.is_empty() { Ok(found) } else { Err(blockers) }
     }
 
-    /// Adds the table of a process, which the kernel may have told.
+    /// Adds the table of a process, which the kernel may have told, or which was seen.
     fn add_process(
         &mut self,
         holder_place: usize,
         holder: &Holder<'_>,
         told: Option<Vec<Entry>>,
+        seen: Option<tcp::Seen>,
     ) -> io::Result<()> {
         let mut table = Vec::new();
         let mut unknown = Vec::new();
-        match told {
+        let still = told.is_some() || seen.is_some();
+        match told.or_else(|| seen.as_ref()?.table()) {
             Some(entries) => {
                 for entry in entries {
                     let file = self.by_file.get(&entry.file).filter(|_| entry.unlocked);
@@ -179,8 +187,13 @@ impl Found {
                 numbers => unknown.extend(numbers?.into_iter().map(|fd| (fd, None))),
             },
         }
+        if !still {
+            tcp::prepare(unknown.len());
+        }
         if !unknown.is_empty() {
-            self.fetch_all(holder_place, holder, unknown, &mut table)?;
+            let count = unknown.len();
+            let seen = seen.unwrap_or_else(|| tcp::Seen::of(holder.host_pid, count, still));
+            self.fetch_all(holder_place, holder, unknown, seen, &mut table)?;
         }
         table.sort_unstable_by_key(|descriptor| descriptor.fd);
         self.tables.insert(holder.pid, table);
@@ -193,24 +206,25 @@ impl Found {
         holder_place: usize,
         holder: &Holder<'_>,
         unknown: Vec<(i32, Option<u64>)>,
+        seen: tcp::Seen,
         table: &mut Vec<Descriptor>,
     ) -> io::Result<()> {
         let directory = match Directory::of_process(holder.host_pid) {
             Err(error) if has_ended(&error) => return Ok(()),
             other => other?,
         };
-        let seen = tcp::Seen::of(holder.host_pid, unknown.len());
         let fetched = beside::each(&unknown, |&(fd, _)| fetch(holder, &directory, &seen, fd));
         for ((fd, kept_at), fetched) in unknown.into_iter().zip(fetched) {
             let Some(Fetched { fd: fetched, status, told }) = fetched? else { continue };
             let known = self.objects.len();
-            let file = self.add_with(fetched, status)?;
+            let tcp = if let About::Tcp(told) = &told { Some(*told) } else { None };
+            let file = self.add_with(fetched, status, tcp)?;
             let place = file.0 as usize;
             let object = &mut self.objects[place];
             object.holders.push((holder_place, fd));
             let close_on_exec = match told {
-                Told::Closes(closes) => closes,
-                Told::All(info) => {
+                About::Tcp(told) => told.closes,
+                About::All(info) => {
                     if info.all("lock").next().is_some() {
                         self.locked.push((place, holder_place, fd, info.clone()));
                     }
@@ -231,10 +245,15 @@ impl Found {
     /// Adds a descriptor of ours, or finds the description that it is one more of.
     pub(super) fn add(&mut self, fd: OwnedFd) -> io::Result<FileId> {
         let status = descriptor::status(fd.as_fd())?;
-        self.add_with(fd, status)
+        self.add_with(fd, status, None)
     }
 
-    fn add_with(&mut self, fd: OwnedFd, status: Status) -> io::Result<FileId> {
+    fn add_with(
+        &mut self,
+        fd: OwnedFd,
+        status: Status,
+        tcp: Option<tcp::Told>,
+    ) -> io::Result<FileId> {
         let bucket = self.by_inode.entry((status.device, status.inode)).or_default();
         let objects = &self.objects;
         let mut failure = None;
@@ -252,12 +271,15 @@ impl Found {
             Ok(place) => Ok(FileId(bucket[place])),
             Err(place) => {
                 let id = u32::try_from(objects.len()).map_err(io::Error::other)?;
-                let flags = descriptor::query(fd.as_fd(), Query::GetFlags)?;
+                let flags = match tcp.and_then(|told| told.flags) {
+                    Some(flags) => flags,
+                    None => descriptor::query(fd.as_fd(), Query::GetFlags)?,
+                };
                 // The links of sockets tell nothing but their inode.
                 let link = if is_socket(&status) { Vec::new() } else { own_link(fd.as_fd())? };
                 bucket.insert(place, id);
-                let (holders, info) = (Vec::new(), None);
-                self.objects.push(Object { fd, status, flags, link, holders, info });
+                let (fd, holders, info) = (Arc::new(fd), Vec::new(), None);
+                self.objects.push(Object { fd, status, flags, link, holders, tcp, info });
                 Ok(FileId(id))
             }
         }
@@ -307,13 +329,13 @@ impl Found {
 struct Fetched {
     fd: OwnedFd,
     status: Status,
-    told: Told,
+    told: About,
 }
 
 /// What is known of the number.
-enum Told {
-    /// Whether execve(2) closes it. Of a TCP socket nothing else is of interest.
-    Closes(bool),
+enum About {
+    /// Of a TCP socket nothing else is of interest.
+    Tcp(tcp::Told),
     All(Info),
 }
 
@@ -329,9 +351,13 @@ fn fetch(
         Err(error) if gone(&error) => return Ok(None),
         other => other?,
     };
+    // In a VE that stands still it is what was seen.
+    if let Some((status, told)) = seen.at_rest(fd) {
+        return Ok(Some(Fetched { fd: fetched, status, told: About::Tcp(told) }));
+    }
     let status = descriptor::status(fetched.as_fd())?;
-    if let Some(closes) = seen.closes(fd, status.inode).filter(|_| is_socket(&status)) {
-        return Ok(Some(Fetched { fd: fetched, status, told: Told::Closes(closes) }));
+    if let Some(told) = seen.told(fd, status.inode).filter(|_| is_socket(&status)) {
+        return Ok(Some(Fetched { fd: fetched, status, told: About::Tcp(told) }));
     }
     // What has no inode of its own is described there, and nowhere else; so are locks.
     let describes = matches!(status.mode & libc::S_IFMT, 0 | libc::S_IFREG | libc::S_IFDIR);
@@ -341,7 +367,7 @@ fn fetch(
     };
     match info {
         Err(error) if has_ended(&error) => Ok(None),
-        info => Ok(Some(Fetched { fd: fetched, status, told: Told::All(info?) })),
+        info => Ok(Some(Fetched { fd: fetched, status, told: About::All(info?) })),
     }
 }
 

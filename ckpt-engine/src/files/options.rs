@@ -67,6 +67,12 @@ const PACKET_IGNORE_OUTGOING: i32 = 23;
 /// A packet filter, whose value is its program.
 pub(super) const FILTER: (i32, i32) = (SOL, libc::SO_ATTACH_FILTER);
 
+/// The sizes of the buffers, and whether the program has fixed them.
+pub(super) const BUFFERS: [i32; 3] = [libc::SO_SNDBUF, libc::SO_RCVBUF, SO_BUF_LOCK];
+
+/// With this a connection has a label of its own in each packet.
+pub(super) const FLOW_LABELS: (i32, i32) = (IP6, libc::IPV6_FLOWINFO_SEND);
+
 const COMMON: &[Entry] = &[
     Entry(SOL, libc::SO_REUSEADDR, 4, 0),
     Entry(SOL, libc::SO_KEEPALIVE, 4, 0),
@@ -349,12 +355,23 @@ pub(super) fn capture_like(
             options.push(SocketOption { level: FILTER.0, name: FILTER.1, value: filter });
         }
     }
-    for name in [libc::SO_SNDBUF, libc::SO_RCVBUF, SO_BUF_LOCK] {
+    for name in BUFFERS {
         let mut value = [0u8; 4];
         socket::option(fd, SOL, name, &mut value)?;
         options.push(SocketOption { level: SOL, name, value: value.to_vec() });
     }
     Ok(options)
+}
+
+/// Options as [`capture`] gives them, of a socket with other buffers.
+pub(super) fn with_buffers(options: &[SocketOption], buffers: [u32; 3]) -> Vec<SocketOption> {
+    let mut all: Vec<_> = options.iter().filter(|option| !is_buffer(option)).cloned().collect();
+    all.extend(BUFFERS.into_iter().zip(buffers).map(|(name, value)| SocketOption {
+        level: SOL,
+        name,
+        value: value.to_ne_bytes().to_vec(),
+    }));
+    all
 }
 
 /// An option, if it differs from that of a fresh socket.
@@ -369,7 +386,7 @@ fn ask(fd: BorrowedFd<'_>, &Entry(level, name, size, fresh): &Entry) -> Option<S
 }
 
 fn is_buffer(option: &SocketOption) -> bool {
-    option.level == SOL && matches!(option.name, libc::SO_SNDBUF | libc::SO_RCVBUF | SO_BUF_LOCK)
+    option.level == SOL && BUFFERS.contains(&option.name)
 }
 
 /// What is set when a socket has its connection: a number of the next message can be asked for
@@ -381,8 +398,11 @@ fn is_late(option: &SocketOption) -> bool {
 }
 
 /// Sets all options but the sizes of the buffers and a few more, before the socket is bound.
-pub(super) fn rebuild(fd: BorrowedFd<'_>, options: &[SocketOption]) -> io::Result<()> {
-    for option in options.iter().filter(|option| !is_late(option)) {
+pub(super) fn rebuild<'a>(
+    fd: BorrowedFd<'_>,
+    options: impl IntoIterator<Item = &'a SocketOption>,
+) -> io::Result<()> {
+    for option in options.into_iter().filter(|option| !is_late(option)) {
         if (option.level, option.name) == FILTER {
             socket::attach_filter(fd, &option.value)?;
             continue;

@@ -357,13 +357,8 @@ fn connect(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
     }
     for (network, sockets) in apart {
         rebuild.enter_network(network)?;
-        let made = beside::each(&sockets, |(_, file, tcp)| {
-            let fd = tcp::bind(tcp)?;
-            set_status(fd.as_fd(), file.flags)
-                .map_err(|source| RebuildError::Kernel { object: "socket", source })?;
-            let connection = tcp::connect(fd.as_fd(), tcp)?;
-            Ok::<_, RebuildError>((fd, connection))
-        });
+        let usual = tcp::Usual::here()?;
+        let made = beside::each(&sockets, |(_, file, tcp)| tcp::make(tcp, file.flags, &usual));
         for ((place, ..), made) in sockets.into_iter().zip(made) {
             let (fd, connection) = made?;
             rebuild.made[place] = Some(fd);

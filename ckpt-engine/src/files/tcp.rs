@@ -8,11 +8,13 @@
 mod alike;
 mod capture;
 mod fin;
+mod layout;
 mod look;
 mod orphan;
 mod proof;
 mod queue;
 mod rebuild;
+mod record;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -21,13 +23,15 @@ mod tests_alike;
 mod tests_orphan;
 #[cfg(test)]
 mod tests_queue;
+mod told;
 
-pub(super) use alike::{Alike, Group, Seen, prepare};
-pub(super) use capture::{Held, Repaired, capture, check, check_multipath, mend};
+pub(super) use alike::{Alike, Seen, Told, prepare};
+pub(super) use capture::{Held, Repaired, capture, capture_alike, check, check_multipath, mend};
 pub(super) use orphan::{orphans, prepare as prepare_for_orphans};
 pub(super) use queue::{Door, Taken};
-pub(super) use rebuild::{Connection, bind, connect};
+pub(super) use rebuild::{Connection, Usual, bind, connect, make};
 
+use alike::Group;
 use capture::Info;
 
 use std::{io, os::fd::BorrowedFd};

@@ -64,6 +64,11 @@ impl Child {
         super::capture(&self.source()).unwrap()
     }
 
+    /// As of a VE that is known to stand still.
+    pub(super) fn capture_at_rest(&self) -> Captured {
+        super::capture(&Source { still: true, ..self.source() }).unwrap()
+    }
+
     pub(super) fn blockers(&self) -> Vec<Blocker> {
         let source = self.source();
         let checked = super::check(&source);

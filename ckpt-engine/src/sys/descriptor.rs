@@ -1,6 +1,7 @@
 //! Descriptors of other processes, and what fcntl(2), kcmp(2) and statx(2) tell about a file.
 
 use std::{
+    cell::Cell,
     cmp::Ordering,
     ffi::CString,
     io, mem,
@@ -151,6 +152,7 @@ pub fn query(fd: BorrowedFd<'_>, query: Query) -> io::Result<i32> {
 #[expect(missing_docs, reason = "the names are those of the commands")]
 pub enum Change {
     SetFlags,
+    SetOwner,
     SetSignal,
     SetPipeSize,
     AddSeals,
@@ -164,6 +166,7 @@ const F_GETOWN_EX: i32 = 16;
 pub fn change(fd: BorrowedFd<'_>, change: Change, value: i32) -> io::Result<()> {
     let command = match change {
         Change::SetFlags => libc::F_SETFL,
+        Change::SetOwner => libc::F_SETOWN,
         Change::SetSignal => F_SETSIG,
         Change::SetPipeSize => libc::F_SETPIPE_SZ,
         Change::AddSeals => libc::F_ADD_SEALS,
@@ -308,6 +311,8 @@ pub fn detached_tmpfs() -> io::Result<OwnedFd> {
 /// uses nothing but what it fetches from the table that it left.
 #[derive(Debug)]
 pub struct ScratchTable {
+    /// All numbers below are taken.
+    filled: Cell<RawFd>,
     owner: RawFd,
     epoll: RawFd,
 }
@@ -332,15 +337,27 @@ impl ScratchTable {
         check(unsafe { libc::syscall(libc::SYS_close_range, 0, epoll, 0) })?;
         // SAFETY: as above, for the numbers behind `owner`.
         check(unsafe { libc::syscall(libc::SYS_close_range, owner + 1, u32::MAX, 0) })?;
-        Ok(Self { owner, epoll })
+        Ok(Self { filled: Cell::new(0), owner, epoll })
     }
 
     /// Brings a file of the shared table in under `number`.
     fn place(&self, shared: RawFd, number: RawFd) -> io::Result<()> {
+        // The kernel gives the lowest that is free: with little to fill up in front it is the right
+        // one at once.
+        const GAP_MAX: RawFd = 8;
+        let gap = number.saturating_sub(self.filled.get());
+        if (0..=GAP_MAX).contains(&gap) {
+            for _ in 0..gap {
+                // SAFETY: the call takes one integer; the copy is in the thread's own table.
+                check(libc::c_long::from(unsafe { libc::dup(self.owner) }))?;
+            }
+            self.filled.set(number.max(self.filled.get()));
+        }
         // SAFETY: the call takes three integers; `owner` stays open in this table.
         let temporary =
             check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.owner, shared, 0) })?;
         if temporary == number {
+            self.filled.set(self.filled.get().max(number + 1));
             return Ok(());
         }
         // SAFETY: both numbers are in the thread's own table, where nobody else uses them.

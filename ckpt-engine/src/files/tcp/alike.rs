@@ -1,8 +1,9 @@
-//! TCP connections that are alike: their options are asked of one of them.
+//! TCP connections that are alike: one of them is asked, for all.
 //!
 //! A server has thousands of connections, all with the options that their listener gave them, and
 //! each has fifty that could be another one. Whatever they are kept in is copied from the kernel for
 //! all of them in one pass ([`Look`]); connections for which it is the same have the same options.
+//! What each has for itself is in the same copy ([`Record`]).
 
 use std::{
     collections::HashMap,
@@ -10,28 +11,37 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use ckpt_format::files::SocketOption;
+use ckpt_format::files::{SocketOption, TcpSocket, TcpState};
 
 use super::{
     super::{
         find::{Found, Object, Refusal},
-        options::{self, Family, Stage},
+        options::{self, FILTER, Family, Stage},
         socket::Network,
+        tables::Entry,
     },
     CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK,
-    look::{Look, Sight, Sights},
+    look::{Look, Opened, Sight},
     proof::{self, Names},
+    record::Record,
+    told::{Reference, Tick},
 };
+use crate::sys::descriptor::Status;
 
 /// A process with fewer descriptors than this is not looked at: asking takes less time.
 const DESCRIPTORS_MIN: usize = 64;
 
-/// The program, and which options it shows: of IPv4 and of IPv6 sockets.
+/// The program, and what it shows: of IPv4 and of IPv6 sockets.
 #[derive(Debug)]
 struct Proved {
     look: Look,
     seen: [Names; 2],
+    /// How long a tick of the kernel is, if the records of connections tell what these would answer.
+    records: [Option<Tick>; 2],
     descriptors: bool,
+    owners: bool,
+    /// Of a socket: but for the number of the inode that of all.
+    status: Status,
 }
 
 impl Proved {
@@ -40,16 +50,25 @@ impl Proved {
         let v4 = proof::seen(&look, false)?;
         // Without IPv6 there is no such socket.
         let v6 = proof::seen(&look, true).unwrap_or_default();
+        let records = [false, true].map(|v6| {
+            proof::records(&look, v6).unwrap_or_else(|error| {
+                tracing::info!(%error, v6, "the records of connections could not be compared");
+                None
+            })
+        });
         let descriptors = proof::are_descriptors_seen(&look).unwrap_or(false);
-        Ok(Self { look, seen: [v4, v6], descriptors })
+        let owners = proof::are_owners_seen(&look).unwrap_or(false);
+        let status = proof::status()?;
+        Ok(Self { look, seen: [v4, v6], records, descriptors, owners, status })
     }
 }
 
 static PROVED: OnceLock<Option<Proved>> = OnceLock::new();
 
-/// Finds out what takes long, before there is a hurry.
-pub(in super::super) fn prepare(found: &Found) {
-    if found.tables.values().all(|table| table.len() < DESCRIPTORS_MIN) {
+/// Finds out what takes long, before there is a hurry: for a process with so many descriptors. Not
+/// when we have them all ourselves, because it is our own descriptors that are looked at.
+pub(in super::super) fn prepare(count: usize) {
+    if count < DESCRIPTORS_MIN {
         return;
     }
     PROVED.get_or_init(|| {
@@ -61,21 +80,36 @@ pub(in super::super) fn prepare(found: &Found) {
     });
 }
 
-/// What is seen of the sockets of a process.
+/// What is seen of a TCP socket and its descriptor, beside the connection.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct Told {
+    /// Whether execve(2) closes it.
+    pub(in super::super) closes: bool,
+    /// `F_GETFL`, of a VE that stands still.
+    pub(in super::super) flags: Option<i32>,
+    /// That nobody gets its signals; of a VE that stands still.
+    pub(in super::super) is_unowned: bool,
+}
+
+/// What is seen of the descriptors of a process.
 #[derive(Debug, Default)]
 pub(in super::super) struct Seen {
-    sights: Sights,
-    descriptors: bool,
+    /// In their order.
+    opened: Vec<Opened>,
+    proved: Option<&'static Proved>,
+    /// The process stood still, and does.
+    still: bool,
 }
 
 impl Seen {
     /// With so many descriptors. Of what is not seen nothing is told.
-    pub(in super::super) fn of(host_pid: i32, count: usize) -> Self {
-        let Some(Some(proved)) = PROVED.get().filter(|_| count >= DESCRIPTORS_MIN) else {
+    pub(in super::super) fn of(host_pid: i32, count: usize, still: bool) -> Self {
+        let proved = PROVED.get().and_then(Option::as_ref);
+        let Some(proved) = proved.filter(|_| count >= DESCRIPTORS_MIN) else {
             return Self::default();
         };
         match proved.look.at(host_pid) {
-            Ok(sights) => Self { sights, descriptors: proved.descriptors },
+            Ok(opened) => Self { opened, proved: Some(proved), still },
             Err(error) => {
                 tracing::info!(%error, "a process is asked for its connections");
                 Self::default()
@@ -83,10 +117,43 @@ impl Seen {
         }
     }
 
-    /// Whether execve(2) closes this descriptor, if it is seen.
-    pub(in super::super) fn closes(&self, fd: i32, inode: u64) -> Option<bool> {
-        let &(_, closes) = self.sights.descriptors.get(&fd).filter(|it| it.0 == inode)?;
-        self.descriptors.then_some(closes)
+    /// All descriptors of a process that stands still.
+    pub(in super::super) fn whole(host_pid: i32) -> Self {
+        Self::of(host_pid, usize::MAX, true)
+    }
+
+    /// Its table, if there is one that can be relied on.
+    pub(in super::super) fn table(&self) -> Option<Vec<Entry>> {
+        self.proved.filter(|proved| proved.descriptors && !self.opened.is_empty())?;
+        let entry = |opened: &Opened| Entry {
+            fd: opened.fd,
+            file: opened.file,
+            close_on_exec: opened.closes,
+            unlocked: opened.unlocked,
+        };
+        Some(self.opened.iter().map(entry).collect())
+    }
+
+    fn opened(&self, fd: i32) -> Option<(&Opened, &Sight)> {
+        let place = self.opened.binary_search_by_key(&fd, |opened| opened.fd).ok()?;
+        let opened = &self.opened[place];
+        Some((opened, opened.socket.as_ref()?))
+    }
+
+    /// What is seen of a TCP socket.
+    pub(in super::super) fn told(&self, fd: i32, inode: u64) -> Option<Told> {
+        self.proved.filter(|proved| proved.descriptors)?;
+        let (opened, _) = self.opened(fd).filter(|it| it.0.inode == inode)?;
+        Some(Told { closes: opened.closes, flags: None, is_unowned: false })
+    }
+
+    /// All about a TCP socket and its inode, if the process stands still.
+    pub(in super::super) fn at_rest(&self, fd: i32) -> Option<(Status, Told)> {
+        let proved = self.proved.filter(|proved| proved.descriptors && self.still)?;
+        let (opened, _) = self.opened(fd)?;
+        let is_unowned = proved.owners && opened.owner == 0;
+        let told = Told { closes: opened.closes, flags: Some(opened.flags), is_unowned };
+        Some((Status { inode: opened.inode, ..proved.status }, told))
     }
 }
 
@@ -94,9 +161,15 @@ impl Seen {
 #[derive(Debug)]
 pub(in super::super) struct Group<'a> {
     pub(in super::super) network: &'a Network,
-    pub(in super::super) v6: bool,
+    pub(super) v6: bool,
     seen: &'static Names,
     options: Vec<SocketOption>,
+    /// Every option that a connection can have is seen.
+    all_seen: bool,
+    /// How long a tick of the kernel is, if records are believed.
+    pub(super) tick: Option<Tick>,
+    /// The one that the others are compared with. None if records do not tell the truth.
+    pub(super) reference: OnceLock<Option<Reference>>,
 }
 
 impl Group<'_> {
@@ -105,6 +178,34 @@ impl Group<'_> {
         let family = Family::Tcp { v6: self.v6, stage: Stage::Connected };
         let is_known = |level, name| self.seen.contains(&(level, name));
         options::capture_like(object.fd(), family, &self.options, is_known)
+    }
+
+    /// The record of one of them, if it tells all.
+    pub(super) fn record<'s>(&self, sight: &'s Sight) -> Option<&'s Record> {
+        let record = sight.record.as_ref().filter(|_| self.tick.is_some())?;
+        let is_told = sight.state == ESTABLISHED && record.is_complete() && !record.is_repaired();
+        is_told.then_some(record)
+    }
+
+    /// What one of them is, as its record tells.
+    pub(super) fn socket(
+        &self,
+        object: &Object,
+        record: &Record,
+        reference: &Reference,
+    ) -> Option<TcpSocket> {
+        let connection = reference.connection(record)?;
+        let options = match self.all_seen {
+            true => options::with_buffers(&self.options, record.buffers()),
+            false => self.options_of(object).ok()?,
+        };
+        Some(TcpSocket {
+            v6: self.v6,
+            multipath: false,
+            local: Some(record.local),
+            state: TcpState::Connected(Box::new(connection)),
+            options,
+        })
     }
 }
 
@@ -120,27 +221,40 @@ impl<'a> Alike<'a> {
         Self { found, groups: Mutex::default() }
     }
 
-    /// Those with which a socket shares its options, if it is a connection that was seen. `network`
-    /// tells in which one it is.
+    /// Those with which a socket shares its options, and what was seen of it, if it is a connection
+    /// that was seen. `network` tells in which one it is.
     pub(in super::super) fn group(
         &self,
         object: &Object,
         network: impl FnOnce() -> Result<&'a Network, Refusal>,
-    ) -> Option<Arc<Group<'a>>> {
-        let &(holder, _) = object.holders.first()?;
-        let sights = &self.found.seen.get(holder)?.sights;
-        let sight = sights.sockets.get(&object.status.inode).filter(|it| is_connection(it))?;
-        let seen = &PROVED.get()?.as_ref()?.seen[usize::from(sight.v6)];
+    ) -> Option<(Arc<Group<'a>>, &'a Sight)> {
+        let &(holder, fd) = object.holders.first()?;
+        let seen = self.found.seen.get(holder)?;
+        let (opened, sight) = seen.opened(fd)?;
+        if opened.inode != object.status.inode || !is_connection(sight) {
+            return None;
+        }
+        let proved = seen.proved?;
         let groups = || self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(group) = groups().get(&sight.options[..]) {
-            return Some(group.clone());
+            return Some((group.clone(), sight));
         }
         let family = Family::Tcp { v6: sight.v6, stage: Stage::Connected };
         let options = options::capture(object.fd(), family).ok()?;
-        let group = Group { network: network().ok()?, v6: sight.v6, seen, options };
-        let group = Arc::new(group);
-        groups().insert(&sight.options, group.clone());
-        Some(group)
+        let names = &proved.seen[usize::from(sight.v6)];
+        let is_seen = |name: (i32, i32)| names.contains(&name);
+        // With a label the other end's address is more than the record tells.
+        let labelled = options.iter().any(|it| (it.level, it.name) == options::FLOW_LABELS);
+        let group = Arc::new(Group {
+            network: network().ok()?,
+            v6: sight.v6,
+            seen: names,
+            all_seen: is_seen(FILTER) && family.names().all(|it| is_seen((it.0, it.1))),
+            options,
+            tick: proved.records[usize::from(sight.v6)].filter(|_| seen.still && !labelled),
+            reference: OnceLock::new(),
+        });
+        Some((groups().entry(&sight.options).or_insert(group).clone(), sight))
     }
 }
 

@@ -4,6 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
 };
 
 use ckpt_format::files::{Kind, TcpClosing, TcpConnection, TcpSocket, TcpState};
@@ -17,7 +18,11 @@ use super::{
         waiting_error,
     },
     CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, Group, LAST_ACK, LISTEN, Queue,
-    REPAIR_OFF, REPAIR_ON, SYN_SENT, TCP, Taken, select, set_repair,
+    REPAIR_OFF, REPAIR_ON, SYN_SENT, TCP, Taken,
+    look::Sight,
+    record::Record,
+    select, set_repair,
+    told::Reference,
 };
 use crate::sys::{
     descriptor::{Count, count},
@@ -100,17 +105,22 @@ pub(in super::super) fn check_multipath(object: &Object) -> Result<(), Refusal> 
 /// A connection of the VE in repair mode, which ends when this is dropped.
 #[derive(Debug)]
 pub(in super::super) struct Repaired {
-    fd: Option<OwnedFd>,
+    fd: Option<Arc<OwnedFd>>,
     /// `SO_REUSEADDR`, which the end of repair mode clears.
     reuse: i32,
+    /// Whether the kernel's record has told all about it.
+    pub(in super::super) is_told: bool,
 }
 
 impl Repaired {
-    fn new(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        let reuse = options::number(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
-        let owned = fd.try_clone_to_owned()?;
-        set_repair(fd, REPAIR_ON)?;
-        Ok(Self { fd: Some(owned), reuse })
+    fn new(object: &Object) -> io::Result<Self> {
+        let reuse = options::number(object.fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
+        Self::with(object, reuse, false)
+    }
+
+    fn with(object: &Object, reuse: i32, is_told: bool) -> io::Result<Self> {
+        set_repair(object.fd(), REPAIR_ON)?;
+        Ok(Self { fd: Some(object.fd.clone()), reuse, is_told })
     }
 
     /// Leaves the connection in repair mode for ever.
@@ -147,8 +157,8 @@ pub(in super::super) fn mend(object: &Object) -> io::Result<bool> {
 }
 
 /// How long a connection must have received nothing to be quiet, in ms: longer than the kernel puts
-/// off an acknowledgement.
-pub(super) const QUIET_MS: u32 = 1000;
+/// off an acknowledgement, which is 200 ms (`TCP_DELACK_MAX`), before packets were held.
+pub(super) const QUIET_MS: u32 = 500;
 
 /// What [`super::super::Undo`] puts back.
 #[derive(Debug)]
@@ -193,7 +203,7 @@ pub(in super::super) fn capture(
             (TcpState::Connecting { remote }, Held::Nothing)
         }
         ESTABLISHED | FIN_WAIT1 | FIN_WAIT2 | CLOSE_WAIT | LAST_ACK | CLOSING => {
-            let repaired = Repaired::new(fd)?;
+            let repaired = Repaired::new(object)?;
             let remote = address::remote(fd)?.ok_or_else(passing)?;
             let connection = connection(fd, &info, remote)?;
             (TcpState::Connected(Box::new(connection)), Held::Connection(repaired))
@@ -202,6 +212,55 @@ pub(in super::super) fn capture(
     };
     let kind = Kind::Tcp(Box::new(TcpSocket { v6, multipath, local, state, options }));
     Ok((kind, held))
+}
+
+/// Reads a connection that was seen: it is asked only for what its record does not tell.
+pub(in super::super) fn capture_alike(
+    object: &Object,
+    group: &Group<'_>,
+    sight: &Sight,
+) -> Result<(Kind, Held), Refusal> {
+    let mut asked = None;
+    if let Some(record) = group.record(sight) {
+        let reference = group.reference.get_or_init(|| {
+            let (reference, read) = ask(object, group, record);
+            asked = Some(read);
+            reference
+        });
+        if let Some(read) = asked {
+            return read;
+        }
+        if let Some(socket) = reference.as_ref().and_then(|it| group.socket(object, record, it)) {
+            let held = Held::Connection(Repaired::with(object, record.reuse(), true)?);
+            return Ok((Kind::Tcp(Box::new(socket)), held));
+        }
+    }
+    capture(object, group.network, group.v6, false, Some(group))
+}
+
+/// Asks the first connection of a group: with it the others are compared, if its record tells what
+/// it answers.
+fn ask(
+    object: &Object,
+    group: &Group<'_>,
+    record: &Record,
+) -> (Option<Reference>, Result<(Kind, Held), Refusal>) {
+    let silent_ms = Info::of(object.fd()).map(|info| info.silent_ms);
+    let read = capture(object, group.network, group.v6, false, Some(group));
+    let reference = || {
+        let (Kind::Tcp(socket), _) = read.as_ref().ok()? else { return None };
+        let TcpState::Connected(connection) = &socket.state else { return None };
+        let (record, timestamp) = (record.clone(), connection.timestamp);
+        let (silent_ms, tick) = (silent_ms.ok()?, group.tick?);
+        let reference = Reference { record, timestamp, silent_ms, tick };
+        let told = group.socket(object, &reference.record, &reference)?;
+        if told != **socket {
+            tracing::info!(?told, asked = ?socket, "the records of connections are not believed");
+            return None;
+        }
+        Some(reference)
+    };
+    (reference(), read)
 }
 
 fn listening(

@@ -92,6 +92,50 @@ pub(in super::super) fn bind(tcp: &TcpSocket) -> Result<OwnedFd, RebuildError> {
     Ok(fd)
 }
 
+/// What the connections of a network need not be given.
+#[derive(Debug)]
+pub(in super::super) struct Usual {
+    /// The congestion control of fresh sockets.
+    congestion: Vec<u8>,
+}
+
+impl Usual {
+    /// Of the calling thread's network.
+    pub(in super::super) fn here() -> Result<Self, RebuildError> {
+        let fresh = socket::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_TCP);
+        let mut congestion = vec![0; 16];
+        let asked = fresh.and_then(|fresh| {
+            socket::option(fresh.as_fd(), TCP, libc::TCP_CONGESTION, &mut congestion)
+        });
+        congestion.truncate(asked.map_err(failed)?);
+        Ok(Self { congestion })
+    }
+
+    fn has(&self, option: &SocketOption) -> bool {
+        match (option.level, option.name) {
+            (TCP, libc::TCP_CONGESTION) => option.value == self.congestion,
+            // It is set when repair mode has ended, which clears it.
+            (libc::SOL_SOCKET, libc::SO_REUSEADDR) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Makes a socket that has a connection, with these status flags.
+pub(in super::super) fn make(
+    tcp: &TcpSocket,
+    flags: u32,
+    usual: &Usual,
+) -> Result<(OwnedFd, Option<Connection>), RebuildError> {
+    let domain = if tcp.v6 { libc::AF_INET6 } else { libc::AF_INET };
+    let kind = libc::SOCK_STREAM | flags.cast_signed() & libc::SOCK_NONBLOCK;
+    let fd = socket::socket(domain, kind, libc::IPPROTO_TCP).map_err(failed)?;
+    let unusual = tcp.options.iter().filter(|option| !usual.has(option));
+    options::rebuild(fd.as_fd(), unusual).map_err(failed)?;
+    let connection = connect(fd.as_fd(), tcp)?;
+    Ok((fd, connection))
+}
+
 /// Gives a socket made by [`bind`] its connection.
 pub(in super::super) fn connect(
     fd: BorrowedFd<'_>,
@@ -123,7 +167,11 @@ pub(in super::super) fn connect(
     Ok(Some(Connection { fd, reuse, options: tcp.options.clone(), step }))
 }
 
-fn repair(fd: BorrowedFd<'_>, local: &SocketAddr, tcp: &TcpConnection) -> io::Result<()> {
+pub(super) fn repair(
+    fd: BorrowedFd<'_>,
+    local: &SocketAddr,
+    tcp: &TcpConnection,
+) -> io::Result<()> {
     let (sent, unsent) = tcp.split().ok_or(io::ErrorKind::InvalidData)?;
     let room = if tcp.unacknowledged.is_empty() { 0 } else { sent.len() + unsent.len() };
     options::make_room(fd, room, tcp.unread.len())?;
@@ -144,8 +192,8 @@ fn repair(fd: BorrowedFd<'_>, local: &SocketAddr, tcp: &TcpConnection) -> io::Re
         select(fd, Queue::Send)?;
         socket::shutdown(fd, libc::SHUT_WR)?;
     }
-    window(fd, tcp)?;
-    select(fd, Queue::None)
+    // Outside of repair mode it means nothing which queue is selected.
+    window(fd, tcp)
 }
 
 fn negotiated(fd: BorrowedFd<'_>, tcp: &TcpConnection) -> io::Result<()> {

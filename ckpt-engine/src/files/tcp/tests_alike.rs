@@ -3,11 +3,11 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{Shutdown, TcpListener, TcpStream},
     os::fd::{AsFd, AsRawFd},
 };
 
-use ckpt_format::files::{File, FileId, Kind, SocketOption};
+use ckpt_format::files::{File, FileId, Kind, SocketOption, TcpState};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use super::{
@@ -16,7 +16,11 @@ use super::{
         testing::{Child, new_network},
     },
     capture::{Info, QUIET_MS},
-    tests::{move_over, stream},
+    tests::{move_over, pattern, stream},
+};
+use crate::{
+    files::Captured,
+    sys::descriptor::{self, Change},
 };
 
 /// What a new socket is set to, by its number: several kinds, so that neighbours differ.
@@ -64,7 +68,7 @@ fn each_has_its_own_options_and_flags() {
 
     // This is when the running kernel is looked at.
     assert_eq!(super::super::check(&child.source()), []);
-    let seen = super::Seen::of(child.pid, servers.len());
+    let seen = super::Seen::of(child.pid, servers.len(), false);
     let captured = child.capture();
     for (number, server) in servers.iter().enumerate() {
         let table = &captured.tables[&7];
@@ -73,9 +77,9 @@ fn each_has_its_own_options_and_flags() {
         let file = &captured.files.files[place as usize];
         assert_eq!(options_of(file), asked[number], "{number}");
         assert_eq!(entry.close_on_exec, number % 5 != 1, "{number}");
-        let inode = crate::sys::descriptor::status(server.as_fd()).unwrap().inode;
-        let closes = seen.closes(server.as_raw_fd(), inode);
-        assert_eq!(closes, Some(number % 5 != 1), "{number} is seen");
+        let inode = descriptor::status(server.as_fd()).unwrap().inode;
+        let told = seen.told(server.as_raw_fd(), inode);
+        assert_eq!(told.map(|it| it.closes), Some(number % 5 != 1), "{number} is seen");
     }
 }
 
@@ -115,5 +119,104 @@ fn of_a_quiet_connection_nothing_is_heard() {
         let mut text = [0; 4];
         server.read_exact(&mut text).unwrap();
         assert_eq!(&text, b"more");
+    }
+}
+
+/// What was captured of each of these, by its number.
+fn sockets(captured: &Captured, servers: &[TcpStream]) -> Vec<File> {
+    let file = |server: &TcpStream| {
+        let table = &captured.tables[&7];
+        let entry = table.iter().find(|entry| entry.fd == server.as_raw_fd()).unwrap();
+        captured.files.files[entry.file.0 as usize].clone()
+    };
+    servers.iter().map(file).collect()
+}
+
+/// Takes out of a connection what repair mode changes, `SO_REUSEADDR`, and what is of the moment when
+/// it was asked: the timestamp, and whether it is quiet.
+fn take_changing(file: &mut File) -> (bool, u32, bool) {
+    let Kind::Tcp(tcp) = &mut file.kind else { panic!("{file:?} is no TCP socket") };
+    let before = tcp.options.len();
+    tcp.options.retain(|it| (it.level, it.name) != (libc::SOL_SOCKET, libc::SO_REUSEADDR));
+    let is_set = tcp.options.len() < before;
+    let TcpState::Connected(connection) = &mut tcp.state else { return (is_set, 0, false) };
+    let quiet = std::mem::take(&mut connection.quiet);
+    (is_set, connection.timestamp.take().unwrap_or(0), quiet)
+}
+
+/// A connection that differs from its neighbours, and its client.
+fn different(listener: &TcpListener, number: usize) -> (TcpStream, TcpStream) {
+    let address = listener.local_addr().unwrap();
+    let mut client = TcpStream::connect(address).unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    change(&server, number);
+    let set = |name, value| options::set(server.as_fd(), libc::SOL_SOCKET, name, value).unwrap();
+    if number % 4 == 1 {
+        set(libc::SO_RCVBUF, 20_000 + number as i32);
+    }
+    if number % 6 == 1 {
+        set(libc::SO_REUSEADDR, 0);
+    }
+    for _ in 0..number % 3 {
+        client.write_all(&pattern(0, 100 * number)).unwrap();
+        server.read_exact(&mut vec![0; 100 * number]).unwrap();
+        server.write_all(&pattern(0, 10 * number)).unwrap();
+        client.read_exact(&mut vec![0; 10 * number]).unwrap();
+    }
+    match number {
+        20 => client.write_all(b"not read").unwrap(),
+        21 => {
+            options::set(server.as_fd(), libc::IPPROTO_TCP, libc::TCP_CORK, 1).unwrap();
+            server.write_all(b"not sent").unwrap();
+        }
+        22 => client.shutdown(Shutdown::Write).unwrap(),
+        23 => server.shutdown(Shutdown::Write).unwrap(),
+        24 => descriptor::change(server.as_fd(), Change::SetSignal, libc::SIGUSR1).unwrap(),
+        _ => server.set_nonblocking(number % 9 == 1).unwrap(),
+    }
+    (client, server)
+}
+
+#[test]
+fn records_tell_what_connections_answer() {
+    new_network();
+    for address in ["127.0.0.1:7000", "[::1]:7000"] {
+        let listener = TcpListener::bind(address).unwrap();
+        let (clients, servers): (Vec<_>, Vec<_>) =
+            (0..100).map(|number| different(&listener, number)).unzip();
+        // The one that the others of its kind are compared with has received something just now.
+        const LIKE_THE_FIRST: usize = 12;
+        while Info::of(servers[LIKE_THE_FIRST].as_fd()).unwrap().silent_ms < 2 * QUIET_MS {
+            std::thread::yield_now();
+        }
+        (&clients[0]).write_all(b"late").unwrap();
+        (&servers[0]).read_exact(&mut [0; 4]).unwrap();
+        let fds: Vec<_> = servers.iter().map(AsFd::as_fd).collect();
+        let child = Child::holding(&fds);
+        assert_eq!(super::super::check(&child.source()), []);
+        let told = child.capture_at_rest();
+        let count = told.undo.connections.iter().filter(|it| it.is_told).count();
+        assert!(count > 80, "{address}: {count} are told by their records");
+        // Repair mode goes on: nobody hears of it, and nothing changes.
+        let asked = child.capture();
+        let pairs = sockets(&told, &servers).into_iter().zip(sockets(&asked, &servers));
+        for (number, (mut told, mut asked)) in pairs.enumerate() {
+            let [told_of, asked_of] = [&mut told, &mut asked].map(take_changing);
+            let ((reuse, told_at, quiet), (_, asked_at, is_quiet)) = (told_of, asked_of);
+            assert_eq!(told, asked, "{address} {number}");
+            assert_eq!(reuse, number % 6 != 1, "{address} {number}");
+            let apart = told_at.wrapping_sub(asked_at).cast_signed();
+            assert!(apart.abs() < 2000, "{address} {number}: {told_at} {asked_at}");
+            assert!(is_quiet || !quiet, "{address} {number}: is not quiet");
+            assert!(quiet || number != LIKE_THE_FIRST, "{address} {number}: is quiet");
+            assert!(!quiet || number != 0, "{address} {number}: is not quiet");
+        }
+        assert_eq!(told.tables, asked.tables);
+        drop(asked);
+        drop(told);
+        for (number, server) in servers.iter().enumerate() {
+            let reuse = options::number(server.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR);
+            assert_eq!(reuse.unwrap(), i32::from(number % 6 != 1), "{number} is as before");
+        }
     }
 }
