@@ -24,6 +24,7 @@ mod kin;
 mod layered;
 pub mod lazy;
 mod message;
+mod momentary;
 pub mod procfs;
 pub mod ranges;
 pub mod rebuild;

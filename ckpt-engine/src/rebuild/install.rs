@@ -167,10 +167,10 @@ impl Skeleton {
         if bone.users != 0 && process.root == "/" && is_there() {
             return Ok(());
         }
+        self.enter_directory(bone, &bone.thread, &process.cwd)?;
         let mut calls = Calls::new(self.gate, bone);
         change_root(&mut calls.batch, process);
-        calls.run()?;
-        self.enter_directory(bone, strip_root(&process.cwd, &process.root))
+        calls.run().map(drop)
     }
 
     /// The same together with other calls, unless the working directory takes more than one.
@@ -183,10 +183,11 @@ impl Skeleton {
             calls.run()?;
             return self.set_directories(calls.bone, process);
         }
-        change_root(&mut calls.batch, process);
+        // The working directory first: it need not be below the root.
         calls.batch.step("enter its working directory");
-        let path = calls.batch.text(strip_root(&process.cwd, &process.root));
+        let path = calls.batch.text(&process.cwd);
         calls.batch.call("chdir", libc::SYS_chdir, &[path]);
+        change_root(&mut calls.batch, process);
         Ok(())
     }
 
@@ -292,26 +293,9 @@ fn memory_map(memory: &MemoryMap, auxv: u64, exe: u32) -> Vec<u8> {
     fields.iter().flat_map(|field| field.to_le_bytes()).collect()
 }
 
-/// A path as seen after chroot(2) to `root`.
-fn strip_root<'a>(path: &'a str, root: &str) -> &'a str {
-    match path.strip_prefix(root) {
-        Some(rest) if root != "/" && rest.starts_with('/') => rest,
-        Some("") => "/",
-        _ => path,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_working_directory_is_told_as_seen_from_its_root() {
-        assert_eq!(strip_root("/srv/jail/tmp", "/srv/jail"), "/tmp");
-        assert_eq!(strip_root("/srv/jail", "/srv/jail"), "/");
-        assert_eq!(strip_root("/tmp", "/"), "/tmp");
-        assert_eq!(strip_root("/srv/jailed", "/srv/jail"), "/srv/jailed");
-    }
 
     #[test]
     fn the_memory_map_has_the_size_that_the_kernel_knows() {
