@@ -253,8 +253,9 @@ impl Found {
             Err(place) => {
                 let id = u32::try_from(objects.len()).map_err(io::Error::other)?;
                 let flags = descriptor::query(fd.as_fd(), Query::GetFlags)?;
-                // The links of sockets tell nothing but their inode.
-                let link = if is_socket(&status) { Vec::new() } else { own_link(fd.as_fd())? };
+                // The links of sockets tell nothing but their inode, those of their nodes do.
+                let nothing = is_socket(&status) && flags & libc::O_PATH == 0;
+                let link = if nothing { Vec::new() } else { own_link(fd.as_fd())? };
                 bucket.insert(place, id);
                 let (holders, info) = (Vec::new(), None);
                 self.objects.push(Object { fd, status, flags, link, holders, info });

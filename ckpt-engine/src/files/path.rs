@@ -10,9 +10,8 @@ use std::{
 
 use ckpt_format::files::{File, Kind, PathFile};
 use nix::{
-    fcntl::OFlag,
+    fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2},
     poll::{PollFd, PollFlags, PollTimeout},
-    sys::stat::Mode,
 };
 
 use super::{
@@ -74,13 +73,14 @@ pub(super) fn reopen_flags(flags: u32) -> OFlag {
         | OFlag::O_SYNC
         | OFlag::O_DSYNC
         | OFlag::O_NOATIME
-        | OFlag::O_PATH
-        | OFlag::O_DIRECTORY;
-    // The path has no symbolic link left in it, so one found now was put there since.
-    (OFlag::from_bits_truncate(flags.cast_signed()) & lasting)
-        | OFlag::O_NOFOLLOW
-        | OFlag::O_NOCTTY
-        | OFlag::O_CLOEXEC
+        | OFlag::O_DIRECTORY
+        | OFlag::O_NOFOLLOW;
+    let flags = OFlag::from_bits_truncate(flags.cast_signed());
+    if flags.contains(OFlag::O_PATH) {
+        let naming = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+        return (flags & naming) | OFlag::O_CLOEXEC;
+    }
+    (flags & lasting) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC
 }
 
 pub(super) fn capture(capture: &Capture<'_>, id: usize) -> Result<Kind, Refusal> {
@@ -141,8 +141,9 @@ fn set_trigger(fd: OwnedFd, file: &PathFile) -> io::Result<OwnedFd> {
 pub(super) fn rebuild(file: &PathFile, flags: u32) -> Result<OwnedFd, RebuildError> {
     let path = std::ffi::OsStr::from_bytes(&file.path);
     let failed = |source: io::Error| RebuildError::Open { path: lossy(&file.path), source };
-    let fd = nix::fcntl::open(path, reopen_flags(flags), Mode::empty())
-        .map_err(|errno| failed(errno.into()))?;
+    // The path has no symbolic link left in it, so one found now was put there since.
+    let how = OpenHow::new().flags(reopen_flags(flags)).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let fd = openat2(AT_FDCWD, path, how).map_err(|errno| failed(errno.into()))?;
     let status = descriptor::status(fd.as_fd()).map_err(failed)?;
     if status.mode & libc::S_IFMT != file.file_type || status.special != file.device {
         return Err(RebuildError::Changed { path: lossy(&file.path) });
