@@ -201,8 +201,7 @@ impl Skeleton {
         table: &[Descriptor],
         files: &Rebuilt,
     ) -> Result<(), RebuildError> {
-        let highest = table.last().map_or(0, |last| last.fd as u64);
-        let channel = highest.max(table.len() as u64).max(CHANNEL) + 1;
+        let channel = number_for_channel(table);
         calls.batch.step("install its descriptors");
         calls.batch.call("dup2", libc::SYS_dup2, &[CHANNEL, channel]);
         calls.batch.call("close", libc::SYS_close, &[CHANNEL]);
@@ -251,10 +250,22 @@ impl Skeleton {
     }
 }
 
+/// A number for the channel that no descriptor takes, be it received or where it belongs. It is as
+/// low as can be: the highest of them may be the highest that there is (`RLIMIT_NOFILE`).
+fn number_for_channel(table: &[Descriptor]) -> u64 {
+    let first = (table.len() as u64).max(CHANNEL + 1);
+    let next = |number, descriptor: &Descriptor| {
+        number + u64::from(u64::try_from(descriptor.fd) == Ok(number))
+    };
+    table.iter().fold(first, next)
+}
+
 fn change_root(batch: &mut Batch, process: &Process) {
     if process.root != "/" {
         batch.step("set its root");
-        let root = batch.text(&process.root);
+        // One that was removed is where it is already.
+        let is_here = is_removed(&process.root) && process.root == process.cwd;
+        let root = batch.text(if is_here { "." } else { &process.root });
         batch.call("chroot", libc::SYS_chroot, &[root]);
     }
 }
@@ -296,6 +307,19 @@ fn memory_map(memory: &MemoryMap, auxv: u64, exe: u32) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_channel_is_in_no_descriptors_way() {
+        let number = |fds: &[i32]| {
+            let file = ckpt_format::files::FileId(0);
+            let descriptor = |&fd| Descriptor { fd, file, close_on_exec: false };
+            number_for_channel(&fds.iter().map(descriptor).collect::<Vec<_>>())
+        };
+        assert_eq!(number(&[]), CHANNEL + 1);
+        assert_eq!(number(&[0, 1, 4, 5, 19_999]), 6);
+        assert_eq!(number(&[0, 1, 2, 3, 4, 19_999]), 6);
+        assert_eq!(number(&[7, 19_998, 19_999]), 4);
+    }
 
     #[test]
     fn the_memory_map_has_the_size_that_the_kernel_knows() {

@@ -98,10 +98,24 @@ pub(super) fn jail(context: &mut Context) -> Result<(), Failure> {
         }
         Ok(())
     })?;
+    let gone = context.path("gone");
+    fs::create_dir(&gone)?;
+    let hermit = Child::start(context, "hermit", |stop| {
+        chdir(&gone)?;
+        fs::remove_dir(&gone)?;
+        chroot(".")?;
+        while !stop.wait(Duration::from_millis(10))? {
+            same("what is in a removed root", fs::read_dir("/")?.count(), 0)?;
+            same("what is to be there", fs::create_dir("/new").is_err(), true)?;
+        }
+        Ok(())
+    })?;
     while context.step(Duration::from_millis(20))? {
         child.check()?;
         visitor.check()?;
+        hermit.check()?;
     }
+    hermit.finish()?;
     visitor.finish()?;
     child.finish()
 }

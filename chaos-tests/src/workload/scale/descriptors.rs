@@ -5,6 +5,7 @@ use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -48,6 +49,10 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
         files.push(File::open(&path)?);
         events.push(EventFd::from_value_and_flags(number + 1, EfdFlags::empty())?);
     }
+    // It stays open under this number until the process ends.
+    let limit = getrlimit(Resource::RLIMIT_NOFILE)?.0.min(1 << 16);
+    let highest = fcntl(&files[0], FcntlArg::F_DUPFD((limit - 1) as i32))?;
+    let highest = format!("/proc/self/fd/{highest}");
     let mut at = 0;
     while context.step(Duration::from_millis(1))? {
         for _ in 0..20 {
@@ -60,6 +65,7 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
             events[at].write(value)?;
             at = (at + 1) % EACH;
         }
+        same("the highest descriptor", std::fs::read_link(&highest)?, path.clone())?;
         if context.progress.plant() {
             pipes[at].number += 1;
         }
