@@ -26,6 +26,7 @@ mod layered;
 pub mod lazy;
 mod look;
 mod message;
+mod momentary;
 pub mod procfs;
 pub mod ranges;
 pub mod rebuild;

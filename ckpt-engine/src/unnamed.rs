@@ -12,20 +12,20 @@ use std::{
             fs::{MetadataExt, fchown},
         },
     },
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use ckpt_format::memory::{SharedKind, SharedObject};
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl, open},
-    sys::{
-        stat::{Mode, UtimensatFlags, fchmod, utimensat},
-        time::TimeSpec,
-    },
+    sys::stat::{Mode, fchmod},
 };
 
-use crate::sys::{identity, namespace, task};
+use crate::{
+    momentary,
+    sys::{identity, namespace, task},
+};
 
 /// What the kernel appends to a name that has gone.
 const SUFFIX: &[u8] = b" (deleted)";
@@ -115,18 +115,12 @@ impl Blank<'_> {
     pub(crate) fn open(&self) -> io::Result<OwnedFd> {
         let path = Path::new(OsStr::from_bytes(self.path));
         if !self.linkable {
-            // Under its old name, so that it shows that name as deleted again.
-            match new_and_gone(path) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    if let Ok(fd) = beside_its_successor(path) {
-                        return Ok(fd);
-                    }
-                }
-                Err(_) => {}
-                made => return made,
+            // So that it shows that name as deleted again.
+            if let Ok(fd) = momentary::under_old_name(path, new) {
+                return Ok(fd);
             }
         }
-        // Its directory may be gone as well.
+        // Something else may be in its way.
         let mut flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
         flags.set(OFlag::O_EXCL, !self.linkable);
         let mut failure = Errno::ENOENT;
@@ -144,40 +138,9 @@ fn private() -> Mode {
     Mode::S_IRUSR | Mode::S_IWUSR
 }
 
-fn new_and_gone(path: &Path) -> io::Result<OwnedFd> {
+fn new(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-    let fd = open(path, flags | OFlag::O_NOFOLLOW, private())?;
-    fs::remove_file(path)?;
-    Ok(fd)
-}
-
-/// Makes it while the file that has its name now (a new version of a program or library, mostly)
-/// steps aside for a moment. Nothing of the VE runs.
-fn beside_its_successor(path: &Path) -> io::Result<OwnedFd> {
-    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let before = fs::symlink_metadata(directory)?;
-    if !fs::symlink_metadata(path)?.is_file() {
-        return Err(io::ErrorKind::Unsupported.into());
-    }
-    let aside = unused_name(directory)?;
-    fs::rename(path, &aside)?;
-    let made = new_and_gone(path);
-    fs::rename(&aside, path)?;
-    let times = [
-        TimeSpec::new(before.atime(), before.atime_nsec()),
-        TimeSpec::new(before.mtime(), before.mtime_nsec()),
-    ];
-    let here = nix::fcntl::AT_FDCWD;
-    utimensat(here, directory, &times[0], &times[1], UtimensatFlags::NoFollowSymlink)?;
-    made
-}
-
-fn unused_name(directory: &Path) -> io::Result<PathBuf> {
-    let free = |name: &PathBuf| fs::symlink_metadata(name).is_err();
-    (0..1000u32)
-        .map(|number| directory.join(format!(".moved-aside-{number}")))
-        .find(free)
-        .ok_or_else(|| io::ErrorKind::AlreadyExists.into())
+    Ok(open(path, flags | OFlag::O_NOFOLLOW, private())?)
 }
 
 /// Finds memfds and files without a name that are large enough to be copied while the VE runs:
@@ -214,10 +177,14 @@ pub(crate) fn mapped_id(pid: i32, start: u64, end: u64) -> io::Result<u64> {
     Ok(file_id(metadata.dev(), metadata.ino()))
 }
 
-/// The id of the program of a process, where its name has gone.
-pub(crate) fn program_id(pid: i32) -> io::Result<u64> {
+/// The id of the program of a process, where its name has gone or it is a memfd, by what its link
+/// of `/proc` shows.
+pub(crate) fn program_id(pid: i32, link: &[u8]) -> io::Result<u64> {
     let metadata = fs::metadata(crate::procfs::path(pid, "exe"))?;
-    Ok(file_id(metadata.dev(), metadata.ino()))
+    Ok(match memfd_name(link) {
+        Some(_) => metadata.ino(),
+        None => file_id(metadata.dev(), metadata.ino()),
+    })
 }
 
 /// Another description of a file of our own, for reading only.
@@ -232,7 +199,7 @@ pub(crate) fn process(host: i32) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
+    use std::{os::fd::AsRawFd, path::PathBuf};
 
     use super::*;
 
@@ -261,9 +228,12 @@ mod tests {
     }
 
     #[test]
-    fn a_file_whose_directory_has_gone_is_made_above() {
+    fn a_file_whose_directory_has_gone_shows_it_all_the_same() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("gone/deeper/file");
+        let lost = format!("{} (deleted)", path.display());
+        assert_eq!(link(&blank(&path).open().unwrap()).to_str().unwrap(), lost);
+        fs::write(directory.path().join("gone"), "a file by now").unwrap();
         assert!(link(&blank(&path).open().unwrap()).starts_with(directory.path()));
     }
 }

@@ -33,6 +33,9 @@ pub struct Files {
     /// with the shared memory, under the same [`SharedObject::id`].
     #[serde(default)]
     pub unnamed: Vec<SharedObject>,
+    /// Symbolic links and socket nodes without a name, referred to by [`Kind::DeletedNode`].
+    #[serde(default)]
+    pub nodes: Vec<DeletedNode>,
     /// Pseudo terminals, referred to by [`Kind::PtyMaster`] and [`Kind::PtySlave`].
     pub terminals: Vec<Terminal>,
     /// POSIX record locks, which belong to a process and not to a description.
@@ -90,6 +93,9 @@ pub struct File {
     /// same way.
     #[serde(default)]
     pub network: u32,
+    /// `F_GET_RW_HINT` of its inode: how long the data in it are expected to live (`RWH_*`).
+    #[serde(default)]
+    pub write_hint: u64,
     /// What it is.
     pub kind: Kind,
 }
@@ -163,6 +169,9 @@ pub enum Kind {
     Epoll {
         /// What is watched.
         entries: Vec<EpollEntry>,
+        /// How devices are polled for it, if a program has set it.
+        #[serde(default)]
+        busy_poll: Option<BusyPoll>,
     },
     /// memfd_create(2).
     Memfd {
@@ -246,6 +255,11 @@ pub enum Kind {
     },
     /// A file of `/dev/net/tun`.
     Tun(Box<TunFile>),
+    /// Something without contents that has no name any more, opened with `O_PATH`.
+    DeletedNode {
+        /// Index in [`Files::nodes`].
+        node: u32,
+    },
 }
 
 impl Kind {
@@ -253,7 +267,9 @@ impl Kind {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Path(_) => "files",
-            Self::Deleted { .. } | Self::DeletedDirectory { .. } => "deleted files",
+            Self::Deleted { .. } | Self::DeletedDirectory { .. } | Self::DeletedNode { .. } => {
+                "deleted files"
+            }
             Self::Pipe { .. } => "pipes",
             Self::Event(_) => "eventfds",
             Self::Timer(_) => "timerfds",

@@ -354,10 +354,11 @@ fn login(host: i32, ids: IdMap) -> Option<u32> {
 
 /// The program of a process whose path has gone, for instance because there is a new version.
 pub(super) fn gone_program(host: i32) -> Result<Option<u64>, ProcError> {
-    if !procfs::link(host, "exe")?.ends_with(" (deleted)") {
+    let link = procfs::link(host, "exe")?;
+    if !link.ends_with(" (deleted)") {
         return Ok(None);
     }
-    unnamed::program_id(host)
+    unnamed::program_id(host, link.as_bytes())
         .map(Some)
         .map_err(|source| ProcError::Read { path: procfs::path(host, "exe"), source })
 }

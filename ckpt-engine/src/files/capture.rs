@@ -17,9 +17,9 @@ use ckpt_format::{
 };
 
 use super::{
-    Holder, Source, deleted, epoll, event, fanotify,
+    Holder, Source, anonymous, deleted, epoll, event, fanotify,
     find::{Found, Object, Refusal},
-    inotify, interpreters, lock, mailbox, memfd, nsfs, path, pipe, process,
+    inotify, interpreters, lock, mailbox, memfd, nameless, nsfs, path, pipe, places, process,
     socket::{self, Protocol},
     spent::Spent,
     tables, tcp, terminal, timer, tun, udp, unix,
@@ -100,10 +100,11 @@ pub fn mend(source: &Source<'_>) -> Result<usize, Vec<Blocker>> {
 
 /// The kinds of descriptions, as far as they can be told without reading them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Class {
+pub(super) enum Class {
     ByPath,
     Deleted,
     DeletedDirectory,
+    DeletedNode,
     Namespace,
     Mailbox,
     Memfd,
@@ -131,6 +132,8 @@ pub(super) struct Capture<'a> {
     pub(super) mailboxes: Vec<Mailboxes>,
     /// Places in [`Files::pipes`] by inode.
     pub(super) pipes: HashMap<(u64, u64), u32>,
+    /// Places in [`Files::nodes`] by inode.
+    pub(super) nodes: HashMap<(u64, u64), u32>,
     /// Places in [`Files::terminals`] by number.
     pub(super) terminals: HashMap<u32, u32>,
     /// The mounts of the VE, each with its namespace.
@@ -259,6 +262,7 @@ fn look(source: &Source<'_>) -> Vec<Blocker> {
         blockers.extend(capture.found.blockers(source, place, &why));
     }
     blockers.extend(source.processes.iter().filter_map(traced));
+    blockers.extend(places::check(source, |mount| capture.is_mounted(mount)));
     blockers
 }
 
@@ -284,7 +288,17 @@ fn unreadable() -> File {
 /// A description without anything that can be put on it.
 fn plain(flags: u32, kind: Kind) -> File {
     let (mounts, network) = (0, 0);
-    File { flags, owner: None, signal: 0, locks: Vec::new(), lease: None, mounts, network, kind }
+    File {
+        flags,
+        owner: None,
+        signal: 0,
+        locks: Vec::new(),
+        lease: None,
+        write_hint: 0,
+        mounts,
+        network,
+        kind,
+    }
 }
 
 impl<'a> Capture<'a> {
@@ -302,6 +316,7 @@ impl<'a> Capture<'a> {
             contents: Vec::new(),
             mailboxes: Vec::new(),
             pipes: HashMap::new(),
+            nodes: HashMap::new(),
             terminals: HashMap::new(),
             mounts,
             networks: socket::Networks::of(source)
@@ -315,10 +330,10 @@ impl<'a> Capture<'a> {
             return process::capture(self.source, object).map(|_| Class::Process);
         }
         if let Some(name) = object.anonymous() {
-            return anonymous(name);
+            return anonymous::class(name);
         }
         if object.is_path_only() {
-            return self.inside_the_mounts(object).map(|()| Class::ByPath);
+            return self.class_of_name(object);
         }
         if nsfs::is_namespace(object) {
             return nsfs::capture(self.source, object).map(|_| Class::Namespace);
@@ -353,6 +368,24 @@ impl<'a> Capture<'a> {
                 let network = self.networks.of_socket(object)?;
                 self.networks.protocol(self.source, object, network).map(Class::Socket)
             }
+            _ => Err(unknown(object)),
+        }
+    }
+
+    /// The kind of what is only named (`O_PATH`).
+    fn class_of_name(&self, object: &Object) -> Result<Class, Refusal> {
+        if memfd::is_memfd(object) {
+            return Ok(Class::Memfd);
+        }
+        self.inside_the_mounts(object)?;
+        if !deleted::is_deleted(object) || deleted::other_name(self, object).is_some() {
+            return Ok(Class::ByPath);
+        }
+        match object.file_type() {
+            libc::S_IFREG => Ok(Class::Deleted),
+            libc::S_IFDIR => Ok(Class::DeletedDirectory),
+            libc::S_IFIFO => Ok(Class::Pipe),
+            _ if nameless::is_node(object) => Ok(Class::DeletedNode),
             _ => Err(unknown(object)),
         }
     }
@@ -478,6 +511,7 @@ impl<'a> Capture<'a> {
             Class::ByPath => path::capture(self, place)?,
             Class::Deleted => deleted::capture(self, place)?,
             Class::DeletedDirectory => deleted::capture_directory(&self.found.objects[place]),
+            Class::DeletedNode => nameless::capture(self, place)?,
             Class::Namespace => nsfs::capture(self.source, &self.found.objects[place])?,
             Class::Mailbox => mailbox::capture(self, place)?,
             Class::Memfd => memfd::capture(self, place)?,
@@ -485,7 +519,7 @@ impl<'a> Capture<'a> {
             Class::Event => event::capture_event(&self.found.objects[place])?,
             Class::Signal => event::capture_signal(&self.found.objects[place])?,
             Class::Timer => timer::capture(&self.found.objects[place])?,
-            Class::Epoll => Kind::Epoll { entries: Vec::new() },
+            Class::Epoll => Kind::Epoll { entries: Vec::new(), busy_poll: None },
             Class::Inotify => {
                 inotify::capture(&self.found, &self.found.objects[place], self.source.init)?
             }
@@ -523,7 +557,11 @@ impl<'a> Capture<'a> {
             }
         };
         let signal = descriptor::query(object.fd(), Query::GetSignal)?;
-        Ok(File { owner, signal, mounts, network, ..plain(flags, kind) })
+        let write_hint = match object.file_type() {
+            libc::S_IFREG => descriptor::write_hint(object.fd()).unwrap_or(0),
+            _ => 0,
+        };
+        Ok(File { owner, signal, write_hint, mounts, network, ..plain(flags, kind) })
     }
 }
 
@@ -535,37 +573,6 @@ fn unreadable_part(what: &str, error: &io::Error) -> Vec<Blocker> {
         object: format!("{what} that could not be read: {error}"),
         hint: "try again".to_owned(),
     }]
-}
-
-fn anonymous(name: &[u8]) -> Result<Class, Refusal> {
-    Ok(match name {
-        b"[eventfd]" => Class::Event,
-        b"[timerfd]" => Class::Timer,
-        b"[signalfd]" => Class::Signal,
-        b"[eventpoll]" => Class::Epoll,
-        b"inotify" => Class::Inotify,
-        b"[fanotify]" => Class::Fanotify,
-        other => return Err(known_anonymous(other)),
-    })
-}
-
-fn known_anonymous(name: &[u8]) -> Refusal {
-    let (what, hint): (&str, &str) = match name {
-        b"[io_uring]" => ("an io_uring ring", "stop the program, or start it without io_uring"),
-        b"[userfaultfd]" => ("a userfaultfd", "stop the program"),
-        b"[perf_event]" => ("a performance counter", "stop the profiler"),
-        b"bpf-prog" | b"bpf-map" | b"bpf_link" | b"btf" => ("a BPF object", "stop the program"),
-        b"seccomp notify" => ("a seccomp supervisor", "stop the program"),
-        b"[fscontext]" | b"[mount]" => ("an unfinished mount", "try again"),
-        other if other.starts_with(b"kvm-") => {
-            ("a virtual machine (/dev/kvm)", "stop the virtual machine")
-        }
-        other => {
-            let name = String::from_utf8_lossy(other);
-            return Refusal::new(format!("an object of the kind {name}"), "end the program");
-        }
-    };
-    Refusal::new(what, hint)
 }
 
 fn name(object: &Object) -> String {

@@ -21,7 +21,7 @@ use super::{
     rebuild::{Rebuild, RebuildError, lossy},
     search,
 };
-use crate::unnamed;
+use crate::{momentary, unnamed};
 
 /// Whether a file or directory has lost the name under which it was opened.
 pub(super) fn is_deleted(object: &Object) -> bool {
@@ -69,21 +69,10 @@ pub(super) fn rebuild(
 /// Makes a directory and removes it.
 pub(super) fn rebuild_directory(path: &[u8], flags: u32) -> Result<OwnedFd, RebuildError> {
     let failed = |source: io::Error| RebuildError::Open { path: lossy(path), source };
-    let wanted = Path::new(OsStr::from_bytes(path));
-    let mut failure = io::Error::from(io::ErrorKind::NotFound);
-    // Its name may be taken by now, and what was around it may have gone.
-    for directory in wanted.ancestors().take(64) {
-        for name in [directory.to_owned(), directory.join(".moved-aside")] {
-            match fs::create_dir(&name) {
-                Ok(()) => {
-                    let flags = path::reopen_flags(flags) | OFlag::O_DIRECTORY;
-                    let opened = nix::fcntl::open(&name, flags, Mode::empty());
-                    fs::remove_dir(&name).map_err(failed)?;
-                    return opened.map_err(|errno| failed(errno.into()));
-                }
-                Err(error) => failure = error,
-            }
-        }
-    }
-    Err(failed(failure))
+    let flags = path::reopen_flags(flags) | OFlag::O_DIRECTORY;
+    let make = |path: &Path| {
+        fs::create_dir(path)?;
+        Ok(nix::fcntl::open(path, flags, Mode::empty())?)
+    };
+    momentary::near_old_name(Path::new(OsStr::from_bytes(path)), make).map_err(failed)
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use ckpt_format::{
-    files::{EpollEntry, FileId, Files, Kind},
+    files::{BusyPoll, EpollEntry, FileId, Files, Kind},
     process::Descriptor,
 };
 
@@ -26,6 +26,7 @@ use super::{
 use crate::sys::{
     self,
     descriptor::{ScratchTable, is_epoll_target},
+    event,
 };
 
 /// One `tfd:` line of fdinfo.
@@ -68,7 +69,7 @@ pub(super) fn capture(capture: &Capture<'_>, id: usize) -> Result<Kind, Refusal>
     }
     // The kernel lists them in the order of its tree, which is by the addresses of the files.
     entries.sort_by_key(|entry| entry.fd);
-    Ok(Kind::Epoll { entries })
+    Ok(Kind::Epoll { entries, busy_poll: event::busy_poll(object.fd()).unwrap_or_default() })
 }
 
 fn target(capture: &Capture<'_>, epoll: &Object, line: &Line, nth: u32) -> Result<FileId, Refusal> {
@@ -108,8 +109,13 @@ fn target(capture: &Capture<'_>, epoll: &Object, line: &Line, nth: u32) -> Resul
     ))
 }
 
-pub(super) fn make() -> Result<OwnedFd, RebuildError> {
-    sys::event::epoll().map_err(|source| RebuildError::Kernel { object: "epoll", source })
+pub(super) fn make(busy_poll: Option<BusyPoll>) -> Result<OwnedFd, RebuildError> {
+    let make = || {
+        let made = event::epoll()?;
+        busy_poll.map_or(Ok(()), |wanted| event::set_busy_poll(made.as_fd(), wanted))?;
+        Ok(made)
+    };
+    make().map_err(|source| RebuildError::Kernel { object: "epoll", source })
 }
 
 /// Fills all sets, once all files are there.
@@ -121,7 +127,7 @@ pub(super) fn fill(rebuild: &Rebuild<'_>) -> Result<(), RebuildError> {
     let mut sets = Vec::new();
     let mut highest = 0;
     for (place, file) in rebuild.files.files.iter().enumerate() {
-        let Kind::Epoll { entries } = &file.kind else { continue };
+        let Kind::Epoll { entries, .. } = &file.kind else { continue };
         let id = FileId(u32::try_from(place).map_err(|_| RebuildError::Damaged)?);
         let mut additions = Vec::new();
         for entry in entries {
@@ -160,7 +166,7 @@ pub(super) fn finish(
     remote: &mut dyn Remote,
 ) -> Result<(), RebuildError> {
     for (place, file) in files.files.iter().enumerate() {
-        let Kind::Epoll { entries } = &file.kind else { continue };
+        let Kind::Epoll { entries, .. } = &file.kind else { continue };
         let set = FileId(u32::try_from(place).map_err(|_| RebuildError::Damaged)?);
         for entry in entries {
             let watched = files.files.get(entry.file.0 as usize).ok_or(RebuildError::Damaged)?;

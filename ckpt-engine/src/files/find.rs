@@ -275,8 +275,9 @@ impl Found {
                     Some(flags) => flags,
                     None => descriptor::query(fd.as_fd(), Query::GetFlags)?,
                 };
-                // The links of sockets tell nothing but their inode.
-                let link = if is_socket(&status) { Vec::new() } else { own_link(fd.as_fd())? };
+                // The links of sockets tell nothing but their inode, those of their nodes do.
+                let nothing = is_socket(&status) && flags & libc::O_PATH == 0;
+                let link = if nothing { Vec::new() } else { own_link(fd.as_fd())? };
                 bucket.insert(place, id);
                 let (fd, holders, info) = (Arc::new(fd), Vec::new(), None);
                 self.objects.push(Object { fd, status, flags, link, holders, tcp, info });

@@ -14,7 +14,10 @@ use super::{
     path,
     rebuild::{Rebuild, RebuildError},
 };
-use crate::unnamed;
+use crate::{
+    sys::descriptor::{self, Change},
+    unnamed,
+};
 
 /// Whether a regular file is a memfd.
 pub(super) fn is_memfd(object: &Object) -> bool {
@@ -28,14 +31,26 @@ pub(super) fn capture(capture: &mut Capture<'_>, id: usize) -> Result<Kind, Refu
     Ok(Kind::Memfd { object, offset })
 }
 
+/// The first one to read and write is that which memfd_create(2) gave: it does not keep the memfd
+/// from being run as a program, as any other does.
 pub(super) fn rebuild(
-    rebuild: &Rebuild<'_>,
+    rebuild: &mut Rebuild<'_>,
     object: u64,
     offset: u64,
     flags: u32,
 ) -> Result<OwnedFd, RebuildError> {
     let shared = rebuild.target.shared.get(&object).ok_or(RebuildError::Damaged)?;
     let failed = |source: io::Error| RebuildError::Kernel { object: "memfd", source };
-    let fd = rebuild.target.reopen(shared.as_fd(), flags).map_err(failed)?;
+    let status = flags.cast_signed();
+    // Its contents may still be written here, by their places.
+    let is_plain = status & (libc::O_ACCMODE | libc::O_PATH | libc::O_APPEND) == libc::O_RDWR;
+    let fd = if is_plain && rebuild.taken.insert(object) {
+        let fd = shared.try_clone().map_err(failed)?;
+        let lasting = status & (libc::O_NONBLOCK | libc::O_NOATIME);
+        descriptor::change(fd.as_fd(), Change::SetFlags, lasting).map_err(failed)?;
+        fd
+    } else {
+        rebuild.target.reopen(shared.as_fd(), flags).map_err(failed)?
+    };
     path::seek(fd, offset).map_err(failed)
 }

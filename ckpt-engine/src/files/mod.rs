@@ -13,6 +13,7 @@
 //! |---|---|---|
 //! | regular file, directory, device | path, offset, flags, locks | |
 //! | deleted file or directory | contents, one file stays one | |
+//! | deleted symbolic link or socket node (`O_PATH`) | all | the socket that was bound to it |
 //! | pipe, FIFO | data, packets, size | |
 //! | eventfd, signalfd, timerfd | all | |
 //! | epoll | all, closed and reused numbers too | order of the ready list |
@@ -36,6 +37,7 @@ use std::{collections::HashMap, os::fd::BorrowedFd};
 use ckpt_format::blocker::Blocker;
 
 mod address;
+mod anonymous;
 mod capture;
 mod deleted;
 mod epoll;
@@ -51,12 +53,14 @@ mod lock;
 mod mailbox;
 mod memfd;
 mod multicast;
+mod nameless;
 mod netlink;
 mod nsfs;
 mod options;
 mod packet;
 mod path;
 mod pipe;
+mod places;
 mod process;
 mod rebuild;
 mod remote;
@@ -73,6 +77,8 @@ mod testing;
 mod tests;
 #[cfg(test)]
 mod tests_datagrams;
+#[cfg(test)]
+mod tests_names;
 #[cfg(test)]
 mod tests_network;
 mod timer;

@@ -10,9 +10,8 @@ use std::{
 
 use ckpt_format::files::{File, Kind, PathFile};
 use nix::{
-    fcntl::OFlag,
+    fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2},
     poll::{PollFd, PollFlags, PollTimeout},
-    sys::stat::Mode,
 };
 
 use super::{
@@ -75,13 +74,14 @@ pub(super) fn reopen_flags(flags: u32) -> OFlag {
         | OFlag::O_SYNC
         | OFlag::O_DSYNC
         | OFlag::O_NOATIME
-        | OFlag::O_PATH
-        | OFlag::O_DIRECTORY;
-    // The path has no symbolic link left in it, so one found now was put there since.
-    (OFlag::from_bits_truncate(flags.cast_signed()) & lasting)
-        | OFlag::O_NOFOLLOW
-        | OFlag::O_NOCTTY
-        | OFlag::O_CLOEXEC
+        | OFlag::O_DIRECTORY
+        | OFlag::O_NOFOLLOW;
+    let flags = OFlag::from_bits_truncate(flags.cast_signed());
+    if flags.contains(OFlag::O_PATH) {
+        let naming = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+        return (flags & naming) | OFlag::O_CLOEXEC;
+    }
+    (flags & lasting) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC
 }
 
 pub(super) fn capture(capture: &Capture<'_>, id: usize) -> Result<Kind, Refusal> {
@@ -149,9 +149,10 @@ pub(super) fn rebuild(
     flags: u32,
 ) -> Result<OwnedFd, RebuildError> {
     let failed = |source: io::Error| RebuildError::Open { path: lossy(&file.path), source };
+    // The path has no symbolic link left in it, so one found now was put there since.
+    let how = OpenHow::new().flags(reopen_flags(flags)).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
     let open = |path: &[u8]| {
-        let path = std::ffi::OsStr::from_bytes(path);
-        nix::fcntl::open(path, reopen_flags(flags), Mode::empty()).map_err(io::Error::from)
+        openat2(AT_FDCWD, std::ffi::OsStr::from_bytes(path), how).map_err(io::Error::from)
     };
     let opened = match file.process_gone {
         true => gone::open(target, &file.path, open),

@@ -5,12 +5,17 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    fs::File,
+    ffi::OsStr,
+    fs::{self, File},
     io::{self, Read, Write},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::{ffi::OsStrExt, fs::OpenOptionsExt},
+        unix::{
+            ffi::OsStrExt,
+            fs::{OpenOptionsExt, PermissionsExt, lchown},
+        },
     },
+    path::Path,
 };
 
 use ckpt_format::files::{Fifo, Kind, Pipe};
@@ -26,7 +31,10 @@ use super::{
     find::{Found, Object, Refusal},
     rebuild::{Rebuild, RebuildError, Target, lossy},
 };
-use crate::sys::descriptor::{self, Change, Count, Query};
+use crate::{
+    momentary,
+    sys::descriptor::{self, Change, Count, Query},
+};
 
 fn is_fifo(object: &Object) -> bool {
     !object.link.starts_with(b"pipe:[")
@@ -84,17 +92,24 @@ pub(super) fn capture(capture: &mut Capture<'_>, id: usize) -> Result<Kind, Refu
     } else {
         None
     };
-    let size = descriptor::query(object.fd(), Query::GetPipeSize)?.cast_unsigned();
+    // Without one that can be used, because all only name it, there is nothing in it.
+    let ends = capture.found.of_inode(inode).iter();
+    let end = ends.map(|&end| &capture.found.objects[end as usize]).find(|it| !it.is_path_only());
+    let (size, packets) = match end {
+        Some(end) => {
+            let size = descriptor::query(end.fd(), Query::GetPipeSize)?.cast_unsigned();
+            (size, packets(end, size, packet_mode)?)
+        }
+        None => (0, Vec::new()),
+    };
+    let is_hung_up = |end| Ok::<_, io::Error>(poll_now(end)?.contains(PollFlags::POLLHUP));
     let pipe = Pipe {
         size,
-        packets: packets(object, size, packet_mode)?,
+        packets,
         packet_mode,
         uid: capture.source.inside(object.status.uid),
         gid: capture.source.inside(object.status.gid),
-        hung_up: fifo.is_some()
-            && readers
-            && !writers
-            && poll_now(object)?.contains(PollFlags::POLLHUP),
+        hung_up: fifo.is_some() && readers && !writers && end.map_or(Ok(false), is_hung_up)?,
         fifo,
     };
     let place = u32::try_from(capture.files.pipes.len()).map_err(io::Error::other)?;
@@ -163,16 +178,25 @@ fn make(pipe: &Pipe, id_base: u32) -> Result<Made, RebuildError> {
         fill(pipe, writer.as_fd()).map_err(failed)?;
         return Ok(Made::Ends { reader, reader_free: true, writer: Some(writer) });
     };
-    make_fifo(pipe, fifo)
+    make_fifo(pipe, fifo, id_base)
         .map_err(|source| RebuildError::Open { path: lossy(&fifo.path), source })?
         .ok_or_else(|| RebuildError::Changed { path: lossy(&fifo.path) })
 }
 
-fn make_fifo(pipe: &Pipe, fifo: &Fifo) -> io::Result<Option<Made>> {
-    let path = std::path::Path::new(std::ffi::OsStr::from_bytes(&fifo.path));
-    if fifo.deleted {
-        unistd::mkfifo(path, Mode::from_bits_truncate(fifo.mode))?;
+fn make_fifo(pipe: &Pipe, fifo: &Fifo, id_base: u32) -> io::Result<Option<Made>> {
+    let path = Path::new(OsStr::from_bytes(&fifo.path));
+    if !fifo.deleted {
+        return open_fifo(pipe, path);
     }
+    momentary::near_old_name(path, |path| {
+        unistd::mkfifo(path, Mode::empty())?;
+        fs::set_permissions(path, fs::Permissions::from_mode(fifo.mode & 0o7777))?;
+        lchown(path, Some(id_base + pipe.uid), Some(id_base + pipe.gid))?;
+        open_fifo(pipe, path)
+    })
+}
+
+fn open_fifo(pipe: &Pipe, path: &Path) -> io::Result<Option<Made>> {
     let options = |flags: i32| {
         let mut options = File::options();
         options.read(true).custom_flags(libc::O_NOFOLLOW | flags);
@@ -182,19 +206,14 @@ fn make_fifo(pipe: &Pipe, fifo: &Fifo) -> io::Result<Option<Made>> {
     if descriptor::status(name.as_fd())?.mode & libc::S_IFMT != libc::S_IFIFO {
         return Ok(None);
     }
-    let made = if pipe.packets.is_empty() {
-        Made::Empty(name.into())
-    } else {
-        // For reading and writing, which never waits for another end.
-        let both = options(libc::O_NONBLOCK).write(true).open(path)?;
-        set_size(both.as_fd(), pipe.size)?;
-        fill(pipe, both.as_fd())?;
-        Made::Full(both.into())
-    };
-    if fifo.deleted {
-        std::fs::remove_file(path)?;
+    if pipe.packets.is_empty() {
+        return Ok(Some(Made::Empty(name.into())));
     }
-    Ok(Some(made))
+    // For reading and writing, which never waits for another end.
+    let both = options(libc::O_NONBLOCK).write(true).open(path)?;
+    set_size(both.as_fd(), pipe.size)?;
+    fill(pipe, both.as_fd())?;
+    Ok(Some(Made::Full(both.into())))
 }
 
 fn set_size(end: BorrowedFd<'_>, size: u32) -> io::Result<()> {
@@ -250,6 +269,9 @@ pub(super) fn rebuild(
             Ok(fd)
         }
         Made::Full(both) => target.reopen(both.as_fd(), flags).map_err(failed),
+        Made::Empty(name) if flags.cast_signed() & libc::O_PATH != 0 => {
+            target.reopen(name.as_fd(), flags).map_err(failed)
+        }
         Made::Empty(name) => open_empty(target, name.as_fd(), description, flags).map_err(failed),
     }
 }

@@ -2,7 +2,7 @@
 //! processes have them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::Instant,
@@ -20,8 +20,8 @@ use nix::{
 
 use super::{
     Argument, Remote, deleted, epoll, event, fanotify, frames, inotify, interpreters, lock,
-    mailbox, memfd, nsfs, path, pipe, process, socket, spent::Spent, tcp, terminal, timer, tun,
-    unix, watched,
+    mailbox, memfd, nameless, nsfs, path, pipe, process, socket, spent::Spent, tcp, terminal,
+    timer, tun, unix, watched,
 };
 use crate::{
     beside,
@@ -161,7 +161,11 @@ pub(super) struct Rebuild<'a> {
     pub(super) files: &'a Files,
     pub(super) target: &'a Target,
     pub(super) pipes: pipe::Pipes,
+    /// What has no name any more, by the place in [`Files::nodes`].
+    pub(super) nodes: HashMap<u32, OwnedFd>,
     pub(super) terminals: terminal::Terminals,
+    /// The memfds whose first description is given out.
+    pub(super) taken: HashSet<u64>,
     pub(super) made: Vec<Option<OwnedFd>>,
     pub(super) connections: Vec<tcp::Connection>,
     /// Ends of unix sockets whose peers are gone, by the end that is left.
@@ -214,7 +218,9 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
         files,
         target,
         pipes: HashMap::new(),
+        nodes: HashMap::new(),
         terminals: HashMap::new(),
+        taken: HashSet::new(),
         made: files.files.iter().map(|_| None).collect(),
         connections: Vec::new(),
         gone: HashMap::new(),
@@ -250,9 +256,12 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
     rebuild.enter_network(0)?;
     terminal::settle(&mut rebuild)?;
     unix::fill(&mut rebuild)?;
-    for (place, file) in files.files.iter().enumerate() {
-        if let Some(fd) = rebuild.made[place].as_ref().filter(|_| !file.locks.is_empty()) {
-            lock::rebuild(fd.as_fd(), &file.locks)?;
+    for (made, file) in rebuild.made.iter().zip(&files.files) {
+        let Some(fd) = made else { continue };
+        lock::rebuild(fd.as_fd(), &file.locks)?;
+        if file.write_hint != 0 {
+            descriptor::set_write_hint(fd.as_fd(), file.write_hint)
+                .map_err(|source| RebuildError::Kernel { object: "file", source })?;
         }
     }
     epoll::fill(&rebuild)?;
@@ -325,6 +334,7 @@ impl Rebuild<'_> {
             Kind::DeletedDirectory { path } => {
                 return deleted::rebuild_directory(path, file.flags);
             }
+            Kind::DeletedNode { node } => return nameless::rebuild(self, *node, file.flags),
             Kind::Mailbox { namespace, mailbox } => {
                 return mailbox::rebuild(self, (*namespace, *mailbox), file.flags);
             }
@@ -344,7 +354,7 @@ impl Rebuild<'_> {
             Kind::Event(event) => event::rebuild_event(*event)?,
             Kind::Signal { mask } => event::rebuild_signal(*mask)?,
             Kind::Timer(timer) => timer::rebuild(timer, self.target.ahead_ns)?,
-            Kind::Epoll { .. } => epoll::make()?,
+            Kind::Epoll { busy_poll, .. } => epoll::make(*busy_poll)?,
             Kind::Inotify { watches } => inotify::rebuild(watches)?,
             Kind::Process { pid, thread, .. } => process::rebuild(self.target, *pid, *thread)?,
             Kind::GoneProcess { status, thread } => {

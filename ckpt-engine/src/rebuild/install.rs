@@ -167,10 +167,10 @@ impl Skeleton {
         if bone.users != 0 && process.root == "/" && is_there() {
             return Ok(());
         }
+        self.enter_directory(bone, &bone.thread, &process.cwd)?;
         let mut calls = Calls::new(self.gate, bone);
         change_root(&mut calls.batch, process);
-        calls.run()?;
-        self.enter_directory(bone, strip_root(&process.cwd, &process.root))
+        calls.run().map(drop)
     }
 
     /// The same together with other calls, unless the working directory takes more than one.
@@ -183,10 +183,11 @@ impl Skeleton {
             calls.run()?;
             return self.set_directories(calls.bone, process);
         }
-        change_root(&mut calls.batch, process);
+        // The working directory first: it need not be below the root.
         calls.batch.step("enter its working directory");
-        let path = calls.batch.text(strip_root(&process.cwd, &process.root));
+        let path = calls.batch.text(&process.cwd);
         calls.batch.call("chdir", libc::SYS_chdir, &[path]);
+        change_root(&mut calls.batch, process);
         Ok(())
     }
 
@@ -252,14 +253,16 @@ impl Skeleton {
 /// Where the channel is out of the way: behind what is received, at a number that nobody wants. Not
 /// behind all of them, where the limit of the VE may be.
 fn free_number(table: &[Descriptor]) -> u64 {
-    let first = (table.len() as u64).max(CHANNEL) + 1;
+    let first = (table.len() as u64).max(CHANNEL + 1);
     table.iter().fold(first, |free, wanted| free + u64::from(wanted.fd as u64 == free))
 }
 
 fn change_root(batch: &mut Batch, process: &Process) {
     if process.root != "/" {
         batch.step("set its root");
-        let root = batch.text(&process.root);
+        // One that was removed is where it is already.
+        let is_here = is_removed(&process.root) && process.root == process.cwd;
+        let root = batch.text(if is_here { "." } else { &process.root });
         batch.call("chroot", libc::SYS_chroot, &[root]);
     }
 }
@@ -298,28 +301,11 @@ fn memory_map(memory: &MemoryMap, auxv: u64, exe: u32) -> Vec<u8> {
     fields.iter().flat_map(|field| field.to_le_bytes()).collect()
 }
 
-/// A path as seen after chroot(2) to `root`.
-fn strip_root<'a>(path: &'a str, root: &str) -> &'a str {
-    match path.strip_prefix(root) {
-        Some(rest) if root != "/" && rest.starts_with('/') => rest,
-        Some("") => "/",
-        _ => path,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use ckpt_format::files::FileId;
 
     use super::*;
-
-    #[test]
-    fn a_working_directory_is_told_as_seen_from_its_root() {
-        assert_eq!(strip_root("/srv/jail/tmp", "/srv/jail"), "/tmp");
-        assert_eq!(strip_root("/srv/jail", "/srv/jail"), "/");
-        assert_eq!(strip_root("/tmp", "/"), "/tmp");
-        assert_eq!(strip_root("/srv/jailed", "/srv/jail"), "/srv/jailed");
-    }
 
     #[test]
     fn the_memory_map_has_the_size_that_the_kernel_knows() {
@@ -334,7 +320,7 @@ mod tests {
         };
         assert_eq!(free_number(&table(&[])), 4);
         assert_eq!(free_number(&table(&[0, 1, 2])), 4);
-        assert_eq!(free_number(&table(&[0, 1, 2, 4, 5, 19_999])), 7);
+        assert_eq!(free_number(&table(&[0, 1, 2, 4, 5, 19_999])), 6);
         assert_eq!(free_number(&table(&[5, 6, 7, 8, 9, 10])), 11);
     }
 }

@@ -51,16 +51,19 @@ impl Skeleton {
         let bone = self.bone(process.pid)?;
         for (stopped, thread) in bone.others.iter().zip(process.threads.iter().skip(1)) {
             let Some(own) = &thread.directories else { continue };
+            let failed = bone.failed("set the directories of a thread");
             let mut batch = self.gate.batch();
-            let (root, cwd) = (batch.text(&own.root), batch.text(&own.cwd));
             batch.call("unshare", libc::SYS_unshare, &[libc::CLONE_FS as u64]);
+            batch.run(stopped)?.all().map_err(&failed)?;
             // The working directory first: it need not be below the root.
-            batch.call("chdir", libc::SYS_chdir, &[cwd]);
+            self.enter_directory(bone, stopped, &own.cwd)?;
+            let mut batch = self.gate.batch();
+            let root = batch.text(&own.root);
             if own.root != "/" {
                 batch.call("chroot", libc::SYS_chroot, &[root]);
             }
             batch.call("umask", libc::SYS_umask, &[own.umask.into()]);
-            batch.run(stopped)?.all().map_err(bone.failed("set the directories of a thread"))?;
+            batch.run(stopped)?.all().map_err(&failed)?;
         }
         Ok(())
     }

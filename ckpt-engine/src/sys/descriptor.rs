@@ -183,6 +183,25 @@ pub fn lease(fd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
     Ok((lease != libc::F_UNLCK).then_some(lease))
 }
 
+/// `F_GET_RW_HINT`: how long the data written to a file are expected to live; 0 is not set.
+pub fn write_hint(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    const F_GET_RW_HINT: i32 = 1035;
+    let mut hint = 0u64;
+    // SAFETY: the kernel writes one u64, which `hint` is.
+    check(libc::c_long::from(unsafe {
+        libc::fcntl(fd.as_raw_fd(), F_GET_RW_HINT, &raw mut hint)
+    }))?;
+    Ok(hint)
+}
+
+/// `F_SET_RW_HINT`.
+pub fn set_write_hint(fd: BorrowedFd<'_>, hint: u64) -> io::Result<()> {
+    const F_SET_RW_HINT: i32 = 1036;
+    // SAFETY: the kernel reads one u64, which `hint` is.
+    let set = unsafe { libc::fcntl(fd.as_raw_fd(), F_SET_RW_HINT, &raw const hint) };
+    check(libc::c_long::from(set)).map(drop)
+}
+
 /// The magic number of the file system that an open file is on (fstatfs(2)).
 pub fn file_system(fd: BorrowedFd<'_>) -> io::Result<i64> {
     // SAFETY: statfs is plain integers, for which all zero is a valid value.

@@ -6,6 +6,7 @@ use std::{
     ptr,
 };
 
+use ckpt_format::files::BusyPoll;
 use nix::{fcntl::OFlag, sys::stat::Mode};
 
 use super::descriptor::own;
@@ -32,6 +33,33 @@ pub fn signal(mask: u64) -> io::Result<OwnedFd> {
 pub fn epoll() -> io::Result<OwnedFd> {
     // SAFETY: the call takes one integer and touches no memory of ours.
     own(libc::c_long::from(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }))
+}
+
+const EPIOCSPARAMS: libc::c_ulong = 0x4008_8a01;
+const EPIOCGPARAMS: libc::c_ulong = 0x8008_8a02;
+
+/// `EPIOCGPARAMS`: how devices are polled for an epoll set (Linux 6.9); none if that is as with a
+/// new one.
+pub fn busy_poll(epoll: BorrowedFd<'_>) -> io::Result<Option<BusyPoll>> {
+    // struct epoll_params: u32, u16, u8, and one byte of padding.
+    let mut parameters = [0u32; 2];
+    let buffer = parameters.as_mut_ptr();
+    // SAFETY: the kernel writes one epoll_params, eight bytes, which `parameters` has.
+    check(unsafe { libc::ioctl(epoll.as_raw_fd(), EPIOCGPARAMS, buffer) })?;
+    let [microseconds, rest] = parameters;
+    let [packets @ .., preferred, _] = rest.to_ne_bytes();
+    let packets = u16::from_ne_bytes(packets);
+    let found = BusyPoll { microseconds, packets, preferred: preferred != 0 };
+    Ok((parameters != [0; 2]).then_some(found))
+}
+
+/// `EPIOCSPARAMS`.
+pub fn set_busy_poll(epoll: BorrowedFd<'_>, wanted: BusyPoll) -> io::Result<()> {
+    let [low, high] = wanted.packets.to_ne_bytes();
+    let rest = u32::from_ne_bytes([low, high, u8::from(wanted.preferred), 0]);
+    let parameters = [wanted.microseconds, rest];
+    // SAFETY: the kernel reads one epoll_params, eight bytes, which `parameters` has.
+    check(unsafe { libc::ioctl(epoll.as_raw_fd(), EPIOCSPARAMS, parameters.as_ptr()) })
 }
 
 /// timerfd_create(2).

@@ -252,6 +252,43 @@ fn stop_inside(init: BorrowedFd<'_>) -> ! {
     unsafe { libc::_exit(1) }
 }
 
+/// A process in a pid namespace that does nothing, and ends with this.
+#[derive(Debug)]
+pub struct StandIn(nix::unistd::Pid);
+
+impl StandIn {
+    /// In the pid namespace of `init`.
+    pub fn new(init: BorrowedFd<'_>) -> io::Result<Self> {
+        on_own_thread(|| {
+            // For children of this thread alone.
+            join(init, libc::CLONE_NEWPID)?;
+            // SAFETY: the child makes system calls only, which is allowed after a fork of a
+            // process with several threads.
+            match unsafe { libc::fork() } {
+                -1 => Err(io::Error::last_os_error()),
+                0 => loop {
+                    // SAFETY: no pointers.
+                    unsafe { libc::pause() };
+                },
+                child => Ok(Self(nix::unistd::Pid::from_raw(child))),
+            }
+        })
+    }
+
+    /// Its number in our own pid namespace.
+    pub fn pid(&self) -> i32 {
+        self.0.as_raw()
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        // It is our child until it is collected here, so both can only succeed.
+        let _ = nix::sys::signal::kill(self.0, nix::sys::signal::Signal::SIGKILL);
+        let _ = waitpid(self.0, None);
+    }
+}
+
 /// Ends the calling process with a wait status. For a fresh child only.
 fn end_with(status: i32) -> ! {
     let signal = status & 0x7f;

@@ -109,8 +109,17 @@ fn what_is_open_below_a_dead_process_can_be_opened_again() {
         };
         let kind = Kind::Path(path);
         let (signal, locks, lease) = (0, Vec::new(), None);
-        let file =
-            File { flags: 0, owner: None, signal, locks, lease, mounts: 0, network: 0, kind };
+        let file = File {
+            flags: 0,
+            owner: None,
+            signal,
+            locks,
+            lease,
+            write_hint: 0,
+            mounts: 0,
+            network: 0,
+            kind,
+        };
         let files = Files { files: vec![file], ..Files::default() };
         skeleton.populate(&Processes::default()).unwrap();
         let opened = skeleton.open_files(&files).unwrap();

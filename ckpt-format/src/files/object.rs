@@ -33,7 +33,7 @@ pub struct Pipe {
     pub packets: Vec<serde_bytes::ByteBuf>,
     /// The packets must stay apart.
     pub packet_mode: bool,
-    /// Owner inside the VE (of a pipe without a name).
+    /// Owner inside the VE (of one without a name).
     pub uid: u32,
     /// Group inside the VE.
     pub gid: u32,
@@ -53,6 +53,22 @@ pub struct Fifo {
     pub deleted: bool,
     /// The mode bits.
     pub mode: u32,
+}
+
+/// A symbolic link, or what a unix socket was bound to, that has no name any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeletedNode {
+    /// The name that it once had, inside the VE.
+    #[serde(with = "serde_bytes")]
+    pub path: Vec<u8>,
+    /// Where a symbolic link leads to; without it, it is the node of a socket.
+    pub target: Option<serde_bytes::ByteBuf>,
+    /// The permission bits.
+    pub mode: u32,
+    /// Owner inside the VE.
+    pub uid: u32,
+    /// Group inside the VE.
+    pub gid: u32,
 }
 
 /// The state of an eventfd(2).
@@ -92,6 +108,17 @@ pub struct EpollEntry {
     pub events: u32,
     /// The caller's data.
     pub data: u64,
+}
+
+/// `EPIOCSPARAMS` of an epoll set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusyPoll {
+    /// How long, in microseconds.
+    pub microseconds: u32,
+    /// The most packets in one go.
+    pub packets: u16,
+    /// Rather than by interrupts.
+    pub preferred: bool,
 }
 
 /// One mark of a fanotify(7) group.

@@ -123,17 +123,22 @@ pub(super) fn gone(context: &mut Context) -> Result<(), Failure> {
 
 pub(super) fn working(context: &mut Context) -> Result<(), Failure> {
     let path = context.path("working");
-    fs::create_dir(&path)?;
+    let inner = path.join("in/it");
+    fs::create_dir_all(&inner)?;
     let child = Child::start(context, "worker", |stop| {
-        std::env::set_current_dir(&path)?;
+        std::env::set_current_dir(&inner)?;
         File::create("inside")?.write_all(b"x")?;
         fs::remove_file("inside")?;
-        fs::remove_dir(&path)?;
+        for gone in inner.ancestors().take(3) {
+            fs::remove_dir(gone)?;
+        }
+        let shown = fs::read_link("/proc/self/cwd")?;
         while !stop.wait(Duration::from_millis(5))? {
             let here = std::env::current_dir().map_err(|error| error.kind());
             same("the name of a removed folder", here, Err(std::io::ErrorKind::NotFound))?;
             let made = File::create("new").map(drop).map_err(|error| error.kind());
             same("making a file in it", made, Err(std::io::ErrorKind::NotFound))?;
+            same("its link", fs::read_link("/proc/self/cwd")?, shown.clone())?;
             ensure(Path::new(".").is_dir(), || "the working folder is no folder".to_owned())?;
         }
         Ok(())

@@ -4,6 +4,7 @@ mod contents;
 mod devices;
 mod directories;
 mod locks;
+mod nameless;
 mod pipes;
 mod regular;
 mod system;
@@ -34,6 +35,7 @@ pub(super) const AREA: Area = Area {
         local("proc-gone", "files of /proc of processes that are gone", system::proc_gone),
         local("sys-files", "files and folders of /sys", system::sys),
         local("program", "a program whose file is replaced", system::program),
+        local("program-memory", "a program in a memory file", system::program_in_memory),
         local("library", "libraries whose files are replaced", unnamed::library),
         local("deleted", "a deleted file, open several times", unnamed::shared),
         local("deleted-large", "a deleted file of 70 MiB", unnamed::large),
@@ -43,6 +45,8 @@ pub(super) const AREA: Area = Area {
         local("readdir-disk", "a folder that is read bit by bit", directories::on_disk),
         local("readdir-memory", "the same in memory", directories::in_memory),
         local("path-only", "descriptors that only name something", directories::by_path),
+        local("path-gone", "such descriptors of what has no name any more", nameless::by_path),
+        local("fifo-gone", "a FIFO that lost its name to another one", nameless::fifos),
         local("folder-gone", "a folder that is removed while it is open", directories::gone),
         local("working-gone", "a working folder that is removed", directories::working),
         local("lock-process", "locks of a process on parts of a file", locks::of_processes),

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -96,7 +97,7 @@ pub(super) fn proc_gone(context: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
-fn link(file: &File) -> Result<std::path::PathBuf, Failure> {
+fn link(file: &File) -> Result<PathBuf, Failure> {
     Ok(fs::read_link(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()))?)
 }
 
@@ -122,17 +123,51 @@ pub(super) fn sys(context: &mut Context) -> Result<(), Failure> {
 pub(super) fn program(context: &mut Context) -> Result<(), Failure> {
     let copy = context.path("program");
     fs::copy("/proc/self/exe", &copy)?;
+    let newer = context.path("newer");
+    fs::write(&newer, b"a newer version")?;
+    run(
+        context,
+        &copy,
+        "/program (deleted)",
+        || Ok(fs::rename(&newer, &copy)?),
+        || same("the newer version", fs::read(&copy)?, b"a newer version".to_vec()),
+    )
+}
+
+/// The same, but the copy is a memory file that stays open for reading and writing.
+pub(super) fn program_in_memory(context: &mut Context) -> Result<(), Failure> {
+    let mut copy = File::from(ckpt_engine::sys::task::memfd("program")?);
+    std::io::copy(&mut File::open("/proc/self/exe")?, &mut copy)?;
+    let end = copy.stream_position()?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}", copy.as_raw_fd()));
+    run(
+        context,
+        &path,
+        "/memfd:program (deleted)",
+        || Ok(()),
+        || same("where its copy is written", (&copy).stream_position()?, end),
+    )
+}
+
+/// Runs a program as another workload. After its start `begin` does something to it; `look` sees
+/// that it stays so.
+fn run(
+    context: &mut Context,
+    program: &Path,
+    name: &str,
+    begin: impl FnOnce() -> Result<(), Failure>,
+    look: impl Fn() -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let folder = context.path("run");
     let log = context.path("output");
-    let mut command = Command::new(&copy);
+    let mut command = Command::new(program);
     command.args(["workload", "devices", "--dir"]).arg(&folder);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(File::create(&log)?);
     let mut running = command.spawn()?;
     let status = format!("/proc/{}/exe", running.id());
-    fs::write(context.path("newer"), b"a newer version")?;
-    fs::rename(context.path("newer"), &copy)?;
+    begin()?;
     let shown = fs::read_link(&status)?;
-    let deleted = shown.to_string_lossy().ends_with("/program (deleted)");
+    let deleted = shown.to_string_lossy().ends_with(name);
     ensure(deleted, || format!("its program: {}", shown.display()))?;
     let size = fs::metadata("/proc/self/exe")?.len();
     let result = loop {
@@ -145,19 +180,20 @@ pub(super) fn program(context: &mut Context) -> Result<(), Failure> {
         }
         if let Some(status) = running.try_wait()? {
             let said = fs::read_to_string(&log).unwrap_or_default();
-            break Err(Failure::new(format!("a replaced program ended: {status} {said}")));
+            break Err(Failure::new(format!("its program ended: {status} {said}")));
         }
         same("the link to its program", fs::read_link(&status)?, shown.clone())?;
         same("the size of its program", File::open(&status)?.metadata()?.len(), size)?;
-        same("the newer version", fs::read(&copy)?, b"a newer version".to_vec())?;
+        look()?;
     };
     drop(running.stdin.take());
     result?;
     let status = running.wait()?;
-    ensure(status.success(), || format!("a replaced program ended: {status}"))
+    ensure(status.success(), || format!("its program ended: {status}"))
 }
 
 pub(super) fn flags(context: &mut Context) -> Result<(), Failure> {
+    use ckpt_engine::sys::descriptor;
     use ckpt_engine::sys::program::descriptor::{Fcntl, fcntl};
     use nix::fcntl::{FcntlArg, FdFlag};
     let path = context.path("flags");
@@ -165,6 +201,11 @@ pub(super) fn flags(context: &mut Context) -> Result<(), Failure> {
     let open = |flags| nix::fcntl::open(&path, flags, Mode::empty());
     let kept = libc::O_APPEND | libc::O_NONBLOCK | libc::O_DSYNC | libc::O_SYNC | libc::O_NOATIME;
     let sync = open(OFlag::O_WRONLY | OFlag::O_SYNC | OFlag::O_CLOEXEC)?;
+    let (null, own) = (File::open("/dev/null")?, open(OFlag::O_RDONLY | OFlag::O_NOFOLLOW)?);
+    let plain = [null.as_fd(), own.as_fd(), sync.as_fd()];
+    let all = || plain.map(|fd| fcntl(fd, Fcntl::GetFlags).unwrap_or(-1));
+    let (before, expected_life) = (all(), 3);
+    descriptor::set_write_hint(sync.as_fd(), expected_life)?;
     let append = open(OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_NOATIME)?;
     let twin = append.try_clone()?;
     nix::fcntl::fcntl(&twin, FcntlArg::F_SETFD(FdFlag::empty()))?;
@@ -175,6 +216,8 @@ pub(super) fn flags(context: &mut Context) -> Result<(), Failure> {
         let blocking = if turn % 2 == 0 { 0 } else { libc::O_NONBLOCK };
         let expected = libc::O_APPEND | libc::O_NOATIME | blocking;
         same("flags of one that appends", ask(&append)? & kept, expected)?;
+        same("all flags of some files", all(), before)?;
+        same("how long its data live", descriptor::write_hint(sync.as_fd())?, expected_life)?;
         same("flags of its twin", ask(&twin)? & kept, expected)?;
         same("access", ask(&twin)? & libc::O_ACCMODE, libc::O_RDWR)?;
         let closes = |fd: &OwnedFd| nix::fcntl::fcntl(fd, FcntlArg::F_GETFD);

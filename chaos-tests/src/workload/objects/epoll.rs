@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use ckpt_engine::sys::event::{busy_poll, set_busy_poll};
+use ckpt_format::files::BusyPoll;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -39,8 +41,12 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     let first = ready(&outer)?;
     same("ready at the beginning", first, vec![EDGE, ONCE, INNER])?;
     // A program must expect an edge to be told again, but not that a spent one-shot speaks.
+    let busy = BusyPoll { microseconds: 50, packets: 16, preferred: true };
+    set_busy_poll(inner.0.as_fd(), busy)?;
     let mut turn = 0;
     while context.step(Duration::from_millis(6))? {
+        same("how devices are polled", busy_poll(inner.0.as_fd())?, Some(busy))?;
+        same("how they are polled outside", busy_poll(outer.0.as_fd())?, None)?;
         let quiet = ready(&outer)?;
         ensure(quiet.contains(&INNER), || format!("a nested epoll is silent: {quiet:?}"))?;
         ensure(!quiet.contains(&ONCE), || "a spent one-shot spoke".to_owned())?;

@@ -85,8 +85,37 @@ pub(super) fn jail(context: &mut Context) -> Result<(), Failure> {
         }
         Ok(())
     })?;
+    let (root, outside) = (context.path("jail"), context.path("outside"));
+    fs::create_dir(&outside)?;
+    fs::write(outside.join("file"), "out of jail")?;
+    let visitor = Child::start(context, "visitor", |stop| {
+        chdir(&outside)?;
+        chroot(&root)?;
+        while !stop.wait(Duration::from_millis(10))? {
+            same("what a visitor reads", fs::read_to_string("file")?, "out of jail".to_owned())?;
+            same("what is in jail", fs::metadata("/inner").is_ok(), true)?;
+            same("what is not", fs::metadata("/usr").is_err(), true)?;
+        }
+        Ok(())
+    })?;
+    let gone = context.path("gone");
+    fs::create_dir(&gone)?;
+    let hermit = Child::start(context, "hermit", |stop| {
+        chdir(&gone)?;
+        fs::remove_dir(&gone)?;
+        chroot(".")?;
+        while !stop.wait(Duration::from_millis(10))? {
+            same("what is in a removed root", fs::read_dir("/")?.count(), 0)?;
+            same("what is to be there", fs::create_dir("/new").is_err(), true)?;
+        }
+        Ok(())
+    })?;
     while context.step(Duration::from_millis(20))? {
         child.check()?;
+        visitor.check()?;
+        hermit.check()?;
     }
+    hermit.finish()?;
+    visitor.finish()?;
     child.finish()
 }

@@ -13,6 +13,7 @@ use ckpt_engine::sys::{descriptor, identity, socket};
 use super::plain::{number, readable, set};
 use crate::workload::context::Context;
 use crate::workload::outcome::{Failure, LATE, ensure, same};
+use crate::workload::process::Child;
 
 const PAUSE: Duration = Duration::from_millis(5);
 const SOL: i32 = libc::SOL_SOCKET;
@@ -30,7 +31,22 @@ pub(super) fn credentials(context: &mut Context) -> Result<(), Failure> {
     set(&two, (SOL, libc::SO_PASSCRED, 1))?;
     let mut own = (std::process::id().cast_signed(), nix::unistd::geteuid().as_raw());
     one.send(b"first")?;
+    let (from, to) = UnixStream::pair()?;
+    set(&to, (SOL, libc::SO_PASSCRED, 1))?;
+    // A user who has gone, who is seen as often as one looks ahead.
+    let gone = Child::start(context, "stranger", |_| {
+        nix::unistd::setgid(nix::unistd::Gid::from_raw(7))?;
+        nix::unistd::setuid(nix::unistd::Uid::from_raw(5))?;
+        Ok((&from).write_all(b"x")?)
+    })?;
+    let number = gone.pid.as_raw();
+    gone.finish()?;
     while context.step(PAUSE)? {
+        let seen = socket::receive(to.as_fd(), &mut [0; 10], libc::MSG_PEEK)?.credentials;
+        let (pid, uid, gid) = seen.unwrap_or_default();
+        same("the user who has gone", (uid, gid), (5, 7))?;
+        let is_gone = pid > 0 && (pid == number || fs::metadata(format!("/proc/{pid}")).is_err());
+        ensure(is_gone, || format!("process {pid} seems to have sent a message"))?;
         one.send(b"next")?;
         let got = socket::receive(two.as_fd(), &mut [0; 10], libc::MSG_DONTWAIT)?;
         let found = got.credentials.map(|(pid, uid, _)| (pid, uid));

@@ -16,7 +16,9 @@ use super::super::{
 };
 use crate::sys::{
     descriptor::{Count, count},
+    namespace::StandIn,
     socket::{self, Along, Guarded, Received},
+    task,
 };
 
 /// Room for the largest datagram that default limits allow, and more.
@@ -190,11 +192,12 @@ pub(in super::super) fn fill(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildErr
             _ => None,
         })
     };
+    let mut gone = None;
     for (id, unix) in sockets() {
         if !unix.queue.is_empty() {
             // A sender that is gone is made once more, where it could reach an abstract name.
             rebuild.enter_network(files.get(id).map_or(0, |file| file.network))?;
-            refill(rebuild, id, unix)?;
+            refill(rebuild, id, unix, &mut gone)?;
         }
     }
     rebuild.enter_network(0)?;
@@ -219,7 +222,12 @@ pub(in super::super) fn fill(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildErr
     Ok(())
 }
 
-fn refill(rebuild: &Rebuild<'_>, id: FileId, unix: &UnixSocket) -> Result<(), RebuildError> {
+fn refill(
+    rebuild: &Rebuild<'_>,
+    id: FileId,
+    unix: &UnixSocket,
+    gone: &mut Option<StandIn>,
+) -> Result<(), RebuildError> {
     let failed = |source: io::Error| RebuildError::Kernel { object: "unix socket", source };
     let bytes: usize = unix.queue.iter().map(|message| message.data.len() + 2048).sum();
     let peer = match unix.state {
@@ -231,7 +239,8 @@ fn refill(rebuild: &Rebuild<'_>, id: FileId, unix: &UnixSocket) -> Result<(), Re
         let rights: Option<Vec<BorrowedFd<'_>>> =
             message.files.iter().map(|&file| rebuild.made(file)).collect();
         let rights = rights.ok_or(RebuildError::Damaged)?;
-        let along = Along { receiver: &[], rights: &rights, credentials: forged(rebuild, message) };
+        let credentials = forged(rebuild, message, gone).map_err(failed)?;
+        let along = Along { receiver: &[], rights: &rights, credentials };
         if !datagram {
             let sender = peer.ok_or(RebuildError::Damaged)?;
             options::make_room(sender, bytes, 0).map_err(failed)?;
@@ -282,12 +291,25 @@ fn by_name<'a>(rebuild: &'a Rebuild<'_>, name: &[u8]) -> Option<BorrowedFd<'a>> 
     rebuild.made(FileId(u32::try_from(place).ok()?))
 }
 
-/// Credentials that the kernel accepts: of a process that exists.
-fn forged(rebuild: &Rebuild<'_>, message: &UnixMessage) -> Option<(i32, u32, u32)> {
-    let credentials = message.credentials?;
-    let pid = *rebuild.target.processes.get(&credentials.pid)?;
+/// Credentials that the kernel accepts: of a process that exists. A sender that is gone is one
+/// whose process ends when all queues are full, so that nobody else is taken for it.
+fn forged(
+    rebuild: &Rebuild<'_>,
+    message: &UnixMessage,
+    gone: &mut Option<StandIn>,
+) -> io::Result<Option<(i32, u32, u32)>> {
+    let Some(credentials) = message.credentials else { return Ok(None) };
+    let processes = &rebuild.target.processes;
+    let pid = match (processes.get(&credentials.pid), processes.get(&1)) {
+        (Some(&pid), _) => pid,
+        (None, Some(&init)) => match gone {
+            Some(gone) => gone.pid(),
+            None => gone.insert(StandIn::new(task::pidfd_open(init)?.as_fd())?).pid(),
+        },
+        (None, None) => return Ok(None),
+    };
     let base = rebuild.target.id_base;
-    Some((pid, base + credentials.uid, base + credentials.gid))
+    Ok(Some((pid, base + credentials.uid, base + credentials.gid)))
 }
 
 fn send_all(fd: BorrowedFd<'_>, data: &[u8], along: &Along<'_>) -> io::Result<()> {

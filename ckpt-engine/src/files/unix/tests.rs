@@ -13,7 +13,10 @@ use std::{
 };
 
 use crate::{
-    files::testing::{Child, new_network, rebuild},
+    files::{
+        Target,
+        testing::{Child, new_network, rebuild, rebuild_in},
+    },
     sys::socket::{self, Along},
 };
 
@@ -301,6 +304,26 @@ fn messages_of_a_seqpacket_stay_apart_and_credentials_stay_with_them() {
     assert!(first.credentials.is_some(), "SO_PASSCRED is kept");
     let second = socket::receive(far.as_fd(), &mut buffer, 0).unwrap();
     assert_eq!(&buffer[..second.length], b"two");
+}
+
+#[test]
+fn a_sender_who_has_gone_is_seen_as_the_user_that_it_was() {
+    let (near, far) = socket::pair(libc::SOCK_STREAM).unwrap();
+    super::super::options::set(far.as_fd(), libc::SOL_SOCKET, libc::SO_PASSCRED, 1).unwrap();
+    // This process is none of the VE, just as one that has ended.
+    let credentials = Some((std::process::id().cast_signed(), 5, 7));
+    socket::send(near.as_fd(), b"x", &Along { credentials, ..Along::default() }, 0).unwrap();
+    let child = Child::holding(&[near.as_fd(), far.as_fd()]);
+    let number = far.as_raw_fd();
+    let captured = child.capture();
+    drop((near, far, child));
+    let mut target = Target::new(0).unwrap();
+    target.processes.insert(1, std::process::id().cast_signed());
+    let copy = rebuild_in(&captured, target);
+    let seen = socket::receive(copy.of(number).as_fd(), &mut [0], 0).unwrap().credentials;
+    let (pid, uid, gid) = seen.unwrap();
+    assert_eq!((uid, gid), (5, 7));
+    assert!(pid > 0 && !std::fs::exists(format!("/proc/{pid}")).unwrap(), "{pid}");
 }
 
 #[test]
