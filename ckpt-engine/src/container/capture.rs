@@ -52,7 +52,7 @@ pub fn capture(init: i32, pids: &[i32]) -> Result<Captured, ContainerError> {
     let own = names(process.as_fd()).map_err(step("read the names"))?;
     let offsets = read("timens_offsets").map_err(step("read the clocks"))?;
     let clocks = clocks(&offsets).map_err(step("read the clocks"))?;
-    let date_ns = read_clock(ClockId::CLOCK_REALTIME).map_err(step("read the clocks"))?;
+    let date_ns = date().map_err(step("read the clocks"))?;
     let Some(first) = tables.first() else { return Err(ContainerError::Gone) };
     let mut reader = Reader::new(base, first, spaces.numbers());
     reader.loopbacks = spaces.loopbacks().map_err(step("read the networks"))?;
@@ -281,6 +281,12 @@ pub fn host_clocks() -> io::Result<Clocks> {
     })
 }
 
+/// The date of the host, in nanoseconds since 1970: [`Plan::date_ns`] of clocks that were read just
+/// before.
+pub fn date() -> io::Result<i64> {
+    read_clock(ClockId::CLOCK_REALTIME)
+}
+
 fn read_clock(clock: ClockId) -> io::Result<i64> {
     let time = clock_gettime(clock)?;
     Ok(time.tv_sec().saturating_mul(1_000_000_000) + time.tv_nsec())
@@ -290,7 +296,7 @@ fn read_clock(clock: ClockId) -> io::Result<i64> {
 /// described. How long that took the dates of both hosts tell, when they are less than a
 /// second apart; if not, no time has passed.
 pub fn clocks_now(plan: &Plan) -> io::Result<Clocks> {
-    let passed = read_clock(ClockId::CLOCK_REALTIME)?.saturating_sub(plan.date_ns);
+    let passed = date()?.saturating_sub(plan.date_ns);
     let passed = if (0..=DATES_APART_MAX_NS).contains(&passed) { passed } else { 0 };
     Ok(Clocks {
         monotonic_ns: plan.clocks.monotonic_ns.saturating_add(passed),

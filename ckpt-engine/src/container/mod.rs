@@ -53,7 +53,7 @@ use nix::sys::{
 pub(crate) use self::mountinfo::binary_formats;
 pub use self::{
     bench::Bench,
-    capture::{Captured, Found, capture, clock_offsets, clocks_now, host_clocks},
+    capture::{Captured, Found, capture, clock_offsets, clocks_now, date, host_clocks},
     enter::{Entered, Entry, Program, enter, open_terminal},
     error::ContainerError,
     late::LateMount,

@@ -107,7 +107,8 @@ pub(super) fn cancel(context: &mut Context) -> Result<(), Failure> {
         let is_due = now()? >= due;
         match timer.wait() {
             Ok(()) => {
-                ensure(is_due, || "a timer of the wall clock ended early".to_owned())?;
+                let early = due.saturating_sub(now()?);
+                ensure(is_due || early.is_zero(), || format!("a timer ended {early:?} early"))?;
             }
             Err(Errno::EAGAIN) => {
                 let late = now()?.saturating_sub(due);

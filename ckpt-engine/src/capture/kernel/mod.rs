@@ -217,8 +217,10 @@ impl View {
         known.keep(&asked, &afterwards, &filters);
         let mut again = Filters::default();
         let now_ns = asked.timers_read_at_ns;
-        // Only a stop tells what is unusual.
-        if seen.len() != asked.threads.len() {
+        // Only a stop tells what is unusual; and by it the dispatch of calls is off, so that such a
+        // thread looks like others.
+        let dispatches = |thread: &Thread| thread.controls.dispatch.is_some();
+        if seen.len() != asked.threads.len() || asked.threads.iter().any(dispatches) {
             return Ok(());
         }
         let told = self.process(

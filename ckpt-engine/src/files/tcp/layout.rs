@@ -30,6 +30,7 @@ const MEMBERS: &[(&str, &str, u32)] = &[
     ("sock", "sk_max_pacing_rate", 64),
     ("sock", "sk_ll_usec", 32),
     ("sock", "sk_prefer_busy_poll", 8),
+    ("sock", "sk_no_check_tx", 1),
     ("sock", "sk_clockid", 8),
     ("sock", "sk_txtime_deadline_mode", 1),
     ("sock", "sk_txtime_report_errors", 1),

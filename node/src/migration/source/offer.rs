@@ -120,6 +120,7 @@ impl Offer {
         begun.journal.write(migration, Step::Copying).map_err(MigrateError::Journal)?;
         message.epoch = begin(&coordinator, &message, target, sink).await?;
         message.container.clocks = live.clocks().map_err(MigrateError::Inside)?;
+        message.container.date_ns = container::date().map_err(MigrateError::Inside)?;
         talk.sender.send(&message).await?;
         let template_missing = match talk.answer_or_cancel(ANSWER, sink).await? {
             ToSource::Accepted { template_missing } => template_missing,
