@@ -73,6 +73,15 @@ pub enum InjectError {
 }
 
 impl InjectError {
+    /// Whether this says nothing but that the process is about to change, as by execve(2): its new
+    /// program has its vdso, and so our calls, at another place.
+    pub(crate) fn is_of_one_that_changes(&self) -> bool {
+        matches!(
+            self,
+            Self::Ended { .. } | Self::Busy { .. } | Self::Unexpected { .. } | Self::NoVdso
+        )
+    }
+
     pub(super) fn control(tid: i32) -> impl FnOnce(io::Error) -> Self {
         move |source| match source.raw_os_error() {
             Some(libc::ESRCH) => Self::Ended { tid },

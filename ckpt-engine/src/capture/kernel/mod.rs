@@ -172,10 +172,9 @@ impl View {
                 continue;
             }
             match self.ask(patient, ids, &mut known) {
-                // It has ended, or does not stop just now.
+                // It has ended, does not stop just now, or has become another program meanwhile.
                 Err(CaptureError::Proc(error)) if error.is_gone() => {}
-                Err(CaptureError::Inject(InjectError::Ended { .. } | InjectError::Busy { .. })) => {
-                }
+                Err(CaptureError::Inject(error)) if error.is_of_one_that_changes() => {}
                 other => learned = learned.and(other),
             }
         }
