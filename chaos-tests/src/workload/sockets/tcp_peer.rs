@@ -71,8 +71,9 @@ pub(super) fn parcels(context: &mut Context) -> Result<(), Failure> {
         Ok(Instant::now())
     };
     let mut sent = send(LENGTH)?;
+    let mut planted = 0;
     while context.step(Duration::from_millis(10))? {
-        let planted = usize::from(context.progress.plant());
+        planted += usize::from(context.progress.plant());
         match listener.accept() {
             Ok((mut told, _)) => {
                 let mut count = [0; 8];

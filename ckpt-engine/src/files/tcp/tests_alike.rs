@@ -5,6 +5,7 @@ use std::{
     io::{Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
     os::fd::{AsFd, AsRawFd},
+    time::{Duration, Instant},
 };
 
 use ckpt_format::files::{File, FileId, Kind, SocketOption, TcpState};
@@ -189,12 +190,14 @@ fn records_tell_what_connections_answer() {
         while Info::of(servers[LIKE_THE_FIRST].as_fd()).unwrap().silent_ms < 2 * QUIET_MS {
             std::thread::yield_now();
         }
-        (&clients[0]).write_all(b"late").unwrap();
-        (&servers[0]).read_exact(&mut [0; 4]).unwrap();
         let fds: Vec<_> = servers.iter().map(AsFd::as_fd).collect();
         let child = Child::holding(&fds);
         assert_eq!(super::super::check(&child.source()), []);
+        let late = Instant::now();
+        (&clients[0]).write_all(b"late").unwrap();
+        (&servers[0]).read_exact(&mut [0; 4]).unwrap();
         let told = child.capture_at_rest();
+        let at_once = late.elapsed() < Duration::from_millis(QUIET_MS.into());
         let count = told.undo.connections.iter().filter(|it| it.is_told).count();
         assert!(count > 80, "{address}: {count} are told by their records");
         // Repair mode goes on: nobody hears of it, and nothing changes.
@@ -209,7 +212,7 @@ fn records_tell_what_connections_answer() {
             assert!(apart.abs() < 2000, "{address} {number}: {told_at} {asked_at}");
             assert!(is_quiet || !quiet, "{address} {number}: is not quiet");
             assert!(quiet || number != LIKE_THE_FIRST, "{address} {number}: is quiet");
-            assert!(!quiet || number != 0, "{address} {number}: is not quiet");
+            assert!(!quiet || number != 0 || !at_once, "{address} {number}: is not quiet");
         }
         assert_eq!(told.tables, asked.tables);
         drop(asked);
