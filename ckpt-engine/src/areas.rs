@@ -31,10 +31,37 @@ pub struct AddressSpace {
     pub unsupported: Vec<(String, &'static str)>,
 }
 
+/// How often the areas of a process are read that changes them meanwhile.
+const TRIES: u32 = 8;
+
 impl AddressSpace {
     /// Reads the areas of a process.
     pub fn read(pid: i32) -> Result<Self, ProcError> {
-        Ok(Self::parse(pid, &procfs::read_text(pid, "smaps")?))
+        Ok(Self::told(pid, || procfs::read_text(pid, "smaps"))?.0)
+    }
+
+    /// By whoever reads `/proc/PID/smaps` of this process, which is read until it is of one moment;
+    /// with what it says.
+    pub(crate) fn told<E>(
+        pid: i32,
+        smaps: impl FnMut() -> Result<String, E>,
+    ) -> Result<(Self, String), E> {
+        let mut smaps = smaps;
+        let mut tries = 0;
+        loop {
+            let text = smaps()?;
+            let space = Self::parse(pid, &text);
+            tries += 1;
+            if space.is_of_one_moment() || tries == TRIES {
+                return Ok((space, text));
+            }
+        }
+    }
+
+    /// Whether no area lies in another one. What the kernel tells in several pieces can be of several
+    /// moments: an area that has grown meanwhile comes again in the next piece.
+    fn is_of_one_moment(&self) -> bool {
+        self.areas.windows(2).all(|two| two[0].end <= two[1].start)
     }
 
     /// From what `/proc/PID/smaps` of this process says: lines and flags of one moment.
@@ -377,6 +404,16 @@ mod tests {
         let split = [area(0x1000, 0x2000, None, 0), area(0x2000, 0x3000, None, 0)];
         check(&heap, &split, &[(0x1000, 0x3000)]);
         check(&heap, &[area(0x4000, 0x5000, None, 0)], &[]);
+    }
+
+    #[test]
+    fn areas_of_several_moments_are_told_by_their_places() {
+        let space = |areas| AddressSpace { areas, ..AddressSpace::default() };
+        let apart = vec![area(1, 3, None, 0), area(3, 4, None, 0), area(6, 7, None, 0)];
+        assert!(space(apart).is_of_one_moment());
+        // The first one has grown before the second piece was read.
+        let again = vec![area(1, 3, None, 0), area(1, 5, None, 0), area(6, 7, None, 0)];
+        assert!(!space(again).is_of_one_moment());
     }
 
     #[test]

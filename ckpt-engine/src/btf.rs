@@ -66,19 +66,6 @@ impl Types {
         self.bit_below(at, member, DEPTH_MAX).ok_or_else(unknown)
     }
 
-    /// The same of a member of a member whose own structure has no name, in bytes.
-    pub(crate) fn within(&self, structure: &str, outer: &str, inner: &str) -> io::Result<u32> {
-        let at = self.structure(structure)?;
-        let count = word(&self.bytes, at + 4).map_or(0, |head| head & 0xffff);
-        let found = (0..count as usize).find_map(|index| {
-            let at = at + 12 + 12 * index;
-            let named = self.is_text(word(&self.bytes, at)?, outer);
-            let kind = usize::try_from(word(&self.bytes, at + 4)?).ok()?.checked_sub(1)?;
-            named.then(|| self.bit_below(*self.places.get(kind)?, inner, 1))?
-        });
-        Ok(self.offset(structure, outer)? + found.ok_or_else(unknown)? / 8)
-    }
-
     /// The size of a structure in bytes.
     pub(crate) fn size(&self, structure: &str) -> io::Result<u32> {
         let at = self.structure(structure)?;
@@ -166,10 +153,6 @@ mod tests {
         assert!(types.offset("kioctx", "reqs_available").unwrap() > 0);
         assert!(types.offset("kioctx", "no_such_member").is_err());
         assert_eq!(types.size("list_head").unwrap(), 16);
-        // Of a member with a structure of its own.
-        let stopped = types.within("tty_struct", "flow", "stopped").unwrap();
-        assert_eq!(types.within("tty_struct", "flow", "tco_stopped").unwrap(), stopped + 1);
-        assert!(types.within("tty_struct", "flow", "no_such_member").is_err());
         // In a member that is a structure.
         let inner = types.bit("tcp_sock", "rx_opt.mss_clamp").unwrap();
         let outer = types.bit("tcp_sock", "rx_opt").unwrap();

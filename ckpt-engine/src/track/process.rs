@@ -182,9 +182,8 @@ impl Tracked {
 
     fn update(&mut self, maps: String, mark: Option<AreasMark>) -> Result<(), TrackError> {
         let Some(life) = &mut self.life else { return Ok(()) };
-        let smaps =
-            read_again(&mut life.smaps).map_err(|source| gone(self.host, "smaps", source))?;
-        let space = AddressSpace::parse(self.host, &smaps);
+        let (space, smaps) = AddressSpace::told(self.host, || read_again(&mut life.smaps))
+            .map_err(|source| gone(self.host, "smaps", source))?;
         let good = kept(&life.space.areas, &space.areas);
         life.sent = life.sent.common(&good);
         life.owed = life.owed.common(&good);

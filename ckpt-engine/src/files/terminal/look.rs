@@ -50,7 +50,7 @@ struct Places {
 
 impl Places {
     fn find(types: &Types) -> io::Result<Self> {
-        let flow = |inner| types.within("tty_struct", "flow", inner);
+        let flow = |inner: &str| types.offset("tty_struct", &format!("flow.{inner}"));
         let pieces = types.offset("tty_port", "buf")? + types.offset("tty_bufhead", "head")?;
         Ok(Self {
             file_tty: types.offset("tty_file_private", "tty")?,
@@ -59,7 +59,7 @@ impl Places {
             tty_buffer: types.offset("tty_struct", "disc_data")?,
             tty_stopped: flow("stopped")?,
             tty_held: flow("tco_stopped")?,
-            tty_news: types.within("tty_struct", "ctrl", "pktstatus")?,
+            tty_news: types.offset("tty_struct", "ctrl.pktstatus")?,
             port_pieces: pieces,
             piece_next: types.offset("tty_buffer", "next")?,
             piece_commit: types.offset("tty_buffer", "commit")?,
