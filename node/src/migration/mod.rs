@@ -4,7 +4,7 @@
 //! [`rounds`] decides when to freeze and when to step on the [`brake`], [`blackout`] is the source's VE while it stands still,
 //! [`builder`] the target's thread that rebuilds it, [`settle`] asks the log what has become of
 //! a migration, and [`recover`] does so after a daemon has died half way. [`watchdog`] ends a
-//! freeze without it. [`leftovers`] tells the log what has been cleared away. [`checkpoint`] puts a
+//! freeze without it, and [`vain`] says when one that was in vain is tried again. [`leftovers`] tells the log what has been cleared away. [`checkpoint`] puts a
 //! file in the place of the link. [`postcopy`] lets a VE run before all its memory is there.
 
 mod admit;
@@ -34,6 +34,7 @@ mod squeeze;
 mod standing;
 mod stopwatch;
 mod target;
+mod vain;
 mod watchdog;
 
 use std::{process::ExitCode, sync::Arc, time::Duration};

@@ -34,6 +34,7 @@ use crate::{
         pipe::Pipe,
         postcopy::later::Memory,
         source::{Context, look_at},
+        vain::VainStops,
     },
     storage,
     ve::{Operation, StopMode},
@@ -42,9 +43,6 @@ use crate::{
 /// How often a VE that goes on is copied before it stands still: the second round is what it wrote
 /// during the first.
 const LIVE_ROUNDS: u32 = 2;
-/// How often a VE is stopped in vain before its state counts as impossible to capture.
-const VAIN_STOPS_MAX: u32 = 8;
-const VAIN_PAUSE: Duration = Duration::from_millis(50);
 /// How long a VE may stand still beside what its data takes on a slow disk.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PATIENCE_GOES_ON: Duration = Duration::from_secs(10);
@@ -194,19 +192,16 @@ fn copy(mut live: Live, pipe: &Pipe, rounds: u32, patience: Duration) -> Result<
     for number in 0..rounds {
         live.round(number, pipe)?;
     }
-    let mut vain_stops = 0;
+    let mut vain = VainStops::default();
     loop {
         let mut still = live.freeze(patience).map_err(|(_, error)| error)?;
-        match still.send_rest(Memory::Whole, pipe) {
-            Ok(()) => return Ok(still),
-            Err(cause) if cause.is_passing() && vain_stops < VAIN_STOPS_MAX => {
-                tracing::info!(%cause, "stopped in vain; trying again");
-                vain_stops += 1;
-                live = still.back()?;
-                std::thread::sleep(VAIN_PAUSE * vain_stops);
-            }
-            Err(cause) => return Err(cause),
-        }
+        let Err(cause) = still.send_rest(Memory::Whole, pipe) else { return Ok(still) };
+        let Some(pause) = cause.is_passing().then(|| vain.next()).flatten() else {
+            return Err(cause);
+        };
+        tracing::info!(%cause, "stopped in vain; trying again");
+        live = still.back()?;
+        std::thread::sleep(pause);
     }
 }
 

@@ -39,6 +39,7 @@ use super::{
     rounds::{Fixed, Measured, Next, Policy, Prediction},
     settle::{self, Verdict},
     stopwatch::Stopwatch,
+    vain::VainStops,
 };
 use crate::{
     api::{Sink, chain},
@@ -56,9 +57,6 @@ const RUN: Duration = Duration::from_secs(5);
 const FREEZE: Duration = Duration::from_secs(10);
 /// How long the reason may take after the target has stopped to listen.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// How often a VE is stopped in vain before its state counts as unmovable.
-const VAIN_STOPS_MAX: u32 = 8;
-const VAIN_PAUSE: Duration = Duration::from_millis(50);
 /// How often the user is told why a move does not end.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 /// How long frames that still arrive here are passed on.
@@ -163,8 +161,7 @@ struct Session {
     target: NodeId,
     /// This node's name and the target's.
     names: (String, String),
-    /// How often the VE was stopped in vain.
-    vain_stops: u32,
+    vain: VainStops,
 }
 
 /// A migration that the log knows of. Dropped unsettled, the log is told that it is off.
@@ -321,21 +318,17 @@ impl Stopped {
             (still, sent)
         })
         .await?;
-        match sent {
-            Ok(()) => {}
-            Err(cause) if cause.is_passing() && session.vain_stops < VAIN_STOPS_MAX => {
-                tracing::info!(%cause, "stopped in vain; trying again");
-                session.vain_stops += 1;
-                let live = spawn_blocking(move || still.back()).await??;
-                session.pipe.lift_limit(false);
-                tokio::time::sleep(VAIN_PAUSE * session.vain_stops).await;
-                return Ok(Rest::NotNow(Box::new(Precopy { session, live })));
-            }
-            Err(cause) => {
+        if let Err(cause) = sent {
+            let Some(pause) = cause.is_passing().then(|| session.vain.next()).flatten() else {
                 // The VE need not wait for what the target has to say.
                 drop(still);
                 return Err(session.reason(cause).await);
-            }
+            };
+            tracing::info!(%cause, "stopped in vain; trying again");
+            let live = spawn_blocking(move || still.back()).await??;
+            session.pipe.lift_limit(false);
+            tokio::time::sleep(pause).await;
+            return Ok(Rest::NotNow(Box::new(Precopy { session, live })));
         }
         match session.talk.answer(REBUILD).await? {
             ToSource::Ready { restore_ms } => {

@@ -35,6 +35,7 @@ use crate::{
         pipe::Pipe,
         postcopy, settle,
         standing::Standing,
+        vain::VainStops,
         watchdog::Watchdog,
     },
     network::{
@@ -129,8 +130,8 @@ impl Offer {
         };
         let pace = Pace::new(wish.bandwidth, limiter);
         let (pipe, pump) = Pipe::start(talk.bulk.open().await?, pace);
-        let mut session =
-            Session { begun, operation, talk, pipe, pump, target, names, vain_stops: 0 };
+        let vain = VainStops::default();
+        let mut session = Session { begun, operation, talk, pipe, pump, target, names, vain };
         if template_missing {
             session.send_template(message.template, sink).await?;
         }
