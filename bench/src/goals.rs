@@ -72,10 +72,12 @@ pub const DAEMON_MEMORY: Goal = at_most("memory of a daemon at its peak in a mov
 /// That it does not depend on the size of the VE.
 pub const DAEMON_MEMORY_GROWTH: Goal =
     at_most("the same, for a VE of twice the size, beyond the first", 8.0, "MiB");
-/// What pre-copy takes from the programs in the VE.
-pub const SLOWDOWN: Goal = at_most("slow-down during pre-copy, median", 0.05, "of the operations");
+/// What pre-copy takes from the programs in the VE, where a processor is free for it.
+pub const SLOWDOWN: Goal =
+    at_most("slow-down during pre-copy, median operation", 0.05, "of its time");
 /// The same for the slowest answers.
-pub const SLOWDOWN_WORST: Goal = at_most("slow-down of p99 during pre-copy", 0.10, "of p99");
+pub const SLOWDOWN_WORST: Goal =
+    at_most("slow-down during pre-copy, p99 of the operations", 0.10, "of p99");
 /// Many VEs on a small host.
 pub const DENSITY: Goal = at_least("VEs on 768 MiB that all answer within 1 s", 120.0, "VEs");
 

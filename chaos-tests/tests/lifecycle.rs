@@ -30,6 +30,12 @@ fn a_ve_is_created_started_entered_changed_stopped_and_destroyed() {
     assert_eq!(good("vzctl exec 101 cat /proc/1/comm").trim(), "init");
     assert_eq!(vz("vzctl exec 101 exit 5").code, Some(8));
     assert_eq!(vz("vzctl exec2 101 exit 5").code, Some(5));
+    // Init and what the host puts in begin as on a host, whatever the daemon may have itself.
+    for process in ["1", "self"] {
+        let limits = good(&format!("vzctl exec 101 cat /proc/{process}/limits"));
+        let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        assert_eq!(files.split_whitespace().nth(3), Some("1024"), "{files}");
+    }
     let listed = good("vzlist -H -o ctid,status,ip,hostname");
     let listed: Vec<&str> = listed.split_whitespace().collect();
     assert_eq!(listed, ["101", "running", "10.77.1.1", "shop"]);

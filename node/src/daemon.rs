@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use ckpt_engine::sys::children;
+use ckpt_engine::sys::{children, task};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
@@ -54,6 +54,10 @@ pub struct Daemon {
 
 /// Runs the daemon until SIGTERM or SIGINT. VEs go on without it.
 pub async fn run(config: Config) -> Result<(), DaemonError> {
+    // A VE that is copied takes some for each process.
+    if let Err(source) = task::raise_descriptor_limit() {
+        warn!(%source, "cannot raise the limit of descriptors (RLIMIT_NOFILE)");
+    }
     for path in [&config.state_dir, &config.run_dir] {
         std::fs::create_dir_all(path)
             .map_err(|source| DaemonError::Directory { path: path.clone(), source })?;

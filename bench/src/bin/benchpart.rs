@@ -55,7 +55,7 @@ enum Part {
         #[arg(long)]
         count: usize,
     },
-    /// On the client: do as much as can be done, and remember when.
+    /// On the client: do as much as can be done, or so much in a second, and remember when.
     Press {
         /// What.
         #[arg(long)]
@@ -66,6 +66,9 @@ enum Part {
         /// Over how many connections.
         #[arg(long, default_value_t = 4)]
         connections: usize,
+        /// So many in a second, over all of them.
+        #[arg(long)]
+        pace: Option<u32>,
     },
     /// On the client: ask the web servers of very many VEs once.
     Sweep {
@@ -108,8 +111,8 @@ fn main() -> ExitCode {
             writes::run(plan).map_err(WireError::from)
         }
         Part::Hold { address, count } => hold::run(address, count).map_err(WireError::from),
-        Part::Press { exchange, address, connections } => {
-            press::run(exchange, address, connections).map_err(WireError::from)
+        Part::Press { exchange, address, connections, pace } => {
+            press::run(exchange, address, connections, pace).map_err(WireError::from)
         }
         Part::Sweep { first, count } => sweep::run(first, count).map_err(WireError::from),
         Part::Receive { way, listen, folder } => tell(wire::receive(way, listen, &folder)),

@@ -1,5 +1,5 @@
-//! Does as much as a service lets it, and remembers when each answer came, so that stretches of
-//! time can be compared afterwards.
+//! Does as much as a service lets it, or a steady number of operations, and remembers when each
+//! answer came, so that stretches of time can be compared afterwards.
 
 use std::io::{self, BufRead, Write};
 use std::net::SocketAddr;
@@ -30,15 +30,31 @@ pub struct Stretch {
 
 /// Obeys standard input, one line each, and answers with one JSON object: `now` (a stretch of no
 /// length), `gap FROM TO` (the longest time without any answer between), `stretch FROM TO`.
-pub fn run(exchange: Exchange, address: SocketAddr, connections: usize) -> io::Result<()> {
+///
+/// With a `pace`, that many operations are begun in a second, over all connections; a connection
+/// whose answer is late begins its next one then, and makes up for nothing.
+pub fn run(
+    exchange: Exchange,
+    address: SocketAddr,
+    connections: usize,
+    pace: Option<u32>,
+) -> io::Result<()> {
     let epoch = Instant::now();
     let all: Arc<Mutex<Answers>> = Arc::default();
-    for _ in 0..connections {
+    let connections = connections.max(1) as u32;
+    let period = pace.map(|pace| Duration::from_secs(1) * connections / pace.max(1));
+    for number in 0..connections {
         let mut dialogue = Dialogue::open(exchange, address)?;
         dialogue.ask()?;
         let all = Arc::clone(&all);
+        // They take turns.
+        let mut due = Instant::now() + period.unwrap_or_default() * number / connections;
         std::thread::spawn(move || {
             loop {
+                if let Some(period) = period {
+                    std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                    due = (due + period).max(Instant::now());
+                }
                 let asked = Instant::now();
                 if let Err(error) = dialogue.ask() {
                     eprintln!("benchpart: a connection was lost: {error}");

@@ -156,13 +156,13 @@ fn first_process(
     let (hostname, domainname) = (plan.hostname.clone(), plan.domainname.clone());
     nested::set_names(&Names { hostname, domainname }).map_err(at("set the names"))?;
     let own = nested::Own::find().map_err(at("find the namespaces"))?;
-    let limit = raise_descriptor_limit().map_err(at("have room for descriptors"))?;
+    raise_descriptor_limit().map_err(at("have room for descriptors"))?;
     let mut handles = nested::make(&plan.nested, &own)?;
     let mounts::Built { trees, namespaces, late } =
         mounts::build(plan, (root, devices), &own, &handles)?;
     handles.mounts = namespaces;
     drop(own);
-    restore_descriptor_limit(limit).map_err(at("limit the descriptors"))?;
+    lower_descriptor_limit().map_err(at("limit the descriptors"))?;
     // Whatever this process becomes, and all that come from it, have the filter.
     refuse_calls().map_err(at("filter system calls"))?;
     for (name, target) in links {
@@ -176,15 +176,18 @@ fn first_process(
     Ok((trees, handles, late))
 }
 
-/// Every mount takes a descriptor until all stand. Returns the limits that were.
-fn raise_descriptor_limit() -> io::Result<(u64, u64)> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-    Ok((soft, hard))
+/// Every mount takes a descriptor until all stand.
+fn raise_descriptor_limit() -> io::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
-fn restore_descriptor_limit((soft, hard): (u64, u64)) -> io::Result<()> {
-    Ok(setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?)
+/// What init has on a host (`INR_OPEN_CUR` in include/uapi/linux/fs.h). The daemon's own limit is
+/// much larger, and programs that close all that they might have open take seconds with it.
+fn lower_descriptor_limit() -> io::Result<()> {
+    const USUAL: u64 = 1024;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, USUAL.min(hard), hard)?)
 }
 
 /// Waits on descriptor 3 with nothing else open, for as long as the daemon lives.
@@ -273,6 +276,7 @@ fn enter(
     if program.terminal {
         clone::take_terminal(input.as_fd()).map_err(at("take the terminal"))?;
     }
+    lower_descriptor_limit().map_err(at("limit the descriptors"))?;
     chdir(program.directory.as_str()).map_err(system("change to the directory"))?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     refuse_calls().map_err(at("filter system calls"))?;

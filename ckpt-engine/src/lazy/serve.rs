@@ -42,7 +42,10 @@ pub fn serve(listener: &UnixListener, init: i32) -> io::Result<()> {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
         Err(error) => return Err(error),
     };
-    raise_limit();
+    // Each child that a program makes meanwhile takes a descriptor.
+    if let Err(error) = task::raise_descriptor_limit() {
+        tracing::debug!(%error, "cannot raise the limit of descriptors");
+    }
     let mut desk = Desk::default();
     let mut looked = Instant::now();
     loop {
@@ -179,15 +182,5 @@ impl Desk {
             (ToKeeper::Bye, _) => {}
         }
         None
-    }
-}
-
-/// Each child that a program makes meanwhile takes a descriptor.
-fn raise_limit() {
-    let own = std::process::id().cast_signed();
-    let raised = task::limit(own, libc::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| task::set_limit(own, libc::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::debug!(%error, "cannot raise the limit of descriptors");
     }
 }

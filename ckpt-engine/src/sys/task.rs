@@ -53,6 +53,19 @@ pub fn set_limit(pid: i32, resource: u32, soft: u64, hard: u64) -> io::Result<()
     check(result.into()).map(drop)
 }
 
+/// Lets this process have as many descriptors as it may: with `CAP_SYS_RESOURCE` as many as any may
+/// (`fs.nr_open`), without as many as its hard limit says.
+pub fn raise_descriptor_limit() -> io::Result<()> {
+    let own = std::process::id().cast_signed();
+    let (_, hard) = limit(own, libc::RLIMIT_NOFILE)?;
+    let most = std::fs::read_to_string("/proc/sys/fs/nr_open")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .map_or(hard, |most: u64| most.max(hard));
+    set_limit(own, libc::RLIMIT_NOFILE, most, most)
+        .or_else(|_| set_limit(own, libc::RLIMIT_NOFILE, hard, hard))
+}
+
 /// `struct sched_attr` up to the deadline fields (sched_getattr(2)).
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(missing_docs, reason = "the names are those of struct sched_attr")]
