@@ -1,5 +1,6 @@
 //! Sockets of every family.
 
+mod both_ways;
 mod datagrams;
 mod errors;
 mod netlink;

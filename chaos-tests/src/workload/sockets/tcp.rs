@@ -4,16 +4,17 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use super::both_ways::BothWays;
 use crate::workload::context::Context;
 use crate::workload::outcome::{Failure, same};
 use crate::workload::process::Child;
 use crate::workload::stream::Stream;
 
 pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
-    let mut pairs = vec![Pair::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?];
+    let mut pairs = vec![pair(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?];
     // A host without IPv6 is none that this test is for, but a VE may be without.
     if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
-        pairs.push(Pair::new(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)))?);
+        pairs.push(pair(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)))?);
     }
     let mut half_closed = HalfClosed::new()?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -24,6 +25,10 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     while context.step(Duration::from_millis(4))? {
         for pair in &mut pairs {
             pair.turn()?;
+            // Options are part of a connection.
+            for (end, wanted) in pair.ends.iter().zip([true, false]) {
+                same("TCP_NODELAY", end.nodelay()?, wanted)?;
+            }
         }
         half_closed.turn()?;
         echo.check()?;
@@ -53,46 +58,13 @@ fn answer(listener: &TcpListener) -> Result<(), Failure> {
     }
 }
 
-/// Two ends of a connection, each with unread data.
-struct Pair {
-    ends: [TcpStream; 2],
-    out: [Stream; 2],
-    back: [Stream; 2],
-}
-
-const BEHIND: usize = 15_000;
-
-impl Pair {
-    fn new(address: SocketAddr) -> Result<Self, Failure> {
-        let listener = TcpListener::bind(address)?;
-        let one = TcpStream::connect(listener.local_addr()?)?;
-        let (two, _) = listener.accept()?;
-        one.set_nodelay(true)?;
-        let streams = [Stream::new(11), Stream::new(12)];
-        let mut pair = Self { ends: [one, two], out: streams.clone(), back: streams };
-        pair.put(0, BEHIND)?;
-        pair.put(1, BEHIND)?;
-        Ok(pair)
-    }
-
-    fn put(&mut self, end: usize, count: usize) -> Result<(), Failure> {
-        self.ends[end].write_all(&self.out[end].next(count))?;
-        self.out[end].advance(count);
-        Ok(())
-    }
-
-    fn turn(&mut self) -> Result<(), Failure> {
-        for end in 0..2 {
-            let count = 1 + (self.out[end].place() % 2000) as usize;
-            self.put(end, count)?;
-            let mut bytes = vec![0; count];
-            self.ends[1 - end].read_exact(&mut bytes)?;
-            self.back[end].check(&bytes)?;
-        }
-        // Options are part of a connection.
-        same("TCP_NODELAY", self.ends[0].nodelay()?, true)?;
-        same("TCP_NODELAY", self.ends[1].nodelay()?, false)
-    }
+/// A connection with unread data at both ends, one of which does not wait for more to send.
+fn pair(address: SocketAddr) -> Result<BothWays<TcpStream>, Failure> {
+    let listener = TcpListener::bind(address)?;
+    let one = TcpStream::connect(listener.local_addr()?)?;
+    let (two, _) = listener.accept()?;
+    one.set_nodelay(true)?;
+    BothWays::new([one, two], [11, 12], 15_000, 2000)
 }
 
 /// A connection closed in one direction with data before the end still unread; made anew when the

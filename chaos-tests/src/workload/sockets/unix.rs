@@ -10,13 +10,14 @@ use std::time::Duration;
 use ckpt_engine::sys::program::message;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
+use super::both_ways::BothWays;
 use crate::workload::context::Context;
 use crate::workload::outcome::{Failure, ensure, same};
 use crate::workload::process::Child;
-use crate::workload::stream::Stream;
 
 pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
-    let mut stream = StreamPair::new()?;
+    let (one, two) = UnixStream::pair()?;
+    let mut stream = BothWays::new([one, two], [1, 2], 9000, 700)?;
     let mut datagrams = Messages::new(SockType::Datagram)?;
     let mut packets = Messages::new(SockType::SeqPacket)?;
     let mut flight = Flight::new()?;
@@ -50,43 +51,6 @@ pub(super) fn run(context: &mut Context) -> Result<(), Failure> {
     }
     near.write_all(&[0])?;
     echo.finish()
-}
-
-/// A pair with data on its way in both directions.
-struct StreamPair {
-    ends: [UnixStream; 2],
-    out: [Stream; 2],
-    back: [Stream; 2],
-}
-
-const BEHIND: usize = 9000;
-
-impl StreamPair {
-    fn new() -> Result<Self, Failure> {
-        let (one, two) = UnixStream::pair()?;
-        let streams = [Stream::new(1), Stream::new(2)];
-        let mut pair = Self { ends: [one, two], out: streams.clone(), back: streams };
-        pair.put(0, BEHIND)?;
-        pair.put(1, BEHIND)?;
-        Ok(pair)
-    }
-
-    fn put(&mut self, end: usize, count: usize) -> Result<(), Failure> {
-        self.ends[end].write_all(&self.out[end].next(count))?;
-        self.out[end].advance(count);
-        Ok(())
-    }
-
-    fn turn(&mut self) -> Result<(), Failure> {
-        for end in 0..2 {
-            let count = 1 + (self.out[end].place() % 700) as usize;
-            self.put(end, count)?;
-            let mut bytes = vec![0; count];
-            self.ends[1 - end].read_exact(&mut bytes)?;
-            self.back[end].check(&bytes)?;
-        }
-        Ok(())
-    }
 }
 
 /// Messages that keep their bounds, a few of them always unread.
