@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use chaos_tests::client::record::mix;
 use ckpt_engine::sys::program::fork::fork;
@@ -37,6 +38,9 @@ pub struct Ballast {
     /// MiB that nothing can make smaller.
     #[arg(long, default_value_t = 0)]
     pub random_mib: usize,
+    /// Processes that each have all the random MiB beside the first, each made by itself.
+    #[arg(long, default_value_t = 0)]
+    pub copies: usize,
     /// MiB of pages that are there and hold zeros.
     #[arg(long, default_value_t = 0)]
     pub zero_mib: usize,
@@ -68,6 +72,19 @@ pub fn run(ballast: &Ballast) -> io::Result<()> {
                 std::thread::park();
             }
         })?;
+    }
+    let made = Map::new(1, Backing::Shared)?;
+    for _ in 0..ballast.copies {
+        fork(|| {
+            let Ok(_random) = random(ballast.random_mib) else { return 1 };
+            made.word(0).fetch_add(1, Ordering::SeqCst);
+            loop {
+                std::thread::park();
+            }
+        })?;
+    }
+    while made.word(0).load(Ordering::SeqCst) < ballast.copies as u64 {
+        std::thread::sleep(Duration::from_millis(5));
     }
     for _ in 0..ballast.threads {
         std::thread::Builder::new().stack_size(64 << 10).spawn(|| {
@@ -102,13 +119,7 @@ fn hold(ballast: &Ballast) -> io::Result<Held> {
         held.sockets.push(UnixStream::pair()?);
     }
     if ballast.random_mib > 0 {
-        let map = Map::new((ballast.random_mib << 20) / PAGE_BYTES, Backing::Private)?;
-        let mut state = 1;
-        for word in 0..map.words() {
-            state = mix(state);
-            map.word(word).store(state, Ordering::Relaxed);
-        }
-        held.maps.push(map);
+        held.maps.push(random(ballast.random_mib)?);
     }
     if ballast.zero_mib > 0 {
         let map = Map::new((ballast.zero_mib << 20) / PAGE_BYTES, Backing::Private)?;
@@ -118,6 +129,17 @@ fn hold(ballast: &Ballast) -> io::Result<Held> {
         held.maps.push(map);
     }
     Ok(held)
+}
+
+/// Memory that nothing can make smaller, the same each time.
+fn random(mib: usize) -> io::Result<Map> {
+    let map = Map::new((mib << 20) / PAGE_BYTES, Backing::Private)?;
+    let mut state = 1;
+    for word in 0..map.words() {
+        state = mix(state);
+        map.word(word).store(state, Ordering::Relaxed);
+    }
+    Ok(map)
 }
 
 /// Echoes what comes on any number of connections.

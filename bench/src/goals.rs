@@ -67,6 +67,9 @@ pub const AGAINST_LIBRARY: Goal =
     at_least("random pages: move ÷ bare QUIC as the library comes", 1.2, "×");
 /// Pages that hold nothing.
 pub const ZERO_PAGES: Goal = at_most("bytes sent for zero pages ÷ for random pages", 0.01, "×");
+/// Pages that eight processes have alike.
+pub const ALIKE_PAGES: Goal =
+    at_most("bytes sent for what 8 processes have alike ÷ for random pages", 0.2, "×");
 /// What the daemons need for a move.
 pub const DAEMON_MEMORY: Goal = at_most("memory of a daemon at its peak in a move", 128.0, "MiB");
 /// That it does not depend on the size of the VE.

@@ -52,4 +52,40 @@ pub enum Record {
         /// Which pages.
         runs: Vec<Run>,
     },
+    /// Pages whose contents the target has at other places already. What stands there before this
+    /// record counts, also where the record itself writes.
+    Same {
+        /// Whose pages.
+        space: Space,
+        /// Which pages.
+        runs: Vec<Run>,
+        /// Where their contents are, in the order of `runs`.
+        origins: Vec<Origin>,
+        /// The key of `hashes`.
+        key: PageKey,
+        /// What the contents are, page by page.
+        hashes: Vec<PageHash>,
+    },
+}
+
+/// Private pages of a process that have contents which others are to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The process.
+    pub pid: i32,
+    /// Which pages.
+    pub run: Run,
+}
+
+/// Chosen at random for each move, and never seen by the VE: so no program in it can look for two
+/// pages with the same hash.
+pub type PageKey = [u8; 32];
+
+/// Half of the keyed BLAKE3 hash of a page.
+pub type PageHash = [u8; 16];
+
+/// The hash of the contents of a page.
+pub fn page_hash(key: &PageKey, page: &[u8]) -> PageHash {
+    let hash = blake3::keyed_hash(key, page);
+    hash.as_bytes().first_chunk().copied().unwrap_or_default()
 }

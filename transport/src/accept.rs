@@ -269,6 +269,7 @@ async fn serve_link(
     }
     drop(endpoint);
     frame::write_message(&mut send, &Opened::Ready, HELLO_MAX).await?;
-    handler.serve(peer, Link::quic(send, recv, BulkConnection::new(receiver))).await;
+    let link = Link::quic(send, recv, BulkConnection::new(receiver), peer.version);
+    handler.serve(peer, link).await;
     Ok(())
 }

@@ -20,8 +20,8 @@ pub struct Versions {
 }
 
 impl Versions {
-    /// What this build speaks.
-    pub const CURRENT: Self = Self { oldest: 1, newest: 1 };
+    /// What this build speaks. From version 2 on pages that a target has already are not sent again.
+    pub const CURRENT: Self = Self { oldest: 1, newest: 2 };
 
     /// The newest version both sides speak.
     pub fn common(self, other: Self) -> Option<u16> {

@@ -147,7 +147,7 @@ impl Peer {
         }
         let bulk = self.dial(Purpose::Bulk { session }).await.map_err(refused)?;
         let (_, receiver) = watch::channel(Some(bulk.connection));
-        Ok(Link::quic(send, recv, BulkConnection::new(receiver)))
+        Ok(Link::quic(send, recv, BulkConnection::new(receiver), standing.peer.version))
     }
 
     /// The connection for services, made if there is none.

@@ -47,9 +47,20 @@ struct Moved {
 struct Carried {
     moved: Moved,
     bytes: Vec<f64>,
-    /// The largest peak of both daemons in MiB.
-    peak_mib: f64,
+    /// Milliseconds of the first round.
+    ms: Vec<f64>,
+    /// The largest peak of each daemon in MiB: the source's, the target's.
+    peaks_mib: [f64; 2],
 }
+
+impl Carried {
+    fn peak_mib(&self) -> f64 {
+        self.peaks_mib[0].max(self.peaks_mib[1])
+    }
+}
+
+/// Processes that have the same.
+const ALIKE: usize = 8;
 
 const GIB: f64 = (1 << 30) as f64;
 
@@ -78,11 +89,14 @@ fn play(arguments: &Arguments, guard: &Guard, outcome: &mut Outcome) -> Result<(
     let empty = carry(&stage, common, guard, "nothing", 0, "")?;
     let random = carry(&stage, common, guard, "random pages", mib, &format!("--random-mib {mib}"))?;
     let zero = carry(&stage, common, guard, "zero pages", mib, &format!("--zero-mib {mib}"))?;
+    let part = mib / ALIKE;
+    let alike = format!("--random-mib {part} --copies {}", ALIKE - 1);
+    let alike = carry(&stage, common, guard, "what eight processes have alike", mib, &alike)?;
     let double = mib * 2;
     let twice =
         carry(&stage, common, guard, "twice as many", double, &format!("--random-mib {double}"))?;
     tell(outcome, &ways, &random, mib);
-    judge(outcome, &ways, [&empty, &random, &zero, &twice]);
+    judge(outcome, &ways, [&empty, &random, &zero, &alike, &twice]);
     Ok(())
 }
 
@@ -127,7 +141,8 @@ fn carry(
     stage.make_ve(&ve)?;
     stage.start_ballast(&ve, ballast)?;
     let moved = Moved { name: "move of a VE", rates: Vec::new(), costs: Vec::new() };
-    let mut carried = Carried { moved, bytes: Vec::new(), peak_mib: 0.0 };
+    let (bytes, ms) = (Vec::new(), Vec::new());
+    let mut carried = Carried { moved, bytes, ms, peaks_mib: [0.0; 2] };
     for _ in 0..common.runs(5, 2) {
         if !guard.has_time_for(Duration::from_secs(3)) {
             break;
@@ -139,10 +154,12 @@ fn carry(
         let before = daemons.map(|pid| process::processor_time(pid).unwrap_or_default());
         let report = stage.migrate(&mut ve, &[])?.report;
         let after = daemons.map(|pid| process::processor_time(pid).unwrap_or_default());
-        let peak = daemons.map(|pid| process::peak_memory_kib(pid).unwrap_or(0)).into_iter().max();
-        carried.peak_mib = carried.peak_mib.max(peak.unwrap_or(0) as f64 / 1024.0);
+        for (peak, pid) in carried.peaks_mib.iter_mut().zip(daemons) {
+            *peak = peak.max(process::peak_memory_kib(pid).unwrap_or(0) as f64 / 1024.0);
+        }
         carried.bytes.push(report.bytes as f64);
         if let Some(first) = report.rounds.first() {
+            carried.ms.push(first.ms);
             carried.moved.rates.push(first.bytes as f64 / first.ms / 1e3);
             let gib = report.bytes as f64 / GIB;
             let spent = |end: usize| (after[end] - before[end]).as_secs_f64() / gib;
@@ -182,8 +199,8 @@ fn tell(outcome: &mut Outcome, ways: &[Moved], random: &Carried, mib: usize) {
     outcome.pictures.push(("throughput".into(), chart::bars(title, "MB/s", &["rate"], &bars[1..])));
 }
 
-fn judge(outcome: &mut Outcome, ways: &[Moved], carried: [&Carried; 4]) {
-    let [empty, random, zero, twice] = carried;
+fn judge(outcome: &mut Outcome, ways: &[Moved], carried: [&Carried; 5]) {
+    let [empty, random, zero, alike, twice] = carried;
     let rate = median(&random.moved.rates);
     let against = |name: &str| {
         let other = ways.iter().find(|way| way.name == name)?;
@@ -194,17 +211,12 @@ fn judge(outcome: &mut Outcome, ways: &[Moved], carried: [&Carried; 4]) {
     let beyond = |carried: &Carried| Some(median(&carried.bytes)? - median(&empty.bytes)?);
     let share = beyond(zero).zip(beyond(random)).map(|(zero, random)| zero.max(0.0) / random);
     outcome.judge(goals::ZERO_PAGES, share);
-    outcome.judge(goals::DAEMON_MEMORY, Some(random.peak_mib.max(twice.peak_mib)));
-    outcome.judge(goals::DAEMON_MEMORY_GROWTH, Some(twice.peak_mib - random.peak_mib));
-    let mut table = Table::new("Moves of VEs", &["VE", "MiB sent", "peak of a daemon, MiB"]);
-    for (name, carried) in
-        [("empty", empty), ("random", random), ("zero", zero), ("twice random", twice)]
-    {
-        let mib = median(&carried.bytes).map(|bytes| bytes / f64::from(1 << 20));
-        table.row([name.to_owned(), maybe(mib), maybe(Some(carried.peak_mib))]);
-        outcome.less(&format!("daemon's peak, {name}"), "MiB", &[carried.peak_mib]);
-    }
-    outcome.tables.push(table);
+    let share = beyond(alike).zip(beyond(random)).map(|(alike, random)| alike / random);
+    outcome.judge(goals::ALIKE_PAGES, share);
+    let most = carried.iter().map(|carried| carried.peak_mib()).fold(0.0, f64::max);
+    outcome.judge(goals::DAEMON_MEMORY, Some(most));
+    outcome.judge(goals::DAEMON_MEMORY_GROWTH, Some(twice.peak_mib() - random.peak_mib()));
+    moves(outcome, carried);
     // Says more than rates on a machine that has other things to do.
     let cost =
         |way: &Moved| median(&way.costs.iter().map(|both| both.0 + both.1).collect::<Vec<_>>());
@@ -218,4 +230,23 @@ fn judge(outcome: &mut Outcome, ways: &[Moved], carried: [&Carried; 4]) {
     if let Some(share) = against("plain TCP") {
         outcome.notes.push(format!("a move is {share:.2} times as fast as plain TCP"));
     }
+}
+
+fn moves(outcome: &mut Outcome, carried: [&Carried; 5]) {
+    let head = ["VE", "MiB sent", "first round, ms", "peak of the source, MiB", "of the target"];
+    let mut table = Table::new("Moves of VEs", &head);
+    let names = ["empty", "random", "zero", "eight alike", "twice random"];
+    for (name, carried) in names.into_iter().zip(carried) {
+        let mib = median(&carried.bytes).map(|bytes| bytes / f64::from(1 << 20));
+        let [source, target] = carried.peaks_mib.map(|peak| maybe(Some(peak)));
+        table.row([name.to_owned(), maybe(mib), maybe(median(&carried.ms)), source, target]);
+        outcome.less(&format!("daemon's peak, {name}"), "MiB", &[carried.peak_mib()]);
+    }
+    outcome.less(
+        "eight alike: sent",
+        "MB",
+        &carried[3].bytes.iter().map(|it| it / 1e6).collect::<Vec<_>>(),
+    );
+    outcome.less("eight alike: first round", "ms", &carried[3].ms);
+    outcome.tables.push(table);
 }

@@ -35,6 +35,7 @@ mod pages;
 mod protect;
 mod release;
 mod remote;
+mod same;
 mod threads;
 mod timers;
 mod tree;
@@ -161,6 +162,7 @@ pub enum Inconsistency {
     UnknownNamespace(i32),
     AreaOutside(i32),
     PageCount,
+    OtherContents(i32),
     Registers(i32),
     NoThreads(i32),
     UnknownFilter(u32),
@@ -180,6 +182,9 @@ impl std::fmt::Display for Inconsistency {
             }
             Self::AreaOutside(pid) => write!(f, "an area of process {pid} is out of place"),
             Self::PageCount => write!(f, "page data and page list differ in size"),
+            Self::OtherContents(pid) => {
+                write!(f, "pages of process {pid} do not hold what others are to have of them")
+            }
             Self::Registers(pid) => write!(f, "bad registers for a thread of process {pid}"),
             Self::NoThreads(pid) => write!(f, "process {pid} has no threads"),
             Self::UnknownKey(place) => write!(f, "key {place} was not announced"),

@@ -64,6 +64,10 @@ impl Skeleton {
                 }
             }
             Record::Pages { space, runs, data } => self.write(space, &runs, &data),
+            Record::Same { space, runs, origins, key, hashes } => {
+                let data = self.contents(&origins, &key, &hashes)?;
+                self.write(space, &runs, &data)
+            }
             Record::Drop { space, runs } => self.discard(space, &runs),
             Record::Guards { pid, runs } => {
                 if runs.iter().any(overlaps_gate) {
@@ -343,7 +347,7 @@ fn with_contents<'a>(runs: &'a [Run], data: &'a [u8]) -> impl Iterator<Item = (&
     })
 }
 
-fn overlaps_gate(run: &Run) -> bool {
+pub(super) fn overlaps_gate(run: &Run) -> bool {
     run.start < GATE + Gate::SIZE && run.start.saturating_add(run.pages * PAGE) > GATE
 }
 

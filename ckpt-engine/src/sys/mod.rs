@@ -37,6 +37,7 @@ pub mod tun;
 pub mod userfault;
 pub mod users;
 pub mod vm;
+pub mod writeback;
 pub mod xattr;
 pub mod xtables;
 

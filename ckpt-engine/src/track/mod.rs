@@ -15,6 +15,7 @@ mod error;
 mod list;
 mod output;
 mod process;
+mod repeats;
 mod segments;
 mod shared;
 mod sharing;
@@ -34,7 +35,11 @@ use ckpt_format::{
     stream::Record,
 };
 
-pub use self::{error::TrackError, process::Tracked};
+pub use self::{
+    error::TrackError,
+    process::Tracked,
+    repeats::{Look, Repeats, SAMPLE, Shortened},
+};
 use self::{
     list::{DYING, Known, Seen, in_tree_order},
     output::Output,

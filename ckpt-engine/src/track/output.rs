@@ -117,7 +117,7 @@ fn is_zero(page: &[u8]) -> bool {
         && rest.iter().all(|&byte| byte == 0)
 }
 
-fn push_page(runs: &mut Vec<Run>, start: u64) {
+pub(super) fn push_page(runs: &mut Vec<Run>, start: u64) {
     match runs.last_mut() {
         Some(run) if run.end() == start => run.pages += 1,
         _ => runs.push(Run { start, pages: 1 }),

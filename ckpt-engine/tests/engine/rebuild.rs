@@ -1,6 +1,6 @@
 //! Processes are rebuilt.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, os::unix::fs::FileExt};
 
 use crate::bench::{Bench, ID_BASE, seed};
 use ckpt_engine::{areas::kept, container::Container, procfs, rebuild::Skeleton};
@@ -8,7 +8,7 @@ use ckpt_format::{
     container::Container as Plan,
     memory::{Advice, Area, Backing, PAGE, Run, Space},
     process::{Layout, Shape},
-    stream::Record,
+    stream::{Origin, PageKey, Record, page_hash},
 };
 
 const BASE: u64 = 0x7000_0000_0000;
@@ -131,6 +131,59 @@ fn what_is_open_below_a_dead_process_can_be_opened_again() {
     std::thread::scope(|scope| scope.spawn(work).join()).unwrap();
 }
 
+/// Pages `to` get what stands in pages `from`, which is said to be pages of these bytes.
+fn same(to: &[u64], from: &[u64], bytes: &[u8]) -> Record {
+    const KEY: PageKey = [9; 32];
+    let run = |at: &u64| Run { start: BASE + at * PAGE, pages: 1 };
+    let hash = |&byte: &u8| page_hash(&KEY, &vec![byte; PAGE as usize]);
+    Record::Same {
+        space: Space::Process(1),
+        runs: to.iter().map(run).collect(),
+        origins: from.iter().map(|at| Origin { pid: 1, run: run(at) }).collect(),
+        key: KEY,
+        hashes: bytes.iter().map(hash).collect(),
+    }
+}
+
+#[test]
+fn pages_are_taken_from_where_they_stand() {
+    let bench = Bench::new();
+    let (container, mut skeleton) = skeleton(&bench);
+    lay_out(&mut skeleton, vec![area(0, PAGES)]);
+    for at in 0..3 {
+        skeleton.apply(page(at, 7 + at as u8)).expect("a page");
+    }
+    // All is read before any of it is written.
+    skeleton.apply(same(&[1, 2, 9], &[2, 1, 0], &[9, 8, 7])).expect("the same pages");
+    let memory = std::fs::File::open(procfs::path(container.init, "mem")).expect("memory");
+    for (at, byte) in [(0, 7), (1, 9), (2, 8), (9, 7)] {
+        let mut found = vec![0; PAGE as usize];
+        memory.read_exact_at(&mut found, BASE + at * PAGE).expect("a page");
+        assert!(found.iter().all(|&it| it == byte), "page {at}");
+    }
+    // A source that is wrong about what stands there, or tells no sense, ends the move.
+    let outside = 1 << 40;
+    for wrong in [
+        same(&[3], &[0], &[8]),
+        same(&[3], &[20], &[7]),
+        same(&[3], &[outside], &[7]),
+        same(&[3, 4], &[0], &[7]),
+        same(&[3], &[0, 0], &[7, 7]),
+        same(&[3], &[0], &[7, 7]),
+        Record::Same {
+            space: Space::Process(1),
+            runs: Vec::new(),
+            origins: vec![Origin { pid: 1, run: Run { start: 0, pages: u64::MAX } }; 2],
+            key: [0; 32],
+            hashes: Vec::new(),
+        },
+    ] {
+        let told = format!("{wrong:?}");
+        assert!(skeleton.apply(wrong).is_err(), "{told}");
+    }
+    drop((skeleton, container));
+}
+
 /// Numbers that look random and are the same each time.
 struct Dice(u64);
 
@@ -184,8 +237,7 @@ fn whatever_changes_every_area_stays_whole_and_keeps_its_pages() {
         for area in &areas {
             for at in (area.start - BASE) / PAGE..(area.end - BASE) / PAGE {
                 let mut found = [0; 1];
-                std::os::unix::fs::FileExt::read_exact_at(&memory, &mut found, BASE + at * PAGE)
-                    .unwrap();
+                memory.read_exact_at(&mut found, BASE + at * PAGE).unwrap();
                 assert_eq!(found[0], bytes.get(&at).copied().unwrap_or(0), "turn {turn}, {at}");
             }
         }

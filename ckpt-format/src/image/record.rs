@@ -96,7 +96,7 @@ impl Record {
             Self::Memory(stream::Record::Drop { runs, .. }) if pages_of(runs).is_none() => {
                 return refuse("impossible pages");
             }
-            Self::Memory(stream::Record::Pages { .. })
+            Self::Memory(stream::Record::Pages { .. } | stream::Record::Same { .. })
             | Self::File(FileRecord { step: Step::Data { .. }, .. }) => {
                 return refuse("contents in place of a reference");
             }

@@ -8,6 +8,7 @@
 mod draft;
 mod error;
 mod inspect;
+mod press;
 mod reader;
 mod writer;
 

@@ -6,7 +6,10 @@ use std::{
     io::{self, Read},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{SyncSender, sync_channel},
+    },
 };
 
 use ckpt_format::image::{
@@ -18,6 +21,8 @@ use super::{ImageFileError, draft::failed};
 
 /// How many opened chunks are kept: what is wanted again is often near.
 const CACHED: usize = 64;
+/// How many chunks are read before they are opened.
+const AHEAD: usize = 4;
 
 /// A checkpoint file that was opened. Header and manifest are as they were written; of the rest
 /// only [`Image::verify`] can say so.
@@ -90,7 +95,33 @@ impl Image {
         if states == 1 { Ok(()) } else { Err(self.damaged("it has no state, or several")) }
     }
 
+    /// Reads them on this thread, and opens them on another one.
     fn verify_chunks(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<(), ImageFileError> {
+        std::thread::scope(|scope| {
+            let (queue, read) = sync_channel::<(Chunk, Vec<u8>)>(AHEAD);
+            let opening = scope
+                .spawn(move || read.iter().try_for_each(|(chunk, it)| chunk.open(it).map(drop)));
+            let hashes = self.read_chunks(progress, queue);
+            // Of an earlier chunk, if it has found something.
+            let opened = opening.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            opened.map_err(|source| self.refuse(source))?;
+            let (table, chunks) = hashes?;
+            if table != self.header.table_hash {
+                return Err(self.damaged("its table of chunks is not as it was written"));
+            }
+            match chunks == self.header.chunks_hash {
+                true => Ok(()),
+                false => Err(self.damaged("its chunks are not as they were written")),
+            }
+        })
+    }
+
+    /// Returns the hash of the table and that of all chunks.
+    fn read_chunks(
+        &self,
+        progress: &mut dyn FnMut(u64, u64),
+        queue: SyncSender<(Chunk, Vec<u8>)>,
+    ) -> Result<([u8; 32], [u8; 32]), ImageFileError> {
         let (mut hasher, mut all) = (blake3::Hasher::new(), blake3::Hasher::new());
         let mut end = HEADER_LEN as u64;
         for number in 1..=self.header.chunks {
@@ -104,16 +135,16 @@ impl Image {
             let stored = self.stored(&chunk)?;
             // A packed chunk has bits that make no difference to what it holds.
             all.update(&stored);
-            chunk.open(stored).map_err(|source| self.refuse(source))?;
+            if queue.send((chunk, stored)).is_err() {
+                // The other thread has found something, and says what.
+                break;
+            }
             progress(end, self.header.table_at);
         }
-        if end != self.header.table_at || *hasher.finalize().as_bytes() != self.header.table_hash {
+        if end != self.header.table_at {
             return Err(self.damaged("its table of chunks is not as it was written"));
         }
-        match *all.finalize().as_bytes() == self.header.chunks_hash {
-            true => Ok(()),
-            false => Err(self.damaged("its chunks are not as they were written")),
-        }
+        Ok((*hasher.finalize().as_bytes(), *all.finalize().as_bytes()))
     }
 
     /// `entry` is the entry that was looked at last.

@@ -9,18 +9,16 @@ use std::{
 };
 
 use ckpt_format::{
-    image::{
-        Chunk, ChunkKind, Coding, HEADER_LEN, Header, Manifest, Piece, Record, Summary, codec,
-    },
+    image::{Chunk, ChunkKind, HEADER_LEN, Header, Manifest, Piece, Record, Summary, codec},
     memory::{Run, Space},
     state::State,
     stream, tree,
 };
-use zstd::bulk::Compressor;
 
 use super::{
     ImageFileError,
     draft::{Draft, failed},
+    press::Press,
 };
 
 /// How hard a checkpoint is compressed when nothing is said.
@@ -47,13 +45,10 @@ pub struct Written {
 /// A checkpoint file in the making. Dropped before [`ImageWriter::finish`], there is none.
 pub struct ImageWriter {
     draft: Draft,
-    /// Where the next chunk goes.
-    at: u64,
-    compressor: Option<Compressor<'static>>,
-    table: Vec<Chunk>,
-    /// Of the chunks as they are in the file.
-    hasher: blake3::Hasher,
-    /// The data chunk that is being filled. Its number is the next one of the table.
+    press: Press,
+    /// How many chunks were handed to it.
+    chunks: u64,
+    /// The data chunk that is being filled. Its number is the next one.
     data: Vec<u8>,
     /// The record stream as far as it is not written.
     records: Vec<u8>,
@@ -64,7 +59,10 @@ pub struct ImageWriter {
 
 impl std::fmt::Debug for ImageWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ImageWriter").field("draft", &self.draft).field("at", &self.at).finish()
+        f.debug_struct("ImageWriter")
+            .field("draft", &self.draft)
+            .field("press", &self.press)
+            .finish()
     }
 }
 
@@ -73,19 +71,11 @@ impl ImageWriter {
     pub fn create(path: &Path, level: u8) -> Result<Self, ImageFileError> {
         let mut draft = Draft::begin(path)?;
         draft.file.write_all(&[0; HEADER_LEN]).map_err(failed("write", path))?;
-        let compressor = match level {
-            0 => None,
-            level => Some(
-                Compressor::new(level.min(COMPRESSION_MAX).into())
-                    .map_err(failed("compress", path))?,
-            ),
-        };
+        let press = Press::start(&draft.file, path, level.min(COMPRESSION_MAX))?;
         Ok(Self {
             draft,
-            at: HEADER_LEN as u64,
-            compressor,
-            table: Vec::new(),
-            hasher: blake3::Hasher::new(),
+            press,
+            chunks: 0,
             data: Vec::with_capacity(CHUNK),
             records: Vec::with_capacity(CHUNK),
             known: Known::default(),
@@ -96,12 +86,12 @@ impl ImageWriter {
 
     /// How long the file is so far, in bytes.
     pub fn len(&self) -> u64 {
-        self.at
+        self.press.at()
     }
 
     /// Whether nothing was written yet.
     pub fn is_empty(&self) -> bool {
-        self.at == HEADER_LEN as u64
+        self.len() == HEADER_LEN as u64
     }
 
     /// A change of the processes and their memory.
@@ -190,7 +180,7 @@ impl ImageWriter {
         }
         let at = u32::try_from(self.data.len()).unwrap_or(u32::MAX);
         self.data.extend(block);
-        Ok((self.table.len() as u64 + 1, at))
+        Ok((self.chunks + 1, at))
     }
 
     fn flush_data(&mut self) -> Result<(), ImageFileError> {
@@ -198,40 +188,25 @@ impl ImageWriter {
             return Ok(());
         }
         let data = std::mem::replace(&mut self.data, Vec::with_capacity(CHUNK));
-        self.chunk(&data, ChunkKind::Data)
+        self.chunk(data, ChunkKind::Data)
     }
 
     fn flush_records(&mut self) -> Result<(), ImageFileError> {
         // What they refer to comes first.
         self.flush_data()?;
         let records = std::mem::replace(&mut self.records, Vec::with_capacity(CHUNK));
-        records.chunks(CHUNK).try_for_each(|piece| self.chunk(piece, ChunkKind::Records))
+        records.chunks(CHUNK).try_for_each(|piece| self.chunk(piece.to_vec(), ChunkKind::Records))
     }
 
-    fn chunk(&mut self, plain: &[u8], kind: ChunkKind) -> Result<(), ImageFileError> {
+    fn chunk(&mut self, plain: Vec<u8>, kind: ChunkKind) -> Result<(), ImageFileError> {
         if self.broken {
             return Err(ImageFileError::Stopped);
         }
-        let packed = match &mut self.compressor {
-            Some(compressor) => {
-                Some(compressor.compress(plain).map_err(failed("compress", &self.draft.path))?)
-            }
-            None => None,
-        };
-        let packed = packed.filter(|packed| packed.len() < plain.len());
-        let coding = if packed.is_some() { Coding::Zstd } else { Coding::Plain };
-        let stored = packed.as_deref().unwrap_or(plain);
-        if let Err(source) = self.draft.file.write_all(stored) {
+        self.chunks += 1;
+        self.press.put(plain, kind).map_err(|source| {
             self.broken = true;
-            return Err(failed("write", &self.draft.path)(source));
-        }
-        self.hasher.update(stored);
-        let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let hash = *blake3::hash(plain).as_bytes();
-        let (stored, plain) = (length(stored), length(plain));
-        self.table.push(Chunk { hash, at: self.at, stored, plain, kind, coding });
-        self.at += u64::from(stored);
-        Ok(())
+            failed("write", &self.draft.path)(source)
+        })
     }
 
     /// Completes the file and gives it its name. `manifest` gets what the summary is.
@@ -241,17 +216,18 @@ impl ImageWriter {
     ) -> Result<Written, ImageFileError> {
         self.record(&Record::End)?;
         self.flush_records()?;
-        let table: Vec<u8> = self.table.iter().flat_map(Chunk::encode).collect();
+        let pressed = self.press.end().map_err(failed("write", &self.draft.path))?;
+        let table: Vec<u8> = pressed.table.iter().flat_map(Chunk::encode).collect();
         let manifest = codec::encode(&manifest(self.summary.clone()));
-        let (table_at, manifest_at) = (self.at, self.at + table.len() as u64);
+        let (table_at, manifest_at) = (pressed.at, pressed.at + table.len() as u64);
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let header = Header {
             created_s: created.as_secs(),
             file_len: manifest_at + manifest.len() as u64,
             writer: concat!("ferry ", env!("CARGO_PKG_VERSION")).to_owned(),
-            chunks_hash: *self.hasher.finalize().as_bytes(),
+            chunks_hash: *pressed.hasher.finalize().as_bytes(),
             table_at,
-            chunks: self.table.len() as u64,
+            chunks: pressed.table.len() as u64,
             table_hash: *blake3::hash(&table).as_bytes(),
             manifest_at,
             manifest_len: manifest.len() as u64,

@@ -70,7 +70,10 @@ pub(super) fn unpack(mut frame: Bytes) -> Result<Item, DecodeError> {
 mod tests {
     use std::time::Duration;
 
-    use ckpt_format::memory::{Run, Space};
+    use ckpt_format::{
+        memory::{Run, Space},
+        stream::Origin,
+    };
 
     use super::*;
 
@@ -84,6 +87,13 @@ mod tests {
             Item::Template(data.clone()),
             Item::Memory(Record::Drop { space: Space::Process(1), runs: runs.clone() }),
             Item::Memory(Record::Pages { space: Space::Process(1), runs, data: data.clone() }),
+            Item::Memory(Record::Same {
+                space: Space::Shared(9),
+                runs: vec![Run { start: 4096, pages: 1 }],
+                origins: vec![Origin { pid: 7, run: Run { start: 8192, pages: 1 } }],
+                key: [3; 32],
+                hashes: vec![[255; 16]],
+            }),
             Item::File(FileRecord { tree: 1, step: Step::Data { path, offset: 5, data } }),
             Item::State { bytes: Bytes::new(), last: true },
         ]

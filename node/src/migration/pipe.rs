@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -20,6 +20,7 @@ use super::{
     limiter::Pace,
     messages::{Item, STATE_PIECE, State},
     packing,
+    repeats::Once,
     squeeze::Squeeze,
 };
 
@@ -34,7 +35,13 @@ pub(super) struct Pipe {
     /// None for a file.
     pace: Option<Pace>,
     squeeze: Arc<Squeeze>,
+    /// None where the other end does not know about pages that it has already: a file, or a node of
+    /// an older version.
+    once: Option<Arc<Mutex<Once>>>,
 }
+
+/// From this version of the protocol on a target can be told that it has a page.
+const KNOWS_REPEATS: u16 = 2;
 
 /// Where the data goes.
 #[derive(Clone, Debug)]
@@ -44,10 +51,12 @@ enum Way {
 }
 
 impl Pipe {
-    /// Starts the task that empties the pipe into `bulk`. It ends with the pipe.
+    /// Starts the task that empties the pipe into `bulk`. It ends with the pipe. `version` is that
+    /// of the protocol that both ends speak.
     pub(super) fn start(
         mut bulk: BulkSender,
         pace: Pace,
+        version: u16,
     ) -> (Self, tokio::task::JoinHandle<Result<(), LinkError>>) {
         let (queue, mut receiver) = mpsc::channel::<[Bytes; 2]>(QUEUE);
         let limits = pace.clone();
@@ -62,12 +71,15 @@ impl Pipe {
             }
             bulk.finish().await
         });
-        (Self { way: Way::Link(queue), bytes: Arc::default(), pace: Some(pace), squeeze }, pump)
+        let once = (version >= KNOWS_REPEATS).then(|| Arc::new(Mutex::new(Once::new())));
+        let (way, bytes) = (Way::Link(queue), Arc::default());
+        (Self { way, bytes, pace: Some(pace), squeeze, once }, pump)
     }
 
     /// Into a checkpoint file.
     pub(super) fn to_file(outlet: Outlet) -> Self {
-        Self { way: Way::File(outlet), bytes: Arc::default(), pace: None, squeeze: Arc::default() }
+        let (way, bytes, squeeze) = (Way::File(outlet), Arc::default(), Arc::default());
+        Self { way, bytes, pace: None, squeeze, once: None }
     }
 
     /// Bytes written so far.
@@ -135,6 +147,78 @@ pub(super) fn in_pieces<E>(
 
 impl Sink for Pipe {
     fn record(&mut self, record: Record) -> Result<(), SinkClosed> {
-        self.item(Item::Memory(record))
+        let Some(once) = &self.once else { return self.item(Item::Memory(record)) };
+        // Held until all is on its way: the target must hear of everything in the same order.
+        let mut once = once.lock().unwrap_or_else(PoisonError::into_inner);
+        let records = once.shorten(record, self.squeeze.link());
+        records.into_iter().try_for_each(|record| self.item(Item::Memory(record)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ckpt_format::{
+        memory::{Advice, Area, Backing, PAGE, Run, Space},
+        process::{Layout, Shape},
+    };
+    use transport::Link;
+
+    use super::*;
+    use crate::migration::limiter::Limiter;
+
+    /// A process that has the same page twice.
+    fn records() -> Vec<Record> {
+        let area = Area {
+            start: PAGE,
+            end: 9 * PAGE,
+            protection: 3,
+            shared: false,
+            grows_down: false,
+            may_write: true,
+            offset: 0,
+            backing: Backing::Anonymous { name: None },
+            advice: Advice::default(),
+        };
+        let shape = Shape { pid: 1, life: 1, ..Shape::default() };
+        let page = |at: u64| Record::Pages {
+            space: Space::Process(1),
+            runs: vec![Run { start: at * PAGE, pages: 1 }],
+            data: vec![7; PAGE as usize].into(),
+        };
+        vec![
+            Record::Layout(Layout { processes: vec![shape], shared: Vec::new() }),
+            Record::Areas { pid: 1, areas: vec![area], complete: true },
+            page(2),
+            page(4),
+        ]
+    }
+
+    /// Whether a node of this version is told that it has the second.
+    async fn is_told(version: u16) -> bool {
+        let (source, target) = Link::pair();
+        let pace = Pace::new(None, Arc::new(Limiter::new(None)));
+        let (pipe, pump) = Pipe::start(source.bulk.open().await.unwrap(), pace, version);
+        let mut sink = pipe;
+        let sending = tokio::task::spawn_blocking(move || {
+            records().into_iter().try_for_each(|record| sink.record(record)).is_ok()
+        });
+        let mut stream = target.bulk.accept().await.unwrap();
+        let mut last = None;
+        while let Some(frame) = stream.recv().await.unwrap() {
+            last = Some(packing::unpack(frame).unwrap());
+        }
+        assert!(sending.await.unwrap());
+        pump.await.unwrap().unwrap();
+        match last {
+            Some(Item::Memory(Record::Same { .. })) => true,
+            Some(Item::Memory(Record::Pages { .. })) => false,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_node_that_knows_about_it_is_told_that_it_has_a_page() {
+        assert!(is_told(KNOWS_REPEATS).await);
+        assert!(!is_told(KNOWS_REPEATS - 1).await);
     }
 }

@@ -15,35 +15,14 @@ use std::{
 use bytes::Bytes;
 use zstd::bulk::{Compressor, Decompressor};
 
+use super::share::Share;
+
 /// The fastest that saves anything worth it.
 const LEVEL: i32 = 1;
 /// Smaller pieces travel as they are.
 const SMALLEST: usize = 16 << 10;
 /// One in so many is compressed although it does not pay, to see whether it would.
 const PROBE: u32 = 512;
-/// How many bytes it takes until half of what is known is forgotten.
-const MEMORY: f64 = (8 << 20) as f64;
-
-/// How much of something there is for each byte, of late.
-#[derive(Clone, Copy, Debug, Default)]
-struct Share {
-    bytes: f64,
-    amount: f64,
-}
-
-impl Share {
-    fn add(&mut self, bytes: usize, amount: f64) {
-        let bytes = bytes as f64;
-        let keep = (-bytes / MEMORY).exp2();
-        self.bytes = self.bytes * keep + bytes;
-        self.amount = self.amount * keep + amount;
-    }
-
-    fn get(self) -> Option<f64> {
-        (self.bytes > 0.0).then(|| self.amount / self.bytes)
-    }
-}
-
 /// What is known of the link and of the data.
 #[derive(Debug, Default)]
 struct Scale {
@@ -98,6 +77,11 @@ impl Squeeze {
     /// Takes in how long the stream was busy with so many bytes.
     pub(super) fn sent(&self, bytes: usize, time: Duration) {
         self.scale().sent(bytes, time);
+    }
+
+    /// Seconds that the link takes for a byte, as far as that is known.
+    pub(super) fn link(&self) -> Option<f64> {
+        self.scale().link.get()
     }
 
     /// The piece compressed, if that pays.

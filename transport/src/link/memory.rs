@@ -9,6 +9,7 @@ use super::{
     Bulk, BulkKind, Control, ControlReceiver, ControlSender, Link, ReceiverKind, SenderKind,
 };
 use crate::error::LinkError;
+use crate::hello::Versions;
 use crate::tuning::{BULK_STREAMS, STREAM_WINDOW};
 
 /// Control messages on their way.
@@ -25,6 +26,7 @@ pub(super) fn pair() -> (Link, Link) {
             receiver: ControlReceiver(ReceiverKind::Memory(MessageReceiver(receiver))),
         },
         bulk: Bulk(BulkKind::Memory(BulkPort { open, accept: Arc::new(Mutex::new(accept)) })),
+        version: Versions::CURRENT.newest,
     };
     (
         end(left_sender, left_receiver, left_open, left_accept),

@@ -27,6 +27,8 @@ pub struct Link {
     pub control: Control,
     /// Where bulk streams come from.
     pub bulk: Bulk,
+    /// The protocol version that both ends speak.
+    pub version: u16,
 }
 
 impl Link {
@@ -39,6 +41,7 @@ impl Link {
         send: quinn::SendStream,
         recv: quinn::RecvStream,
         bulk: BulkConnection,
+        version: u16,
     ) -> Self {
         Self {
             control: Control {
@@ -46,6 +49,7 @@ impl Link {
                 receiver: ControlReceiver(ReceiverKind::Quic(quic::FrameReader::new(recv))),
             },
             bulk: Bulk(BulkKind::Quic(bulk)),
+            version,
         }
     }
 }

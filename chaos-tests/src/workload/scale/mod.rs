@@ -2,6 +2,7 @@
 
 mod areas;
 mod connections;
+mod copies;
 mod descriptors;
 mod processes;
 mod threads;
@@ -16,5 +17,6 @@ pub(super) const AREA: Area = Area {
         local("many-connections", "two thousand ends of TCP connections", connections::run),
         local("many-files", "ten thousand open files of several kinds", descriptors::run),
         local("many-areas", "a process of fifty thousand areas", areas::run),
+        local("many-copies", "eight processes that each made the same 32 MiB", copies::run),
     ],
 };

@@ -129,7 +129,7 @@ impl Offer {
             _ => return Err(MigrateError::Protocol),
         };
         let pace = Pace::new(wish.bandwidth, limiter);
-        let (pipe, pump) = Pipe::start(talk.bulk.open().await?, pace);
+        let (pipe, pump) = Pipe::start(talk.bulk.open().await?, pace, talk.version);
         let vain = VainStops::default();
         let mut session = Session { begun, operation, talk, pipe, pump, target, names, vain };
         if template_missing {

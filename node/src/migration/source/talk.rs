@@ -15,6 +15,8 @@ pub(super) struct Talk {
     pub(super) sender: ControlSender,
     receiver: ControlReceiver,
     pub(super) bulk: Bulk,
+    /// The protocol version that both ends speak.
+    pub(super) version: u16,
 }
 
 impl Talk {
@@ -31,7 +33,7 @@ impl Talk {
             .await
             .map_err(|source| MigrateError::Unreachable { name: name(), source })?;
         let (sender, receiver) = link.control.split();
-        Ok(Self { sender, receiver, bulk: link.bulk })
+        Ok(Self { sender, receiver, bulk: link.bulk, version: link.version })
     }
 
     /// The next message. A target that gave up says why.
