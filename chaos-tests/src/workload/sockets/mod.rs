@@ -11,6 +11,7 @@ mod sniffers;
 mod tcp;
 mod tcp_kinds;
 mod tcp_peer;
+mod tcp_signed;
 mod tcp_states;
 mod udp;
 mod unix;
@@ -64,6 +65,7 @@ pub(super) const AREA: Area = Area {
         local("peek-places", "places from which sockets look ahead", peeking::run),
         local("tcp-options", "options of a connection", tcp_kinds::options),
         local("tcp-options-v6", "options of IPv6", tcp_kinds::options6),
+        local("tcp-signed", "segments signed with keys, and a listener for them", tcp_signed::run),
         local("tcp-congestion", "a chosen congestion control", tcp_kinds::congestion),
         local("tcp-buffers", "buffers of fixed sizes, full both ways", tcp_kinds::buffers),
         local("tcp-low-water", "readable from so many bytes on", tcp_kinds::low_water),
