@@ -39,6 +39,7 @@ use ckpt_format::blocker::Blocker;
 mod address;
 mod anonymous;
 mod capture;
+mod corked;
 mod deleted;
 mod epoll;
 mod event;
@@ -59,6 +60,7 @@ mod nsfs;
 mod options;
 mod packet;
 mod path;
+mod pieces;
 mod pipe;
 mod places;
 mod process;
@@ -91,6 +93,7 @@ mod watched;
 pub use capture::{Captured, Undo, capture, check, mend};
 pub use rebuild::{RebuildError, Rebuilt, Target, open_inside, rebuild};
 pub use remote::{Argument, Remote};
+pub use socket::unsent;
 
 /// The processes whose files are looked at.
 #[derive(Debug)]

@@ -5,6 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use ckpt_format::files::{File, Kind, TcpSocket, TcpState};
@@ -43,6 +44,9 @@ pub(super) struct Network {
     packet: frames::Entries,
     groups: multicast::Groups,
     netlink: netlink::Owned,
+    diagnosis: OwnedFd,
+    /// Which TCP sockets sign what they send, once somebody has asked.
+    signatures: Mutex<[Option<Arc<tcp::Signatures>>; 2]>,
 }
 
 impl Network {
@@ -58,7 +62,11 @@ impl Network {
         // A kernel without it has no packet sockets, or tells nothing about them.
         let packet = frames::dump(diagnosis.as_fd()).unwrap_or_default();
         let cookie = cookie(diagnosis.as_fd())?;
-        Ok((Self { number, cookie, namespace, packet, groups, netlink }, unix))
+        let signatures = Mutex::default();
+        Ok((
+            Self { number, cookie, namespace, packet, groups, netlink, diagnosis, signatures },
+            unix,
+        ))
     }
 
     fn tables(&self, names: [&str; 2]) -> io::Result<[table::Table; 2]> {
@@ -93,6 +101,24 @@ impl Network {
         &self.groups
     }
 
+    /// The keys with which TCP sockets sign.
+    pub(super) fn signatures(&self, whose: tcp::Whose) -> io::Result<Arc<tcp::Signatures>> {
+        let mut known = self.signatures.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = &mut known[whose as usize];
+        if let Some(signatures) = place {
+            return Ok(signatures.clone());
+        }
+        let read = match tcp::Signatures::read(self.diagnosis.as_fd(), whose) {
+            // A kernel that has no such list.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                tracing::warn!("the kernel does not tell whether TCP sockets sign (INET_TCP_DIAG)");
+                tcp::Signatures::default()
+            }
+            read => read?,
+        };
+        Ok(place.insert(Arc::new(read)).clone())
+    }
+
     /// The network itself.
     pub(super) fn namespace(&self) -> io::Result<OwnedFd> {
         self.namespace.try_clone()
@@ -110,11 +136,7 @@ pub(super) struct Networks {
 
 impl Networks {
     pub(super) fn of(source: &Source<'_>) -> io::Result<Self> {
-        let own = std::fs::File::open(format!("/proc/{}/ns/net", source.init))?;
-        let mut namespaces = vec![OwnedFd::from(own)];
-        for namespace in &source.networks {
-            namespaces.push(namespace.try_clone_to_owned()?);
-        }
+        let namespaces = namespaces(source.init, &source.networks)?;
         let (mut all, mut unix) = (Vec::new(), unix::Diagnosis::default());
         for (number, namespace) in (0..).zip(namespaces) {
             let (network, sockets) = Network::read(number, namespace)?;
@@ -129,8 +151,13 @@ impl Networks {
     pub(super) fn orphans(&self) -> io::Result<Vec<(u32, TcpSocket)>> {
         let mut all = Vec::new();
         for network in &self.all {
-            let orphans = tcp::orphans(network.namespace.as_fd())?;
-            all.extend(orphans.into_iter().map(|orphan| (network.number, orphan)));
+            for mut orphan in tcp::orphans(network.namespace.as_fd())? {
+                if let (Some(local), TcpState::Connected(tcp)) = (orphan.local, &orphan.state) {
+                    let signatures = network.signatures(tcp::Whose::Connections)?;
+                    orphan.options.extend(signatures.of_orphan([local, tcp.remote]));
+                }
+                all.push((network.number, orphan));
+            }
         }
         Ok(all)
     }
@@ -203,6 +230,23 @@ impl Networks {
             _ => Err(unknown(domain, kind, protocol)),
         }
     }
+}
+
+/// All networks of a VE with this first process, whose own is the first.
+fn namespaces(init: i32, others: &[BorrowedFd<'_>]) -> io::Result<Vec<OwnedFd>> {
+    let own = std::fs::File::open(format!("/proc/{init}/ns/net"))?;
+    let others = others.iter().map(|other| other.try_clone_to_owned());
+    std::iter::once(Ok(OwnedFd::from(own))).chain(others).collect()
+}
+
+/// What a VE with these networks still sends of connections that no process has any more, in words:
+/// where the kernel lets nobody read it, a move loses it.
+pub fn unsent(init: i32, networks: &[BorrowedFd<'_>]) -> io::Result<Vec<String>> {
+    let mut all = Vec::new();
+    for network in namespaces(init, networks)? {
+        all.extend(tcp::unsent(network.as_fd())?);
+    }
+    Ok(all)
 }
 
 fn cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {

@@ -1,6 +1,7 @@
 //! Sockets of every family.
 
 mod both_ways;
+mod corked;
 mod datagrams;
 mod errors;
 mod netlink;
@@ -12,6 +13,7 @@ mod sniffers;
 mod tcp;
 mod tcp_kinds;
 mod tcp_peer;
+mod tcp_signed;
 mod tcp_states;
 mod udp;
 mod unix;
@@ -65,6 +67,7 @@ pub(super) const AREA: Area = Area {
         local("peek-places", "places from which sockets look ahead", peeking::run),
         local("tcp-options", "options of a connection", tcp_kinds::options),
         local("tcp-options-v6", "options of IPv6", tcp_kinds::options6),
+        local("tcp-signed", "segments signed with keys, and a listener for them", tcp_signed::run),
         local("tcp-congestion", "a chosen congestion control", tcp_kinds::congestion),
         local("tcp-buffers", "buffers of fixed sizes, full both ways", tcp_kinds::buffers),
         local("tcp-low-water", "readable from so many bytes on", tcp_kinds::low_water),
@@ -83,6 +86,7 @@ pub(super) const AREA: Area = Area {
         local("udp-empty", "empty datagrams", datagrams::empty),
         local("udp-large", "datagrams of 60 KB", datagrams::large),
         local("udp-lite", "datagrams of UDP-Lite", datagrams::lite),
+        local("udp-corked", "datagrams that are written in parts", corked::run),
         local("udp-device", "a receiver bound to a device", datagrams::device),
         local("udp-filter", "a socket filter", datagrams::filter),
         local("udp-strangers", "a connected socket hears nobody else", datagrams::strangers),

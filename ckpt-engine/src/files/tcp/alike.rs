@@ -187,6 +187,12 @@ impl Group<'_> {
         is_told.then_some(record)
     }
 
+    /// Whether one of them is known to have no keys for its segments.
+    pub(super) fn is_unsigned(&self, sight: &Sight) -> bool {
+        let record = sight.record.as_ref().filter(|_| self.tick.is_some());
+        record.is_some_and(|record| !record.is_signed())
+    }
+
     /// What one of them is, as its record tells.
     pub(super) fn socket(
         &self,

@@ -22,6 +22,7 @@ use super::{
     look::Sight,
     record::Record,
     select, set_repair,
+    signature::Whose,
     told::Reference,
 };
 use crate::sys::{
@@ -87,8 +88,17 @@ pub(in super::super) fn check(object: &Object) -> Result<(), Refusal> {
             "switch kernel TLS off in the program",
         ));
     }
+    // Its keys and counters are told to nobody.
+    if socket::option(object.fd(), TCP, TCP_AO_INFO, &mut [0; 48]).is_ok() {
+        return Err(Refusal::new(
+            "a TCP connection with authentication (TCP-AO)",
+            "use TCP_MD5SIG, or end the program",
+        ));
+    }
     Ok(())
 }
+
+const TCP_AO_INFO: i32 = 40;
 
 /// Refuses an MPTCP socket that has a connection: its data cannot be read from outside, and the
 /// keys of its paths cannot be set.
@@ -174,7 +184,7 @@ pub(in super::super) fn capture(
     network: &Network,
     v6: bool,
     multipath: bool,
-    alike: Option<&Group<'_>>,
+    alike: Option<(&Group<'_>, &Sight)>,
 ) -> Result<(Kind, Held), Refusal> {
     let fd = object.fd();
     let info = Info::of(fd)?;
@@ -186,12 +196,22 @@ pub(in super::super) fn capture(
         SYN_SENT => Stage::Connecting,
         _ => Stage::Connected,
     };
-    let options = match alike.filter(|_| stage == Stage::Connected) {
-        Some(alike) => alike.options_of(object)?,
+    let mut options = match alike.filter(|_| stage == Stage::Connected) {
+        Some((alike, _)) => alike.options_of(object)?,
         None => options::capture(fd, Family::Tcp { v6, stage })?,
     };
+    let keys = match info.state {
+        state if multipath || state == CLOSE => Vec::new(),
+        LISTEN => network.signatures(Whose::Listeners)?.of(object.status.inode),
+        // Whoever is seen need not be looked up among thousands.
+        _ if alike.is_some_and(|(group, sight)| group.is_unsigned(sight)) => Vec::new(),
+        _ => network.signatures(Whose::Connections)?.of(object.status.inode),
+    };
     let (state, held) = match info.state {
-        LISTEN if info.waiting > 0 && multipath => return Err(waiting(info.waiting)),
+        // What puts them back is not signed.
+        LISTEN if info.waiting > 0 && (multipath || !keys.is_empty()) => {
+            return Err(waiting(info.waiting));
+        }
         LISTEN => listening(fd, local, network, &info)?,
         CLOSE if stage == Stage::Connected => {
             (TcpState::Finished { unread: finished(fd)?, error }, Held::Nothing)
@@ -210,6 +230,7 @@ pub(in super::super) fn capture(
         }
         _ => return Err(passing()),
     };
+    options.extend(keys);
     let kind = Kind::Tcp(Box::new(TcpSocket { v6, multipath, local, state, options }));
     Ok((kind, held))
 }
@@ -223,7 +244,7 @@ pub(in super::super) fn capture_alike(
     let mut asked = None;
     if let Some(record) = group.record(sight) {
         let reference = group.reference.get_or_init(|| {
-            let (reference, read) = ask(object, group, record);
+            let (reference, read) = ask(object, group, sight, record);
             asked = Some(read);
             reference
         });
@@ -235,7 +256,7 @@ pub(in super::super) fn capture_alike(
             return Ok((Kind::Tcp(Box::new(socket)), held));
         }
     }
-    capture(object, group.network, group.v6, false, Some(group))
+    capture(object, group.network, group.v6, false, Some((group, sight)))
 }
 
 /// Asks the first connection of a group: with it the others are compared, if its record tells what
@@ -243,10 +264,11 @@ pub(in super::super) fn capture_alike(
 fn ask(
     object: &Object,
     group: &Group<'_>,
+    sight: &Sight,
     record: &Record,
 ) -> (Option<Reference>, Result<(Kind, Held), Refusal>) {
     let silent_ms = Info::of(object.fd()).map(|info| info.silent_ms);
-    let read = capture(object, group.network, group.v6, false, Some(group));
+    let read = capture(object, group.network, group.v6, false, Some((group, sight)));
     let reference = || {
         let (Kind::Tcp(socket), _) = read.as_ref().ok()? else { return None };
         let TcpState::Connected(connection) = &socket.state else { return None };

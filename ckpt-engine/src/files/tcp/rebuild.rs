@@ -14,7 +14,7 @@ use super::{
         options::{self},
         rebuild::RebuildError,
     },
-    Queue, REPAIR_OFF, REPAIR_OFF_UNHEARD, REPAIR_ON, TCP, fin, select, set_repair,
+    Queue, REPAIR_OFF, REPAIR_OFF_UNHEARD, REPAIR_ON, TCP, fin, select, set_repair, signature,
 };
 use crate::sys::{
     descriptor::{self, Change, Query},
@@ -280,7 +280,8 @@ impl Connection {
                 // The end of repair mode has cleared it.
                 options::set(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, self.reuse)?;
                 if let Some(fin) = closed_by_peer {
-                    fin.deliver()?;
+                    // It is not signed.
+                    signature::without(fd, &self.options, || fin.deliver())?;
                 }
                 if unsent.is_empty() {
                     return Ok(());

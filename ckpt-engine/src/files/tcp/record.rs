@@ -53,7 +53,7 @@ pub(super) struct States {
     addresses6: [usize; 2],
 }
 
-const COUNT: usize = 24;
+const COUNT: usize = 25;
 
 /// The places of [`NUMBERS`]; the window has five. The last three are about the buffers.
 const RECEIVED: usize = 0;
@@ -73,6 +73,10 @@ const URGENT: usize = 17;
 const REPAIRED: usize = 18;
 const LAST_RECEIVED: usize = 19;
 const REUSE: usize = 20;
+const SIGNED: usize = 21;
+
+/// Where the keys are with which segments are signed; a kernel can be one without them.
+const KEYS: &str = "md5sig_info";
 
 /// Structure, name, bits.
 const NUMBERS: [(&str, &str, usize); COUNT] = [
@@ -97,6 +101,7 @@ const NUMBERS: [(&str, &str, usize); COUNT] = [
     ("tcp_sock", "repair", 1),
     ("inet_connection_sock", "icsk_ack.lrcvtime", 32),
     ("sock_common", "skc_reuse", 4),
+    ("tcp_sock", KEYS, 64),
     ("sock", "sk_sndbuf", 32),
     ("sock", "sk_rcvbuf", 32),
     ("sock", "sk_userlocks", 4),
@@ -107,7 +112,12 @@ impl States {
         let place = |structure, name| types.offset(structure, name).map(|at| at as usize);
         let mut numbers = [Number { bit: 0, bits: 0 }; COUNT];
         for (number, (structure, name, bits)) in numbers.iter_mut().zip(NUMBERS) {
-            *number = Number { bit: types.bit(structure, name)? as usize, bits };
+            *number = match types.bit(structure, name) {
+                // Of an address in the kernel the upper half is never 0.
+                Ok(bit) if name == KEYS => Number { bit: bit as usize + 32, bits: 32 },
+                Err(_) if name == KEYS => Number { bit: 0, bits: 0 },
+                bit => Number { bit: bit? as usize, bits },
+            };
         }
         let common = |name| place("sock_common", name);
         Ok(Self {
@@ -228,6 +238,11 @@ impl Record {
         [send, receive, locks & MASK]
     }
 
+    /// Whether it has keys with which segments are signed.
+    pub(super) fn is_signed(&self) -> bool {
+        self.numbers[SIGNED] != 0
+    }
+
     /// Whether everything is read and acknowledged, and there is nothing unusual about it: then the
     /// record tells all. An address within a link says nothing without the link.
     pub(super) fn is_complete(&self) -> bool {
@@ -238,6 +253,7 @@ impl Record {
         self.numbers[RECEIVED] == self.numbers[READ]
             && self.numbers[WRITTEN] == self.numbers[ACKNOWLEDGED]
             && self.numbers[URGENT] == 0
+            && !self.is_signed()
             && is_plain(self.local)
             && is_plain(self.remote)
     }

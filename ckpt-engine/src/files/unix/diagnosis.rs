@@ -122,10 +122,13 @@ fn read_messages(
         let length = word(bytes, 0)? as usize;
         let body = bytes.get(HEADER..length).ok_or_else(invalid)?;
         match half(bytes, 4)? {
-            DONE => return Ok(true),
-            ERROR => {
+            // The end can say that the list is not whole.
+            kind @ (DONE | ERROR) => {
                 let code = word(body, 0)?.cast_signed();
-                return Err(io::Error::from_raw_os_error(-code));
+                return match (kind, code) {
+                    (DONE, 0..) => Ok(true),
+                    _ => Err(io::Error::from_raw_os_error(-code)),
+                };
             }
             SOCK_DIAG_BY_FAMILY => each(body)?,
             _ => {}
