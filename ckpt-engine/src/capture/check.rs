@@ -4,17 +4,18 @@ use std::path::Path;
 
 use ckpt_format::blocker::Blocker;
 
-use super::common;
+use super::{IdMap, common, kernel::Fields};
 use crate::{
     aio,
     areas::{AddressSpace, VDSO},
+    keys,
     procfs::{self, ProcError, Stat, Status},
 };
 
 /// Lists everything about the processes in `cgroup` (cgroup v2) that cannot be moved now.
 ///
 /// Descriptors are not looked at here. A process that ends meanwhile is left out.
-pub fn check(cgroup: &Path) -> std::io::Result<Vec<Blocker>> {
+pub fn check(cgroup: &Path, ids: IdMap) -> std::io::Result<Vec<Blocker>> {
     let mut blockers = Vec::new();
     let hosts = procfs::cgroup_processes(cgroup)?;
     for &host in &hosts {
@@ -24,6 +25,9 @@ pub fn check(cgroup: &Path) -> std::io::Result<Vec<Blocker>> {
     }
     let in_common = common::check(&hosts);
     blockers.extend(in_common.into_iter().filter_map(|(host, why)| shared(host, why).ok()));
+    if !Fields::known().is_some_and(Fields::tell_keys) {
+        blockers.extend(keys::unseen(ids)?);
+    }
     Ok(blockers)
 }
 

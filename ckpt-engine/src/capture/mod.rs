@@ -38,6 +38,7 @@ use self::kernel::{Told, View};
 use crate::{
     freeze::{FreezeError, Frozen},
     inject::{InjectError, Stopped, let_go_late_stops},
+    keys,
     procfs::{self, ProcError},
     surgeon::Patient,
     sys::ptrace,
@@ -105,7 +106,7 @@ pub(crate) fn capture(
 ) -> Result<Processes, CaptureError> {
     let mut filters = seccomp::Filters::default();
     let any = sets.iter().any(|sets| !sets.is_empty());
-    let mut keys = Keys::default();
+    let mut keys = None;
     let told = match view.map(|view| (view.tell(patients, ids, any, &mut filters), view)) {
         Some((Ok(told), view)) => {
             keys = view.keys(&told, ids)?;
@@ -116,6 +117,10 @@ pub(crate) fn capture(
             Told::default()
         }
         None => Told::default(),
+    };
+    let keys = match keys {
+        Some(keys) => keys,
+        None => no_keys(ids)?,
     };
     if let Some(last_pid) = told.last_pid
         && told.processes.len() == patients.len()
@@ -133,6 +138,12 @@ pub(crate) fn capture(
     tracing::debug!(asked, of = patients.len(), "processes are stopped to be captured");
     let asked = stop_and_ask(frozen, patients, ids, sets, (told, filters))?;
     Ok(Processes { keys, ..asked })
+}
+
+/// Of a VE whose keys cannot be read: it must not have any.
+fn no_keys(ids: IdMap) -> Result<Keys, CaptureError> {
+    let found = keys::unseen(ids).map_err(|source| InjectError::Control { tid: 0, source })?;
+    if found.is_empty() { Ok(Keys::default()) } else { Err(CaptureError::Blocked(found)) }
 }
 
 /// Captures those processes that could not be told.

@@ -91,6 +91,7 @@ mod watched;
 pub use capture::{Captured, Undo, capture, check, mend};
 pub use rebuild::{RebuildError, Rebuilt, Target, open_inside, rebuild};
 pub use remote::{Argument, Remote};
+pub use socket::unsent;
 
 /// The processes whose files are looked at.
 #[derive(Debug)]

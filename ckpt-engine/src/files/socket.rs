@@ -136,11 +136,7 @@ pub(super) struct Networks {
 
 impl Networks {
     pub(super) fn of(source: &Source<'_>) -> io::Result<Self> {
-        let own = std::fs::File::open(format!("/proc/{}/ns/net", source.init))?;
-        let mut namespaces = vec![OwnedFd::from(own)];
-        for namespace in &source.networks {
-            namespaces.push(namespace.try_clone_to_owned()?);
-        }
+        let namespaces = namespaces(source.init, &source.networks)?;
         let (mut all, mut unix) = (Vec::new(), unix::Diagnosis::default());
         for (number, namespace) in (0..).zip(namespaces) {
             let (network, sockets) = Network::read(number, namespace)?;
@@ -234,6 +230,23 @@ impl Networks {
             _ => Err(unknown(domain, kind, protocol)),
         }
     }
+}
+
+/// All networks of a VE with this first process, whose own is the first.
+fn namespaces(init: i32, others: &[BorrowedFd<'_>]) -> io::Result<Vec<OwnedFd>> {
+    let own = std::fs::File::open(format!("/proc/{init}/ns/net"))?;
+    let others = others.iter().map(|other| other.try_clone_to_owned());
+    std::iter::once(Ok(OwnedFd::from(own))).chain(others).collect()
+}
+
+/// What a VE with these networks still sends of connections that no process has any more, in words:
+/// where the kernel lets nobody read it, a move loses it.
+pub fn unsent(init: i32, networks: &[BorrowedFd<'_>]) -> io::Result<Vec<String>> {
+    let mut all = Vec::new();
+    for network in namespaces(init, networks)? {
+        all.extend(tcp::unsent(network.as_fd())?);
+    }
+    Ok(all)
 }
 
 fn cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {

@@ -40,6 +40,16 @@ impl<'a> Line<'a> {
         address(self.word(2)?).filter(|address| !address.ip().is_unspecified())
     }
 
+    /// What was written and is not acknowledged: bytes, and an end.
+    pub(super) fn outstanding(self) -> Option<u32> {
+        u32::from_str_radix(self.word(4)?.split(':').next()?, 16).ok()
+    }
+
+    /// 0 for one that no process has.
+    pub(super) fn inode(self) -> Option<u64> {
+        self.word(9)?.parse().ok()
+    }
+
     /// `TCP_*`.
     pub(super) fn state(self) -> Option<u8> {
         u8::from_str_radix(self.word(3)?, 16).ok()
@@ -69,13 +79,14 @@ mod tests {
     fn a_line_tells_its_addresses_and_its_state() {
         let table = Table(
             "  sl  local_address rem_address   st ...\n   0: 0100007F:0CEA 0200007F:0016 03 \
-             00000000:00000000 00:00000000 00000000     0        0 4711 1"
+             00000010:00000000 00:00000000 00000000     0        0 4711 1"
                 .to_owned(),
         );
         let line = table.of_inode(4711).unwrap();
         assert_eq!(line.local(), Some(([127, 0, 0, 1], 3306).into()));
         assert_eq!(line.remote(), Some(([127, 0, 0, 2], 22).into()));
         assert_eq!(line.state(), Some(3));
+        assert_eq!((line.outstanding(), line.inode()), (Some(16), Some(4711)));
         assert!(table.of_inode(4712).is_none());
     }
 }

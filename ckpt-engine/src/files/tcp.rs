@@ -27,6 +27,7 @@ mod tests_queue;
 #[cfg(test)]
 mod tests_signature;
 mod told;
+mod unsent;
 
 pub(super) use alike::{Alike, Seen, Told, prepare};
 pub(super) use capture::{Held, Repaired, capture, capture_alike, check, check_multipath, mend};
@@ -34,6 +35,7 @@ pub(super) use orphan::{orphans, prepare as prepare_for_orphans};
 pub(super) use queue::{Door, Taken};
 pub(super) use rebuild::{Connection, Usual, bind, connect, make};
 pub(super) use signature::{Signatures, Whose};
+pub(super) use unsent::unsent;
 
 use alike::Group;
 use capture::Info;

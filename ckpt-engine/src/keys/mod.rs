@@ -4,6 +4,7 @@
 //! those of the type `logon`. So nobody is asked: [`Look`] copies what the kernel keeps, some
 //! dozens of places at once. A VE that has no keys costs one look.
 
+mod unseen;
 mod walk;
 
 use std::{collections::HashMap, io};
@@ -20,7 +21,7 @@ use crate::{
     look::Look,
 };
 
-pub(crate) use self::walk::Places;
+pub(crate) use self::{unseen::unseen, walk::Places};
 
 /// Where the keyrings of one thread are, in the kernel; 0 for none.
 #[derive(Clone, Copy, Debug)]

@@ -34,6 +34,7 @@ mod squeeze;
 mod standing;
 mod stopwatch;
 mod target;
+mod unsent;
 mod vain;
 mod watchdog;
 

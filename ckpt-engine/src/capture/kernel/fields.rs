@@ -253,6 +253,11 @@ impl Fields {
         FIELDS.get_or_init(find).as_ref()
     }
 
+    /// Whether they tell where keys are.
+    pub(crate) fn tell_keys(&self) -> bool {
+        self.possessions.is_some()
+    }
+
     fn find() -> io::Result<Self> {
         let types = Types::read()?;
         let mut at = FIELDS_AT;

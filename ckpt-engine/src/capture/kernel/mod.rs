@@ -304,13 +304,14 @@ impl View {
         Ok(told)
     }
 
-    /// The keys of all who are in the user namespace of the VE itself.
-    pub(super) fn keys(&self, told: &Told, ids: IdMap) -> Result<Keys, CaptureError> {
-        let Some(reader) = &self.keys else { return Ok(Keys::default()) };
+    /// The keys of all who are in the user namespace of the VE itself; `None` where they cannot be
+    /// read.
+    pub(super) fn keys(&self, told: &Told, ids: IdMap) -> Result<Option<Keys>, CaptureError> {
+        let Some(reader) = &self.keys else { return Ok(None) };
         let init = told.possessions.iter().find(|(holder, _)| holder.tid == 1);
-        let Some((_, users)) = init else { return Ok(Keys::default()) };
+        let Some((_, users)) = init else { return Ok(None) };
         let of_it = told.possessions.iter().filter(|(_, theirs)| theirs == users);
-        reader.keys(&of_it.map(|(holder, _)| *holder).collect::<Vec<_>>(), *users, ids)
+        reader.keys(&of_it.map(|(holder, _)| *holder).collect::<Vec<_>>(), *users, ids).map(Some)
     }
 
     /// One process by the records of its threads; `None` if something in them is not known.

@@ -190,14 +190,24 @@ pub(in super::super) fn orphans(network: BorrowedFd<'_>) -> io::Result<Vec<TcpSo
     if !are_any()? {
         return Ok(Vec::new());
     }
-    let Some(reader) = reader() else { return Ok(Vec::new()) };
+    let Some(reader) = reader() else {
+        for what in super::unsent::still_sending(network)? {
+            tracing::warn!(what, "a closed connection that still sends is lost in a move");
+        }
+        return Ok(Vec::new());
+    };
     let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
     let found = in_network_of(network, || bpf::read_all(reader.link.as_fd()))?;
     found.chunks_exact(8).map(|address| reader.socket(number(address, 0))).collect()
 }
 
+/// Whether they can be read on this host.
+pub(super) fn are_seen() -> bool {
+    reader().is_some()
+}
+
 /// Whether there are any on the host: the kernel counts them (proc_pid_net(5), `sockstat`).
-fn are_any() -> io::Result<bool> {
+pub(super) fn are_any() -> io::Result<bool> {
     let text = fs::read_to_string("/proc/self/net/sockstat")?;
     let line = text.lines().find_map(|line| line.strip_prefix("TCP:"));
     let mut words = line.unwrap_or_default().split_whitespace();

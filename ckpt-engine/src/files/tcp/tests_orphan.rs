@@ -14,6 +14,7 @@ use super::{
     capture::connection,
     orphans, set_repair,
     tests::{pattern, write_until_full},
+    unsent::still_sending,
 };
 use crate::files::testing::new_network;
 
@@ -122,4 +123,25 @@ fn what_was_sent_from_a_file_is_read_from_its_pages() {
     let mut received = Vec::new();
     client.read_to_end(&mut received).unwrap();
     assert!(received == pattern(0, sent));
+}
+
+#[test]
+fn what_is_not_taken_yet_is_told_without_being_read() {
+    new_network();
+    let network = File::open("/proc/thread-self/ns/net").unwrap();
+    let told = || still_sending(network.as_fd()).unwrap();
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let (mut client, mut server) = pair(address);
+        let sent = write_until_full(&mut server);
+        assert_eq!(told(), [""; 0], "somebody has it");
+        let (local, remote) = (server.local_addr().unwrap(), server.peer_addr().unwrap());
+        drop(server);
+        let [one] = &told()[..] else { panic!("{:?}", told()) };
+        assert!(one.ends_with(&format!(" bytes from {local} to {remote}")), "{one}");
+        let mut received = Vec::new();
+        client.read_to_end(&mut received).unwrap();
+        assert_eq!(received.len(), sent);
+        // The client may still keep its end to itself.
+        assert_eq!(told(), [""; 0]);
+    }
 }
