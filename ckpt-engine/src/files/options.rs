@@ -216,8 +216,11 @@ const UDP: &[Entry] = &[
     Entry(libc::SOL_UDP, libc::UDP_GRO, 4, 0),
 ];
 
-const UDP_LITE: &[Entry] =
-    &[Entry(SOL_UDPLITE, UDPLITE_SEND_CSCOV, 4, 0), Entry(SOL_UDPLITE, UDPLITE_RECV_CSCOV, 4, 0)];
+const UDP_LITE: &[Entry] = &[
+    Entry(libc::SOL_UDP, libc::UDP_CORK, 4, 0),
+    Entry(SOL_UDPLITE, UDPLITE_SEND_CSCOV, 4, 0),
+    Entry(SOL_UDPLITE, UDPLITE_RECV_CSCOV, 4, 0),
+];
 
 const RAW: &[Entry] = &[
     Entry(IP, libc::IP_HDRINCL, 4, 0),

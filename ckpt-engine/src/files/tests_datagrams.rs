@@ -5,6 +5,8 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
+use ckpt_format::files::Kind;
+
 use super::{
     address, options,
     testing::{Child, Copy, new_network, rebuild},
@@ -174,18 +176,57 @@ fn an_answer_comes_with_its_acknowledgement() {
     }
 }
 
-#[test]
-fn a_datagram_that_is_begun_is_waited_for() {
+/// A datagram that is written in parts: it is the same on the target, and not sent before its end.
+fn is_written_on(receiver: &str, protocol: i32, connects: bool, parts: &[usize]) {
     new_network();
-    let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
-    sender.connect(receiver.local_addr().unwrap()).unwrap();
-    socket::send(sender.as_fd(), b"first ", &Along::default(), libc::MSG_MORE).unwrap();
+    let name: SocketAddr = receiver.parse().unwrap();
+    let domain = if name.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET };
+    let receiver = make(domain, libc::SOCK_DGRAM, protocol);
+    socket::bind(receiver.as_fd(), &address::encode_inet(&name)).unwrap();
+    let name = socket::address(receiver.as_fd(), End::Local).unwrap();
+    let receiver = UdpSocket::from(receiver);
+    let sender = make(domain, libc::SOCK_DGRAM, protocol);
+    let mut along = Along { receiver: &name, ..Along::default() };
+    if connects {
+        socket::connect(sender.as_fd(), &name).unwrap();
+        along = Along::default();
+    }
+    let text: Vec<u8> = (0..parts.iter().sum()).map(|at: usize| (at * 31 % 251) as u8).collect();
+    let mut at = 0;
+    for part in parts {
+        socket::send(sender.as_fd(), &text[at..at + part], &along, libc::MSG_MORE).unwrap();
+        at += part;
+    }
+    let number = sender.as_raw_fd();
     let child = Child::holding(&[sender.as_fd()]);
-    let refused = super::capture(&child.source()).unwrap_err();
-    assert!(refused[0].object.contains("in several parts"), "{refused:?}");
-    socket::send(sender.as_fd(), b"second", &Along::default(), 0).unwrap();
-    super::capture(&child.source()).unwrap();
+    drop(sender);
+    let mut captured = child.capture();
+    let Kind::Udp(udp) = &captured.files.files[0].kind else { panic!("not a socket of UDP") };
+    assert!(udp.corked.as_ref().unwrap().data == text);
+    std::mem::take(&mut captured.undo).seal();
+    drop(child);
+    let copy = rebuild(&captured).of(number);
+    receiver.set_nonblocking(true).unwrap();
+    let mut received = vec![0; 1 << 16];
+    let early = receiver.recv(&mut received).map_err(|error| error.kind());
+    assert_eq!(early, Err(std::io::ErrorKind::WouldBlock), "not before its end");
+    socket::send(copy.as_fd(), b"the end", &Along::default(), 0).unwrap();
+    let length = receiver.recv(&mut received).unwrap();
+    assert!(received[..length] == [&text[..], b"the end"].concat());
+}
+
+#[test]
+fn a_datagram_that_is_begun_is_written_on() {
+    is_written_on("127.0.0.1:0", 0, false, &[6]);
+    is_written_on("127.0.0.1:0", 0, true, &[6, 3000, 1, 20_000]);
+    is_written_on("[::1]:0", 0, true, &[100, 30_000, 7]);
+    is_written_on("[::1]:0", libc::IPPROTO_UDPLITE, false, &[1, 1]);
+    is_written_on("127.0.0.1:0", libc::IPPROTO_UDPLITE, false, &[0, 60_000]);
+}
+
+#[test]
+fn an_ipv6_socket_writes_on_to_an_ipv4_address() {
+    is_written_on("[::ffff:127.0.0.1]:0", 0, false, &[10, 20]);
 }
 
 #[test]

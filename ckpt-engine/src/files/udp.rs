@@ -5,13 +5,12 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::OnceLock,
 };
 
-use ckpt_format::files::{Datagram, Kind, UdpSocket};
+use ckpt_format::files::{Corked, Datagram, Kind, UdpSocket};
 
 use super::{
-    Source, address,
+    Source, address, corked,
     find::{Object, Refusal},
     multicast,
     options::{self, Family},
@@ -20,13 +19,9 @@ use super::{
     socket::Network,
     waiting_error::{self, Waiting},
 };
-use crate::{
-    btf::Types,
-    eye::Eye,
-    sys::{
-        descriptor::{self, Count, count},
-        socket::{self, Along},
-    },
+use crate::sys::{
+    descriptor::{self, Count, count},
+    socket::{self, Along},
 };
 
 /// What kind of socket.
@@ -63,12 +58,10 @@ pub(super) fn capture(
         true => Queue::read(fd)?,
         false => Queue::default(),
     };
-    if variety.has_queue() && has_begun(source, object, protocol)? {
-        return Err(Refusal::new(
-            "a datagram that is written in several parts and not yet sent",
-            "try again when the program has sent it",
-        ));
-    }
+    let corked = match variety.has_queue() && count(fd, Count::Outstanding)? > 0 {
+        true => corked(source, object, variety)?,
+        false => None,
+    };
     let has_empty = queue.iter().any(|datagram| datagram.data.is_empty());
     let remote = address::remote(fd)?;
     let seen = match local {
@@ -95,33 +88,30 @@ pub(super) fn capture(
         },
         queue,
         error,
+        corked,
         groups: network.groups().of_socket(fd, v6)?,
         options: options::capture(fd, Family::Datagram { v6, protocol, raw })?,
     }));
     Ok((kind, seen))
 }
 
-/// Whether a datagram is being put together (`UDP_CORK`, `MSG_MORE`). It cannot be read.
-///
-/// One that waits for its receiver's address counts as not sent, too. The kernel tells the two
-/// apart nowhere, so it is looked at, where it can be: else the datagram is lost.
-fn has_begun(source: &Source<'_>, object: &Object, protocol: i32) -> io::Result<bool> {
-    let fd = object.fd();
-    if count(fd, Count::Outstanding)? == 0 {
-        return Ok(false);
-    }
-    let corked =
-        protocol == libc::IPPROTO_UDP && options::number(fd, libc::SOL_UDP, libc::UDP_CORK)? != 0;
-    Ok(corked || is_pending(source, object).unwrap_or(false))
-}
-
-fn is_pending(source: &Source<'_>, object: &Object) -> io::Result<bool> {
-    static PENDING: OnceLock<Option<u32>> = OnceLock::new();
-    let find = || Types::read().and_then(|types| types.offset("udp_sock", "pending")).ok();
-    let pending = PENDING.get_or_init(find).ok_or(io::ErrorKind::Unsupported)?;
-    let &(place, fd) = object.holders.first().ok_or(io::ErrorKind::NotFound)?;
-    let eye = Eye::on(source.processes[place].host_pid)?;
-    Ok(eye.word(eye.socket(fd, object.status.inode)?, pending)? != 0)
+/// What is written of a datagram that is not sent yet. One that waits for its receiver's address
+/// looks the same from outside: where neither can be read, it counts as that one unless the socket
+/// says otherwise.
+fn corked(
+    source: &Source<'_>,
+    object: &Object,
+    variety: Variety,
+) -> Result<Option<Corked>, Refusal> {
+    corked::read(source, object, variety.v6).or_else(|error| {
+        if options::number(object.fd(), libc::SOL_UDP, libc::UDP_CORK)? == 0 {
+            return Ok(None);
+        }
+        Err(Refusal::new(
+            format!("a datagram that is written in several parts and not yet sent ({error})"),
+            "try again when the program has sent it",
+        ))
+    })
 }
 
 /// A queue that is not as it was once somebody has looked ahead in it: the kernel shows empty
@@ -261,6 +251,9 @@ fn make(udp: &UdpSocket) -> io::Result<OwnedFd> {
 
 /// Delivers what waited, once all sockets have their names.
 pub(super) fn fill(fd: BorrowedFd<'_>, udp: &UdpSocket) -> Result<(), RebuildError> {
+    if let Some(corked) = &udp.corked {
+        corked::write(fd, corked, udp).map_err(failed)?;
+    }
     let Some(local) = udp.local else { return Ok(()) };
     if udp.queue.is_empty() && udp.error == 0 {
         return Ok(());

@@ -250,6 +250,9 @@ pub struct UdpSocket {
     /// The error that waits to be told before them (`SO_ERROR`); 0 for none.
     #[serde(default)]
     pub error: i32,
+    /// A datagram that is written in parts and not sent.
+    #[serde(default)]
+    pub corked: Option<Corked>,
     /// The multicast groups that it has joined.
     pub groups: Vec<Membership>,
     /// The options.
@@ -261,6 +264,16 @@ pub struct UdpSocket {
 pub struct Datagram {
     /// Who sent it.
     pub sender: SocketAddr,
+    /// The bytes.
+    #[serde(with = "serde_bytes")]
+    pub data: Vec<u8>,
+}
+
+/// What is written of a datagram that is not sent yet (`UDP_CORK`, `MSG_MORE`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Corked {
+    /// To whom it goes.
+    pub receiver: SocketAddr,
     /// The bytes.
     #[serde(with = "serde_bytes")]
     pub data: Vec<u8>,

@@ -1,5 +1,6 @@
 //! Sockets of every family.
 
+mod corked;
 mod datagrams;
 mod errors;
 mod netlink;
@@ -84,6 +85,7 @@ pub(super) const AREA: Area = Area {
         local("udp-empty", "empty datagrams", datagrams::empty),
         local("udp-large", "datagrams of 60 KB", datagrams::large),
         local("udp-lite", "datagrams of UDP-Lite", datagrams::lite),
+        local("udp-corked", "datagrams that are written in parts", corked::run),
         local("udp-device", "a receiver bound to a device", datagrams::device),
         local("udp-filter", "a socket filter", datagrams::filter),
         local("udp-strangers", "a connected socket hears nobody else", datagrams::strangers),

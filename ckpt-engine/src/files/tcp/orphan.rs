@@ -18,11 +18,12 @@ use std::{
 use ckpt_format::files::{TcpClosing, TcpConnection, TcpSocket, TcpState};
 use nix::time::{ClockId, clock_gettime};
 
-use super::{CLOSING, FIN_WAIT1, LAST_ACK};
+use super::{
+    super::pieces::{PIECES_MAX, Pieces, number, short, word},
+    CLOSING, FIN_WAIT1, LAST_ACK,
+};
 use crate::{
     btf::Types,
-    direct_map::DirectMap,
-    look::Look,
     sys::{
         bpf::{
             self,
@@ -35,15 +36,10 @@ use crate::{
     },
 };
 
-/// More pieces than a queue of any size has that one VE may fill.
-const PIECES_MAX: usize = 1 << 16;
-/// More bytes than the largest of them holds.
-const BYTES_MAX: u32 = 1 << 30;
 /// `TCPHDR_FIN`
 const FIN: u8 = 1;
 
-/// Where everything is in the running kernel: bytes from the beginning of a socket, a piece
-/// (`struct sk_buff`), or what is behind a piece (`struct skb_shared_info`).
+/// Where everything is in the running kernel: bytes from the beginning of a socket or of a piece.
 #[derive(Clone, Copy, Debug)]
 struct Places {
     socket: usize,
@@ -72,19 +68,8 @@ struct Places {
     segment: usize,
     clock: usize,
     in_microseconds: Option<usize>,
-    piece: usize,
-    piece_next: usize,
     sequence: usize,
     flags: usize,
-    len: usize,
-    len_elsewhere: usize,
-    head: usize,
-    end: usize,
-    data: usize,
-    shared: usize,
-    parts: usize,
-    others: usize,
-    part: usize,
 }
 
 impl Places {
@@ -130,27 +115,15 @@ impl Places {
             segment: negotiated + at("tcp_options_received", "mss_clamp")?,
             clock: tcp("tsoffset")?,
             in_microseconds: types.bit("tcp_sock", "tcp_usec_ts").ok().map(|bit| bit as usize),
-            piece: types.size("sk_buff")? as usize,
-            piece_next: at("sk_buff", "next")?,
             sequence: cb + at("tcp_skb_cb", "seq")?,
             flags: cb + at("tcp_skb_cb", "tcp_flags")?,
-            len: at("sk_buff", "len")?,
-            len_elsewhere: at("sk_buff", "data_len")?,
-            head: at("sk_buff", "head")?,
-            end: at("sk_buff", "end")?,
-            data: at("sk_buff", "data")?,
-            shared: types.size("skb_shared_info")? as usize,
-            parts: at("skb_shared_info", "nr_frags")?,
-            others: at("skb_shared_info", "frag_list")?,
-            part: at("skb_shared_info", "frags")?,
         })
     }
 }
 
 /// Finds them and reads them.
 struct Reader {
-    look: Look,
-    memory: DirectMap,
+    pieces: Pieces,
     places: Places,
     /// Of the program that is shown connections.
     link: OwnedFd,
@@ -160,11 +133,10 @@ impl Reader {
     fn new() -> io::Result<Self> {
         let types = Types::read()?;
         let places = Places::find(&types)?;
-        let look = Look::new(types.function("bpf_iter_task")?)?;
-        let memory = DirectMap::find(&types, &look)?;
+        let pieces = Pieces::find(&types)?;
         let program = bpf::load_for_tasks(&program(&places), types.function("bpf_iter_tcp")?)?;
         let link = bpf::link_to_tasks(program.as_fd())?;
-        Ok(Self { look, memory, places, link })
+        Ok(Self { pieces, places, link })
     }
 }
 
@@ -218,7 +190,7 @@ pub(super) fn are_any() -> io::Result<bool> {
 impl Reader {
     fn socket(&self, address: u64) -> io::Result<TcpSocket> {
         let at = &self.places;
-        let sock = &self.look.at(&[(address, at.socket)])?[0];
+        let sock = &self.pieces.look.at(&[(address, at.socket)])?[0];
         let v6 = i32::from(short(sock, at.family)) == libc::AF_INET6;
         let closing = match sock[at.state] {
             FIN_WAIT1 => TcpClosing::ByUs,
@@ -288,13 +260,13 @@ impl Reader {
     fn queue(&self, address: u64, sock: &[u8], from: u32) -> io::Result<Vec<u8>> {
         let mut pieces = self.sent(number(sock, self.places.sent))?;
         let place = address + self.places.waiting as u64;
-        pieces.extend(self.waiting(place, number(sock, self.places.waiting))?);
+        pieces.extend(self.pieces.ring(place, number(sock, self.places.waiting))?);
         pieces.sort_unstable_by_key(|piece| self.sequence(piece).wrapping_sub(from).cast_signed());
         let mut bytes = Vec::new();
         let mut next = from;
         for piece in &pieces {
             let begin = self.sequence(piece);
-            let read = self.bytes(piece)?;
+            let read = self.pieces.bytes(piece)?;
             // The beginning of the first one can be acknowledged.
             let known = next.wrapping_sub(begin) as usize;
             let rest = read.get(known..).ok_or(io::ErrorKind::InvalidData)?;
@@ -316,8 +288,9 @@ impl Reader {
         let mut coming = vec![root];
         coming.retain(|node| *node != 0);
         while !coming.is_empty() {
-            let wanted: Vec<_> = coming.iter().map(|node| (*node, self.places.piece)).collect();
-            let found = self.look.at(&wanted)?;
+            let wanted: Vec<_> =
+                coming.iter().map(|node| (*node, self.pieces.piece_len())).collect();
+            let found = self.pieces.look.at(&wanted)?;
             coming = found.iter().flat_map(|node| [number(node, 8), number(node, 16)]).collect();
             coming.retain(|node| *node != 0);
             all.extend(found);
@@ -327,63 +300,6 @@ impl Reader {
         }
         Ok(all)
     }
-
-    /// What was never sent: a ring, whose beginning is in the socket.
-    fn waiting(&self, head: u64, first: u64) -> io::Result<Vec<Vec<u8>>> {
-        let (mut all, mut next) = (Vec::new(), first);
-        while next != head && next != 0 && all.len() < PIECES_MAX {
-            let piece = self.look.at(&[(next, self.places.piece)])?.swap_remove(0);
-            next = number(&piece, self.places.piece_next);
-            all.push(piece);
-        }
-        Ok(all)
-    }
-
-    /// What is in a piece: some bytes beside it, and parts of pages.
-    fn bytes(&self, piece: &[u8]) -> io::Result<Vec<u8>> {
-        const PART: usize = 16;
-        let at = &self.places;
-        let [len, elsewhere] = [at.len, at.len_elsewhere].map(|place| word(piece, place));
-        let own = len.checked_sub(elsewhere).ok_or(io::ErrorKind::InvalidData)?;
-        if len > BYTES_MAX {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        let mut wanted = vec![(number(piece, at.data), own as usize)];
-        if elsewhere > 0 {
-            let behind = number(piece, at.head).wrapping_add(word(piece, at.end).into());
-            let shared = &self.look.at(&[(behind, at.shared)])?[0];
-            let count = usize::from(shared[at.parts]);
-            let parts = shared.get(at.part..at.part + count * PART);
-            let parts = parts.filter(|_| number(shared, at.others) == 0);
-            for part in parts.ok_or(io::ErrorKind::Unsupported)?.chunks_exact(PART) {
-                let page =
-                    self.memory.address(number(part, 0)).ok_or(io::ErrorKind::Unsupported)?;
-                let [len, offset] = [word(part, 8), word(part, 12)];
-                if len > BYTES_MAX {
-                    return Err(io::ErrorKind::InvalidData.into());
-                }
-                wanted.push((page.wrapping_add(offset.into()), len as usize));
-            }
-        }
-        let bytes = self.look.at(&wanted)?.concat();
-        if bytes.len() == len as usize { Ok(bytes) } else { Err(io::ErrorKind::InvalidData.into()) }
-    }
-}
-
-fn number(bytes: &[u8], at: usize) -> u64 {
-    let mut number = [0; 8];
-    number.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_ne_bytes(number)
-}
-
-fn word(bytes: &[u8], at: usize) -> u32 {
-    let mut word = [0; 4];
-    word.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_ne_bytes(word)
-}
-
-fn short(bytes: &[u8], at: usize) -> u16 {
-    u16::from_ne_bytes([bytes[at], bytes[at + 1]])
 }
 
 /// Tells where the socket of each connection is that sends and has no program.
