@@ -114,11 +114,19 @@ impl Reader {
     }
 }
 
+fn reader() -> Option<&'static Mutex<Reader>> {
+    static READER: OnceLock<Option<Mutex<Reader>>> = OnceLock::new();
+    READER.get_or_init(|| Reader::find().map(Mutex::new).ok()).as_ref()
+}
+
+/// Whether such datagrams can be read on this host.
+pub(super) fn are_seen() -> bool {
+    reader().is_some()
+}
+
 /// What a program has written and not sent in a socket of UDP or UDP-Lite.
 pub(super) fn read(source: &Source<'_>, object: &Object, v6: bool) -> io::Result<Option<Corked>> {
-    static READER: OnceLock<Option<Mutex<Reader>>> = OnceLock::new();
-    let reader = READER.get_or_init(|| Reader::find().map(Mutex::new).ok());
-    let reader = reader.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+    let reader = reader().ok_or(io::ErrorKind::Unsupported)?;
     let &(place, fd) = object.holders.first().ok_or(io::ErrorKind::NotFound)?;
     let eye = Eye::on(source.processes[place].host_pid)?;
     let address = eye.socket(fd, object.status.inode)?;

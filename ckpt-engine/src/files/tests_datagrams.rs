@@ -230,6 +230,22 @@ fn an_ipv6_socket_writes_on_to_an_ipv4_address() {
 }
 
 #[test]
+fn a_datagram_that_is_begun_with_options_is_waited_for() {
+    new_network();
+    let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    // Four that do nothing.
+    socket::set_option(sender.as_fd(), libc::IPPROTO_IP, libc::IP_OPTIONS, &[1; 4]).unwrap();
+    sender.connect(receiver.local_addr().unwrap()).unwrap();
+    socket::send(sender.as_fd(), b"first ", &Along::default(), libc::MSG_MORE).unwrap();
+    let child = Child::holding(&[sender.as_fd()]);
+    let refused = super::capture(&child.source()).unwrap_err();
+    assert!(refused[0].object.contains("in several parts"), "{refused:?}");
+    socket::send(sender.as_fd(), b"second", &Along::default(), 0).unwrap();
+    super::capture(&child.source()).unwrap();
+}
+
+#[test]
 fn objects_that_cannot_be_moved_are_named() {
     new_network();
     let mptcp = make(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP);

@@ -96,15 +96,16 @@ pub(super) fn capture(
 }
 
 /// What is written of a datagram that is not sent yet. One that waits for its receiver's address
-/// looks the same from outside: where neither can be read, it counts as that one unless the socket
-/// says otherwise.
+/// looks the same from outside: on a host where neither can be read, it counts as that one unless
+/// the socket says otherwise.
 fn corked(
     source: &Source<'_>,
     object: &Object,
     variety: Variety,
 ) -> Result<Option<Corked>, Refusal> {
     corked::read(source, object, variety.v6).or_else(|error| {
-        if options::number(object.fd(), libc::SOL_UDP, libc::UDP_CORK)? == 0 {
+        let corks = options::number(object.fd(), libc::SOL_UDP, libc::UDP_CORK)? != 0;
+        if !corks && !corked::are_seen() {
             return Ok(None);
         }
         Err(Refusal::new(

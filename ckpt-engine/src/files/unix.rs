@@ -16,6 +16,7 @@ mod queue;
 mod rebuild;
 #[cfg(test)]
 mod tests;
+mod urgent;
 
 pub(super) use capture::{capture, check, connect};
 pub(super) use diagnosis::{Diagnosis, dump};

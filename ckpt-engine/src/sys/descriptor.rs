@@ -250,15 +250,19 @@ pub enum Count {
     Outstanding,
     /// Bytes written and not sent (`SIOCOUTQNSD`).
     Unsent,
+    /// Whether an urgent byte comes next (`SIOCATMARK`): 0 or 1.
+    AtMark,
 }
 
 /// Asks for one of the counts.
 pub fn count(fd: BorrowedFd<'_>, count: Count) -> io::Result<u32> {
+    const SIOCATMARK: libc::c_ulong = 0x8905;
     const SIOCOUTQNSD: libc::c_ulong = 0x894B;
     let request = match count {
         Count::Readable => libc::FIONREAD,
         Count::Outstanding => libc::TIOCOUTQ,
         Count::Unsent => SIOCOUTQNSD,
+        Count::AtMark => SIOCATMARK,
     };
     let mut value = 0i32;
     // SAFETY: these requests write one i32, which `value` is.

@@ -98,6 +98,9 @@ pub struct UnixMessage {
     pub credentials: Option<PeerCredentials>,
     /// The name of the sender of a datagram.
     pub sender: Option<serde_bytes::ByteBuf>,
+    /// It is one byte, and urgent (`MSG_OOB`).
+    #[serde(default)]
+    pub urgent: bool,
 }
 
 /// A TCP socket.

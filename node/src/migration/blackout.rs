@@ -40,7 +40,6 @@ use super::{
     postcopy::later::{KeptBack, Memory},
     rounds::Fixed,
     stopwatch::Stopwatch,
-    unsent,
     watchdog::{Watchdog, WatchdogError},
 };
 use crate::{
@@ -366,7 +365,7 @@ impl Live {
     /// Stops the VE and holds its packets. On failure the VE runs on. If it is not sealed after
     /// `patience` its watchdog lets it go on.
     pub(super) fn freeze(mut self, patience: Duration) -> Result<Still, (Box<Self>, CopyError)> {
-        unsent::wait(self.init, &self.spaces);
+        super::unsent::wait(self.init, &self.spaces);
         let ready = self.brake.lift().map_err(CopyError::Cpu);
         let ready = ready.and_then(|()| Ok(self.watchdog.frozen(patience)?));
         if let Err(error) = ready {

@@ -1,6 +1,9 @@
 //! Sockets of every family.
 
+<<<<<<< HEAD
 mod both_ways;
+=======
+>>>>>>> objs
 mod corked;
 mod datagrams;
 mod errors;
@@ -18,6 +21,7 @@ mod tcp_states;
 mod udp;
 mod unix;
 mod unix_kinds;
+mod urgent;
 
 use super::{Area, local, with_peer};
 
@@ -49,6 +53,7 @@ pub(super) const AREA: Area = Area {
         local("unix-packets", "packets over a connection by name", unix_kinds::packets),
         local("unix-last-packets", "packets before the end of a way", unix_kinds::last_packets),
         local("unix-offsets", "a file in flight that shares its offset", unix_kinds::offsets),
+        local("unix-urgent", "an urgent byte that nobody has read", urgent::unix),
         local("unix-options", "options of unix sockets", unix_kinds::options),
         local("tcp", "connections inside with unread data, half-closed ones, a listener", tcp::run),
         local("backlog", "connections that wait to be accepted", tcp::backlog),

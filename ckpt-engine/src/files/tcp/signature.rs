@@ -1,9 +1,8 @@
 //! Keys with which TCP signs its segments (`TCP_MD5SIG`, RFC 2385).
 //!
 //! No call on a socket tells them; the kernel's list of sockets does, to root, but for sockets that
-//! neither listen nor are connected. They travel as the
-//! options that set them: before a socket has a name, because the signature takes room that a
-//! connection reckons with from its beginning.
+//! neither listen nor are connected. They travel as the options that set them, which is done before
+//! a socket has a name: the signature takes room that a connection reckons with from its beginning.
 
 use std::{
     io,

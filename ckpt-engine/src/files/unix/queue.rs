@@ -14,6 +14,7 @@ use super::super::{
     options,
     rebuild::{Rebuild, RebuildError},
 };
+use super::urgent::Urgent;
 use crate::sys::{
     descriptor::{Count, count},
     namespace::StandIn,
@@ -25,13 +26,13 @@ use crate::sys::{
 const DATAGRAM: usize = 1 << 20;
 
 /// The place from which peeking reads, which is put back where it was.
-struct Peeking<'a> {
+pub(super) struct Peeking<'a> {
     fd: BorrowedFd<'a>,
     before: i32,
 }
 
 impl<'a> Peeking<'a> {
-    fn new(fd: BorrowedFd<'a>) -> io::Result<Self> {
+    pub(super) fn new(fd: BorrowedFd<'a>) -> io::Result<Self> {
         let before = options::number(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
         let peeking = Self { fd, before };
         peeking.from(0)?;
@@ -44,7 +45,7 @@ impl<'a> Peeking<'a> {
     }
 
     /// The next message; `None` at the end of the queue.
-    fn next(&self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
+    pub(super) fn next(&self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
         match socket::receive(self.fd, buffer, libc::MSG_PEEK | libc::MSG_DONTWAIT) {
             Ok(received) => Ok(Some(received)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
@@ -105,15 +106,11 @@ pub(super) fn capture(
     let own = capture.found.objects[place].fd.try_clone()?;
     let fd = own.as_fd();
     let stream = socket_type == libc::SOCK_STREAM;
-    // Where in the stream it stands is not told.
-    let urgent = libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    if stream && socket::receive(fd, &mut [0], urgent).is_ok() {
-        return Err(Refusal::new("a unix socket with urgent data in it", "try again"));
-    }
     let readable = count(fd, Count::Readable).unwrap_or(0) as usize;
     if stream && readable == 0 {
         return Ok(Vec::new());
     }
+    let urgent = if stream { Urgent::find(fd, readable)? } else { None };
     let peeking = Peeking::new(fd)?;
     let telling = (socket_type == libc::SOCK_SEQPACKET).then(|| Telling::new(fd)).transpose()?;
     // Larger than the queue: a peek that ends inside a message is given the descriptors of a
@@ -142,6 +139,8 @@ pub(super) fn capture(
             data = &data[start..];
         }
         let data = data.to_vec();
+        let is_urgent = urgent.as_ref().is_some_and(|urgent| urgent.place == offset);
+        let begin = messages.len();
         offset += received.length;
         let shown = passes_credentials.then_some(received.credentials).flatten();
         let credentials = shown.and_then(|(pid, uid, gid)| inside(capture, pid, uid, gid));
@@ -156,11 +155,33 @@ pub(super) fn capture(
                 files: Vec::new(),
                 credentials,
                 sender: sender.clone(),
+                urgent: false,
             });
         }
-        messages.push(UnixMessage { data, files, credentials, sender });
+        messages.push(UnixMessage { data, files, credentials, sender, urgent: false });
+        if is_urgent {
+            set_apart(&mut messages, begin);
+        }
     }
     Ok(messages)
+}
+
+/// Makes the first byte of a message an urgent one.
+fn set_apart(messages: &mut Vec<UnixMessage>, place: usize) {
+    let Some(message) = messages.get_mut(place) else { return };
+    message.urgent = true;
+    let rest = message.data.split_off(message.data.len().min(1));
+    if !rest.is_empty() {
+        // Descriptors go with the first byte.
+        let rest = UnixMessage {
+            data: rest,
+            files: Vec::new(),
+            credentials: message.credentials,
+            sender: message.sender.clone(),
+            urgent: false,
+        };
+        messages.insert(place + 1, rest);
+    }
 }
 
 /// Where the last message starts of those that a peek at `offset` has joined.
@@ -244,7 +265,8 @@ fn refill(
         if !datagram {
             let sender = peer.ok_or(RebuildError::Damaged)?;
             options::make_room(sender, bytes, 0).map_err(failed)?;
-            send_all(sender, &message.data, &along).map_err(failed)?;
+            let flags = if message.urgent { libc::MSG_OOB } else { 0 };
+            send_all(sender, &message.data, &along, flags).map_err(failed)?;
             continue;
         }
         // A datagram comes from whoever had its sender's name, or from nobody.
@@ -312,8 +334,8 @@ fn forged(
     Ok(Some((pid, base + credentials.uid, base + credentials.gid)))
 }
 
-fn send_all(fd: BorrowedFd<'_>, data: &[u8], along: &Along<'_>) -> io::Result<()> {
-    let sent = socket::send(fd, data, along, libc::MSG_DONTWAIT)?;
+fn send_all(fd: BorrowedFd<'_>, data: &[u8], along: &Along<'_>, flags: i32) -> io::Result<()> {
+    let sent = socket::send(fd, data, along, flags | libc::MSG_DONTWAIT)?;
     let mut rest = &data[sent..];
     while !rest.is_empty() {
         // The descriptors went with the first byte.

@@ -14,7 +14,7 @@ use std::{
 
 use crate::{
     files::{
-        Target,
+        Target, options,
         testing::{Child, new_network, rebuild, rebuild_in},
     },
     sys::socket::{self, Along},
@@ -39,7 +39,7 @@ fn a_stream_keeps_its_data_and_the_descriptors_at_their_bytes() {
     drop((near, reader, writer));
     let captured = child.capture();
     assert_eq!(
-        super::super::options::number(far.as_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF).unwrap(),
+        options::number(far.as_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF).unwrap(),
         -1,
         "the original is as before"
     );
@@ -230,17 +230,74 @@ fn a_removed_receiver_is_still_reached_by_those_connected_to_it() {
     assert_eq!(receiver.local_addr().unwrap().as_pathname(), Some(path.as_path()));
 }
 
+/// What a program reads, up to each place where a read ends, and the urgent byte before all that.
+fn read_urgently(stream: &mut UnixStream) -> (u8, Vec<Vec<u8>>) {
+    let mut urgent = [0];
+    let flags = nix::sys::socket::MsgFlags::MSG_OOB | nix::sys::socket::MsgFlags::MSG_PEEK;
+    nix::sys::socket::recv(stream.as_raw_fd(), &mut urgent, flags).unwrap();
+    options::set(stream.as_fd(), libc::SOL_SOCKET, libc::SO_OOBINLINE, 1).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let (mut reads, mut buffer) = (Vec::new(), [0; 100]);
+    while let Ok(length @ 1..) = stream.read(&mut buffer) {
+        reads.push(buffer[..length].to_vec());
+    }
+    (urgent[0], reads)
+}
+
 #[test]
-fn an_urgent_byte_is_not_made_a_usual_one() {
-    let (near, mut far) = UnixStream::pair().unwrap();
-    (&near).write_all(b"ab").unwrap();
-    let urgent = nix::sys::socket::MsgFlags::MSG_OOB;
-    assert_eq!(nix::sys::socket::send(near.as_raw_fd(), b"U", urgent).unwrap(), 1);
+fn an_urgent_byte_stays_where_it_is() {
+    type Texts = &'static [&'static [u8]];
+    let urgent = |near: &UnixStream, byte: &[u8]| {
+        let flags = nix::sys::socket::MsgFlags::MSG_OOB;
+        assert_eq!(nix::sys::socket::send(near.as_raw_fd(), byte, flags).unwrap(), 1);
+    };
+    let usual = |near: &UnixStream, text: &[u8]| send_with(near.as_fd(), text, &[]);
+    // What is sent, `!` before what is urgent and `+` before what has descriptors; and what is read.
+    let cases: [(Texts, Texts); 5] = [
+        (&[b"ab", b"!U", b"cU"], &[b"ab", b"UcU"]),
+        (&[b"!U", b"U"], &[b"UU"]),
+        (&[b"U", b"!U"], &[b"U", b"U"]),
+        // An earlier one has become a usual one.
+        (&[b"!e", b"d", b"!U"], &[b"ed", b"U"]),
+        (&[b"+F", b"!U", b"x"], &[b"F", b"Ux"]),
+    ];
+    for (inline, (sent, expected)) in [0, 1].into_iter().cycle().zip(&cases) {
+        let (near, far) = UnixStream::pair().unwrap();
+        for text in *sent {
+            match text {
+                [b'!', byte @ ..] => urgent(&near, byte),
+                [b'+', text @ ..] => send_with(near.as_fd(), text, &[near.as_fd()]),
+                text => usual(&near, text),
+            }
+        }
+        options::set(far.as_fd(), libc::SOL_SOCKET, libc::SO_OOBINLINE, inline).unwrap();
+        let number = far.as_raw_fd();
+        let child = Child::holding(&[near.as_fd(), far.as_fd()]);
+        let captured = child.capture();
+        let kept = options::number(far.as_fd(), libc::SOL_SOCKET, libc::SO_OOBINLINE).unwrap();
+        assert_eq!(kept, inline, "nothing is changed in the source");
+        drop(child);
+        for far in [far.into(), rebuild(&captured).of(number)] {
+            options::set(far.as_fd(), libc::SOL_SOCKET, libc::SO_OOBINLINE, 0).unwrap();
+            let (byte, found) = read_urgently(&mut UnixStream::from(far));
+            assert_eq!((byte, found), (b'U', expected.iter().map(|it| it.to_vec()).collect()));
+        }
+    }
+}
+
+#[test]
+fn an_urgent_byte_that_cannot_be_found_is_waited_for() {
+    let (near, far) = UnixStream::pair().unwrap();
+    send_with(near.as_fd(), b"F", &[near.as_fd()]);
+    send_with(near.as_fd(), b"U", &[near.as_fd()]);
+    let flags = nix::sys::socket::MsgFlags::MSG_OOB;
+    assert_eq!(nix::sys::socket::send(near.as_raw_fd(), b"U", flags).unwrap(), 1);
     let child = Child::holding(&[near.as_fd(), far.as_fd()]);
     let refused = crate::files::capture(&child.source()).unwrap_err();
     assert!(refused.iter().all(|why| why.object.contains("urgent data")), "{refused:?}");
-    assert_eq!(nix::sys::socket::recv(far.as_raw_fd(), &mut [0], urgent).unwrap(), 1);
-    assert_eq!(far.read(&mut [0; 9]).unwrap(), 2);
+    let mut byte = [0];
+    assert_eq!(nix::sys::socket::recv(far.as_raw_fd(), &mut byte, flags).unwrap(), 1);
+    assert_eq!(&byte, b"U");
     drop(child.capture());
 }
 
@@ -263,8 +320,7 @@ fn the_end_of_a_seqpacket_comes_behind_its_last_message() {
             }
         };
         let captured = child.capture();
-        let number =
-            |option| super::super::options::number(far.as_fd(), libc::SOL_SOCKET, option).unwrap();
+        let number = |option| options::number(far.as_fd(), libc::SOL_SOCKET, option).unwrap();
         assert_eq!((number(libc::SO_PASSCRED), number(libc::SO_PEEK_OFF)), (0, -1));
         drop((far, child));
         let copy = rebuild(&captured);
@@ -280,7 +336,7 @@ fn the_end_of_a_seqpacket_comes_behind_its_last_message() {
 #[test]
 fn messages_of_a_seqpacket_stay_apart_and_credentials_stay_with_them() {
     let (near, far) = socket::pair(libc::SOCK_SEQPACKET).unwrap();
-    super::super::options::set(far.as_fd(), libc::SOL_SOCKET, libc::SO_PASSCRED, 1).unwrap();
+    options::set(far.as_fd(), libc::SOL_SOCKET, libc::SO_PASSCRED, 1).unwrap();
     for message in [&b"one"[..], b"two"] {
         let part = [IoSlice::new(message)];
         nix::sys::socket::sendmsg::<()>(
@@ -309,7 +365,7 @@ fn messages_of_a_seqpacket_stay_apart_and_credentials_stay_with_them() {
 #[test]
 fn a_sender_who_has_gone_is_seen_as_the_user_that_it_was() {
     let (near, far) = socket::pair(libc::SOCK_STREAM).unwrap();
-    super::super::options::set(far.as_fd(), libc::SOL_SOCKET, libc::SO_PASSCRED, 1).unwrap();
+    options::set(far.as_fd(), libc::SOL_SOCKET, libc::SO_PASSCRED, 1).unwrap();
     // This process is none of the VE, just as one that has ended.
     let credentials = Some((std::process::id().cast_signed(), 5, 7));
     socket::send(near.as_fd(), b"x", &Along { credentials, ..Along::default() }, 0).unwrap();
