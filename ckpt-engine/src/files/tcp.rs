@@ -7,6 +7,7 @@
 
 mod alike;
 mod capture;
+mod early;
 mod fin;
 mod layout;
 mod look;
@@ -15,10 +16,13 @@ mod proof;
 mod queue;
 mod rebuild;
 mod record;
+mod resting;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tests_alike;
+#[cfg(test)]
+mod tests_early;
 #[cfg(test)]
 mod tests_orphan;
 #[cfg(test)]
@@ -27,9 +31,11 @@ mod told;
 
 pub(super) use alike::{Alike, Seen, Told, prepare};
 pub(super) use capture::{Held, Repaired, capture, capture_alike, check, check_multipath, mend};
+pub use early::Early;
 pub(super) use orphan::{orphans, prepare as prepare_for_orphans};
 pub(super) use queue::{Door, Taken};
-pub(super) use rebuild::{Connection, Usual, bind, connect, make};
+pub(super) use rebuild::{Connection, Usual, bind, complete, connect, make};
+pub use resting::Resting;
 
 use alike::Group;
 use capture::Info;
