@@ -286,7 +286,7 @@ fn unreadable() -> File {
 }
 
 /// A description without anything that can be put on it.
-fn plain(flags: u32, kind: Kind) -> File {
+pub(super) fn plain(flags: u32, kind: Kind) -> File {
     let (mounts, network) = (0, 0);
     File {
         flags,

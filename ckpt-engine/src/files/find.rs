@@ -139,12 +139,14 @@ impl Found {
         let mut found = Self::default();
         let mut blockers = Vec::new();
         found.seen.resize_with(source.processes.len(), tcp::Seen::default);
-        let mut told = if source.still { tables::read(source.init) } else { HashMap::new() };
+        let stopped = source.stopped_ns;
+        let mut told = stopped.map_or_else(HashMap::new, |_| tables::read(source.init));
         for (place, holder) in source.processes.iter().enumerate() {
             let told = told.remove(&holder.host_pid);
             // Of a large table nothing was told.
-            let seen = (source.still && told.is_none()).then(|| tcp::Seen::whole(holder.host_pid));
-            if let Err(error) = found.add_process(place, holder, told, seen) {
+            let untold = stopped.filter(|_| told.is_none());
+            let seen = untold.map(|_| tcp::Seen::whole(holder.host_pid, stopped));
+            if let Err(error) = found.add_process(place, holder, told, seen, stopped) {
                 blockers.push(Blocker {
                     pid: holder.pid,
                     command: holder.command.clone(),
@@ -164,10 +166,10 @@ impl Found {
         holder: &Holder<'_>,
         told: Option<Vec<Entry>>,
         seen: Option<tcp::Seen>,
+        stopped_ns: Option<i64>,
     ) -> io::Result<()> {
         let mut table = Vec::new();
         let mut unknown = Vec::new();
-        let still = told.is_some() || seen.is_some();
         match told.or_else(|| seen.as_ref()?.table()) {
             Some(entries) => {
                 for entry in entries {
@@ -187,12 +189,12 @@ impl Found {
                 numbers => unknown.extend(numbers?.into_iter().map(|fd| (fd, None))),
             },
         }
-        if !still {
+        if stopped_ns.is_none() {
             tcp::prepare(unknown.len());
         }
         if !unknown.is_empty() {
             let count = unknown.len();
-            let seen = seen.unwrap_or_else(|| tcp::Seen::of(holder.host_pid, count, still));
+            let seen = seen.unwrap_or_else(|| tcp::Seen::of(holder.host_pid, count, stopped_ns));
             self.fetch_all(holder_place, holder, unknown, seen, &mut table)?;
         }
         table.sort_unstable_by_key(|descriptor| descriptor.fd);

@@ -66,6 +66,7 @@ mod places;
 mod process;
 mod rebuild;
 mod remote;
+mod room;
 mod search;
 mod socket;
 mod spent;
@@ -93,15 +94,18 @@ mod watched;
 pub use capture::{Captured, Undo, capture, check, mend};
 pub use rebuild::{RebuildError, Rebuilt, Target, open_inside, rebuild};
 pub use remote::{Argument, Remote};
+pub use room::make_room;
 pub use socket::unsent;
+pub use tcp::{Early, Resting};
 
 /// The processes whose files are looked at.
 #[derive(Debug)]
 pub struct Source<'a> {
     /// All processes of the VE; zombies may be left out.
     pub processes: Vec<Holder<'a>>,
-    /// None of them runs, so that what is open stays so while it is looked at.
-    pub still: bool,
+    /// Since when none of them runs, as CLOCK_MONOTONIC of the host, so that what is open stays so
+    /// while it is looked at. None for a VE that runs.
+    pub stopped_ns: Option<i64>,
     /// The VE's init, as the host numbers processes: whose namespaces are the VE's.
     pub init: i32,
     /// The host's number of the VE's user and group 0.

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::{Mutex, PoisonError},
     time::Instant,
 };
 
@@ -55,6 +56,8 @@ pub struct Target {
     pub opened: HashMap<usize, OwnedFd>,
     /// The network namespaces of the VE, as its mount namespaces.
     pub networks: Vec<OwnedFd>,
+    /// The connections that are there already. The rebuild takes them.
+    pub early: Mutex<tcp::Early>,
     /// Our own `/proc/self/fd`, which the VE's mounts do not show.
     descriptors: OwnedFd,
     /// Our own `/proc`.
@@ -75,6 +78,7 @@ impl Target {
             namespaces: HashMap::new(),
             opened: HashMap::new(),
             networks: Vec::new(),
+            early: Mutex::default(),
             descriptors: open("/proc/self/fd", flags, Mode::empty())?,
             proc: open("/proc", flags, Mode::empty())?,
         })
@@ -168,6 +172,7 @@ pub(super) struct Rebuild<'a> {
     pub(super) taken: HashSet<u64>,
     pub(super) made: Vec<Option<OwnedFd>>,
     pub(super) connections: Vec<tcp::Connection>,
+    pub(super) early: tcp::Early,
     /// Ends of unix sockets whose peers are gone, by the end that is left.
     pub(super) gone: HashMap<u32, OwnedFd>,
     /// The mount and the network namespace that the thread is in.
@@ -223,6 +228,7 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
         taken: HashSet::new(),
         made: files.files.iter().map(|_| None).collect(),
         connections: Vec::new(),
+        early: std::mem::take(&mut *target.early.lock().unwrap_or_else(PoisonError::into_inner)),
         gone: HashMap::new(),
         entered: 0,
         network: 0,

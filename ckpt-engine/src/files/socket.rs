@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use ckpt_format::files::{File, Kind, TcpSocket, TcpState};
+use ckpt_format::files::{Kind, TcpSocket, TcpState};
 
 use super::{
     Source,
@@ -249,7 +249,15 @@ pub fn unsent(init: i32, networks: &[BorrowedFd<'_>]) -> io::Result<Vec<String>>
     Ok(all)
 }
 
-fn cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
+/// The cookie of each network of the VE, its own first.
+pub(super) fn cookies(source: &Source<'_>) -> io::Result<Vec<u64>> {
+    let own = OwnedFd::from(std::fs::File::open(format!("/proc/{}/ns/net", source.init))?);
+    let all = std::iter::once(own.as_fd()).chain(source.networks.iter().copied());
+    let fresh = || socket::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0);
+    all.map(|network| cookie(in_network_of(network, fresh)?.as_fd())).collect()
+}
+
+pub(super) fn cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
     const SO_NETNS_COOKIE: i32 = 71;
     let mut cookie = [0; 8];
     socket::option(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, &mut cookie)?;
@@ -350,7 +358,7 @@ pub(super) fn rebuild(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
             rebuild.enter_network(file.network)?;
         }
         let fd = match &file.kind {
-            Kind::Tcp(tcp) => tcp::bind(tcp)?,
+            Kind::Tcp(tcp) => bind(rebuild, tcp)?,
             Kind::Udp(udp) => udp::rebuild(udp)?,
             Kind::Packet(packet) => {
                 let made = match rebuild.made[place].take() {
@@ -379,19 +387,44 @@ pub(super) fn rebuild(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
     unix::rebuild(rebuild)
 }
 
+/// Makes a TCP socket up to its name. One that wants its port alone gets it before the connections
+/// that share the port with it.
+fn bind(rebuild: &mut Rebuild<'_>, tcp: &TcpSocket) -> Result<OwnedFd, RebuildError> {
+    match tcp::bind(tcp) {
+        Err(RebuildError::Kernel { source, .. })
+            if source.kind() == io::ErrorKind::AddrInUse
+                && tcp.local.is_some_and(|it| rebuild.early.give_way(it.port())) =>
+        {
+            tcp::bind(tcp)
+        }
+        other => other,
+    }
+}
+
 /// Whether it is a TCP socket that is made in one go, whatever others there are.
 fn has_connection(kind: &Kind) -> bool {
     matches!(kind, Kind::Tcp(tcp) if matches!(tcp.state, TcpState::Connected(_)))
 }
 
+/// A connection to be made.
+struct Wanted<'a> {
+    place: usize,
+    flags: u32,
+    tcp: &'a TcpSocket,
+    /// It is there already.
+    early: Option<OwnedFd>,
+}
+
 /// Makes the connections: of one network after the other, those of each beside each other.
 fn connect(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
     let files = rebuild.files;
-    let mut apart: BTreeMap<u32, Vec<(usize, &File, &TcpSocket)>> = BTreeMap::new();
+    let mut apart: BTreeMap<u32, Vec<Wanted<'_>>> = BTreeMap::new();
     for (place, file) in files.files.iter().enumerate() {
         let Kind::Tcp(tcp) = &file.kind else { continue };
         if has_connection(&file.kind) {
-            apart.entry(file.network).or_default().push((place, file, tcp));
+            let early = rebuild.early.take(file);
+            let wanted = Wanted { place, flags: file.flags, tcp, early };
+            apart.entry(file.network).or_default().push(wanted);
             continue;
         }
         rebuild.enter_network(file.network)?;
@@ -399,13 +432,20 @@ fn connect(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
             rebuild.connections.extend(tcp::connect(fd.as_fd(), tcp)?);
         }
     }
+    // Others may have the ends of those that are gone: somebody who waits to be accepted.
+    rebuild.early = tcp::Early::default();
+    let early = apart.values().flatten().filter(|it| it.early.is_some()).count();
+    tracing::info!("{early} TCP connections of a VE were there before it stopped");
     for (network, sockets) in apart {
         rebuild.enter_network(network)?;
         let usual = tcp::Usual::here()?;
-        let made = beside::each(&sockets, |(_, file, tcp)| tcp::make(tcp, file.flags, &usual));
-        for ((place, ..), made) in sockets.into_iter().zip(made) {
+        let made = beside::each(&sockets, |wanted| match &wanted.early {
+            Some(fd) => Ok((None, tcp::complete(fd.as_fd(), wanted.tcp)?)),
+            None => tcp::make(wanted.tcp, wanted.flags, &usual).map(|(fd, it)| (Some(fd), it)),
+        });
+        for (wanted, made) in sockets.into_iter().zip(made) {
             let (fd, connection) = made?;
-            rebuild.made[place] = Some(fd);
+            rebuild.made[wanted.place] = fd.or(wanted.early);
             rebuild.connections.extend(connection);
         }
     }

@@ -7,6 +7,7 @@
 
 mod alike;
 mod capture;
+mod early;
 mod fin;
 mod layout;
 mod look;
@@ -15,11 +16,14 @@ mod proof;
 mod queue;
 mod rebuild;
 mod record;
+mod resting;
 mod signature;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tests_alike;
+#[cfg(test)]
+mod tests_early;
 #[cfg(test)]
 mod tests_orphan;
 #[cfg(test)]
@@ -31,9 +35,11 @@ mod unsent;
 
 pub(super) use alike::{Alike, Seen, Told, prepare};
 pub(super) use capture::{Held, Repaired, capture, capture_alike, check, check_multipath, mend};
+pub use early::Early;
 pub(super) use orphan::{orphans, prepare as prepare_for_orphans};
 pub(super) use queue::{Door, Taken};
-pub(super) use rebuild::{Connection, Usual, bind, connect, make};
+pub(super) use rebuild::{Connection, Usual, bind, complete, connect, make};
+pub use resting::Resting;
 pub(super) use signature::{Signatures, Whose};
 pub(super) use unsent::unsent;
 

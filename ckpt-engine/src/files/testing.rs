@@ -17,7 +17,7 @@ use nix::{
 };
 
 use super::{Argument, Captured, Holder, Rebuilt, Remote, Source, Target};
-use crate::{sys, unnamed::Blank};
+use crate::{container::host_clocks, sys, unnamed::Blank};
 
 /// A process that holds descriptors under the numbers that they have in this process.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl Child {
 
     pub(super) fn source(&self) -> Source<'_> {
         Source {
-            still: false,
+            stopped_ns: None,
             processes: vec![self.holder()],
             init: self.pid,
             id_base: 0,
@@ -66,7 +66,8 @@ impl Child {
 
     /// As of a VE that is known to stand still.
     pub(super) fn capture_at_rest(&self) -> Captured {
-        super::capture(&Source { still: true, ..self.source() }).unwrap()
+        let stopped_ns = Some(host_clocks().unwrap().monotonic_ns);
+        super::capture(&Source { stopped_ns, ..self.source() }).unwrap()
     }
 
     pub(super) fn blockers(&self) -> Vec<Blocker> {

@@ -26,7 +26,11 @@ const PR_SET_MM_MAP: u64 = 14;
 impl Skeleton {
     /// Makes the threads, and the processes that are dead but not yet waited for: what is open
     /// below `/proc/PID` can be opened then. They die in [`Self::finalize`].
-    pub fn populate(&mut self, processes: &Processes) -> Result<(), RebuildError> {
+    pub fn populate(
+        &mut self,
+        processes: &Processes,
+        tables: &BTreeMap<i32, Vec<Descriptor>>,
+    ) -> Result<(), RebuildError> {
         self.processes.values_mut().try_for_each(Bone::write_late)?;
         self.mount_late()?;
         self.map_waiting()?;
@@ -35,11 +39,34 @@ impl Skeleton {
                 return Err(Inconsistency::NoThreads(process.pid).into());
             }
             // What joins a user namespace must have no other threads yet.
+            if process.threads.len() > 1 {
+                let table = tables.get(&process.pid).map(Vec::as_slice).unwrap_or_default();
+                self.widen_table(self.bone(process.pid)?, table)?;
+            }
             if !self.is_user_apart(process.pid)? {
                 self.make_threads(process, &processes.filters)?;
             }
         }
         self.bear_zombies()
+    }
+
+    /// Makes room for its descriptors while it has one thread. With several ones the kernel would wait
+    /// for all processors, see [`crate::files::make_room`].
+    fn widen_table(&self, bone: &Bone, table: &[Descriptor]) -> Result<(), RebuildError> {
+        /// `NR_OPEN_DEFAULT`
+        const FIRST: u64 = 64;
+        let last = table.last().map_or(0, |descriptor| descriptor.fd as u64);
+        let last = last.max(free_number(table));
+        if last < FIRST || bone.common.descriptors {
+            return Ok(());
+        }
+        let mut calls = Calls::new(self.gate, bone);
+        calls.batch.step("make room for its descriptors");
+        let duplicate = libc::F_DUPFD_CLOEXEC as u64;
+        calls.batch.call("fcntl", libc::SYS_fcntl, &[CHANNEL, duplicate, last]);
+        // Nothing else is open there.
+        calls.batch.call("close", libc::SYS_close, &[last]);
+        calls.run().map(drop)
     }
 
     /// Gives every process all but its registers: program, directories, descriptors, and what

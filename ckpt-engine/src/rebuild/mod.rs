@@ -62,6 +62,7 @@ pub use self::{
 };
 use crate::{
     container::Handles,
+    files::Early,
     inject::{Gate, InjectError, Stopped},
     kin::Kin,
     procfs::{self, ProcError},
@@ -224,6 +225,8 @@ pub struct Skeleton {
     /// The namespaces that processes can be in.
     nested: namespaces::Table,
     inherited: Inherited,
+    /// The connections that are there already.
+    early: Early,
 }
 
 /// One process in the making.
@@ -304,6 +307,7 @@ impl Skeleton {
             semaphores: Vec::new(),
             nested: namespaces::Table::default(),
             inherited: Inherited::of(init),
+            early: Early::default(),
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use ckpt_format::files::{File, Files, Kind};
+use ckpt_format::files::{File, Files, Kind, RestingConnections};
 
 use super::{Inconsistency, RebuildError, Skeleton};
 use crate::{
@@ -12,12 +12,22 @@ use crate::{
 };
 
 impl Skeleton {
+    /// Makes connections that rest while the VE still runs elsewhere; its networks must be there.
+    pub fn make_early(&mut self, told: RestingConnections) -> Result<(), RebuildError> {
+        let outside = |source| RebuildError::Outside { pid: 1, what: "find its networks", source };
+        let init = task::pidfd_open(self.init()?).map_err(outside)?;
+        let networks = self.nested.networks().map_err(outside)?;
+        self.early.learn(told, self.id_base, init.as_fd(), &networks);
+        Ok(())
+    }
+
     /// Makes the open file descriptions, on a thread that enters the VE's mounts, network,
     /// names and IPC. To be called when all processes exist.
     pub fn open_files(&mut self, captured: &Files) -> Result<Rebuilt, RebuildError> {
         let outside = |what| move |source| RebuildError::Outside { pid: 1, what, source };
         let mut target = Target::new(self.id_base).map_err(outside("prepare its files"))?;
         target.ahead_ns = self.ahead_ns;
+        target.early = std::mem::take(&mut self.early).into();
         target.processes = self.hosts().collect();
         let of_thread = |file: &File| matches!(file.kind, Kind::Process { thread: true, .. });
         if captured.files.iter().any(of_thread) {

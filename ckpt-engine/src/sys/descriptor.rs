@@ -175,6 +175,12 @@ pub fn change(fd: BorrowedFd<'_>, change: Change, value: i32) -> io::Result<()> 
     check(libc::c_long::from(unsafe { libc::fcntl(fd.as_raw_fd(), command, value) })).map(drop)
 }
 
+/// Another descriptor of the same file, the first one that is free from `lowest` on.
+pub fn duplicate(fd: BorrowedFd<'_>, lowest: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the command takes an integer and touches no memory of ours.
+    own(libc::c_long::from(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, lowest) }))
+}
+
 /// `F_GETLEASE`: `F_RDLCK`, `F_WRLCK`, or none.
 pub fn lease(fd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
     const F_GETLEASE: i32 = 1025;

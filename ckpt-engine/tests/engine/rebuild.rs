@@ -121,7 +121,7 @@ fn what_is_open_below_a_dead_process_can_be_opened_again() {
             kind,
         };
         let files = Files { files: vec![file], ..Files::default() };
-        skeleton.populate(&Processes::default()).unwrap();
+        skeleton.populate(&Processes::default(), &BTreeMap::default()).unwrap();
         let opened = skeleton.open_files(&files).unwrap();
         let stat = opened.descriptor(FileId(0)).unwrap().as_fd().try_clone_to_owned().unwrap();
         let mut text = String::new();

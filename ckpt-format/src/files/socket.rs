@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::FileId;
+use super::{File, FileId, Kind};
 
 /// One socket option that differs from that of a fresh socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,6 +145,37 @@ pub enum TcpState {
         #[serde(default)]
         error: i32,
     },
+}
+
+/// A TCP connection by its ends, of which there is never more than one in a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct TcpEnds {
+    /// As in [`File::network`].
+    pub network: u32,
+    /// Our end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub remote: SocketAddr,
+}
+
+impl TcpEnds {
+    /// Those of an open file, if it is a connection.
+    pub fn of(file: &File) -> Option<Self> {
+        let Kind::Tcp(tcp) = &file.kind else { return None };
+        let TcpState::Connected(connection) = &tcp.state else { return None };
+        Some(Self { network: file.network, local: tcp.local?, remote: connection.remote })
+    }
+}
+
+/// What has changed in which connections of a running VE rest: nothing is on its way in them, and they
+/// may be the same when the VE stops.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestingConnections {
+    /// Those that rest now, or rest otherwise than told before. When they were looked at, and who has
+    /// to be asked, is not told.
+    pub rest: Vec<File>,
+    /// Those that were told before and do not rest any more.
+    pub wake: Vec<TcpEnds>,
 }
 
 /// A connection that its listener has not accepted yet.

@@ -17,7 +17,7 @@ use ckpt_engine::{
     capture::{CaptureError, IdMap},
     container::{ID_COUNT, Spaces, cgroups, host_clocks},
     files::{self, Undo},
-    freeze::{FreezeError, Frozen, Sealed},
+    freeze::{FreezeError, Frozen},
     ipc::detached_segments,
     procfs,
     sys::netns::Netns,
@@ -28,7 +28,7 @@ use ckpt_format::{
     blocker::Blocker,
     container::Clocks,
     memory::{Backing, SharedObject},
-    network::{Frame, Network, Setting},
+    network::{Network, Setting},
 };
 
 use super::{
@@ -39,6 +39,7 @@ use super::{
     pipe::Pipe,
     postcopy::later::{KeptBack, Memory},
     rounds::Fixed,
+    sealed::SealedVe,
     stopwatch::Stopwatch,
     watchdog::{Watchdog, WatchdogError},
 };
@@ -137,6 +138,8 @@ pub(super) struct Live {
     pub(super) spaces: Arc<Spaces>,
     /// The processes as they were in the last round.
     pub(super) holders: Holders,
+    /// The connections that the target was told of.
+    pub(super) resting: files::Resting,
     /// The network namespaces, the VE's own first.
     pub(super) networks: Vec<Netns>,
     pub(super) expected: Vec<Expected>,
@@ -147,6 +150,8 @@ pub(super) struct Live {
     pub(super) watchdog: Watchdog,
     /// Which share of the pages of the last round could come after the switch.
     pub(super) plain: f64,
+    /// What was there in the last round beside memory.
+    pub(super) fixed: Fixed,
 }
 
 impl Live {
@@ -159,6 +164,9 @@ impl Live {
         self.hold_contents(large)?;
         let round = self.tracker.round(&mut pipe.clone())?;
         self.learn();
+        self.count_fixed();
+        self.make_room(pipe)?;
+        self.tell_connections(pipe)?;
         pipe.item(Item::Barrier(number)).map_err(|_| CopyError::Link)?;
         self.brake.look()?;
         self.plain = round.plain as f64 / round.pages.max(round.plain).max(1) as f64;
@@ -218,7 +226,8 @@ impl Live {
         pipe: &Pipe,
     ) -> (Option<Undo>, Result<(State, KeptBack), CopyError>) {
         let mut watch = Stopwatch::start("rest of a VE");
-        let (sent, captured) = self.send_contents_beside_descriptors(memory, pipe);
+        let stopped_ns = clocks.monotonic_ns - self.clock_offsets.monotonic_ns;
+        let (sent, captured) = self.send_contents_beside_descriptors(stopped_ns, memory, pipe);
         let mut captured = match (sent, captured) {
             (Ok(()), Ok(captured)) => captured,
             (Err(error), captured) => return (captured.ok().map(|it| it.undo), Err(error)),
@@ -266,6 +275,7 @@ impl Live {
     /// does.
     fn send_contents_beside_descriptors(
         &mut self,
+        stopped_ns: i64,
         memory: Memory,
         pipe: &Pipe,
     ) -> (Result<(), CopyError>, Result<files::Captured, CopyError>) {
@@ -284,9 +294,9 @@ impl Live {
                 let networks = spaces.networks().iter().map(AsFd::as_fd).collect();
                 let ipcs = spaces.ipcs().iter().map(AsFd::as_fd).collect();
                 let source = holders.source(init, id_base);
-                let still = true;
+                let stopped_ns = Some(stopped_ns);
                 files::capture(&files::Source {
-                    still,
+                    stopped_ns,
                     mounts,
                     namespaces,
                     networks,
@@ -312,22 +322,6 @@ impl Live {
             Memory::Later => self.tracker.last_round_without_memory(&mut pipe.clone())?,
         };
         Ok(())
-    }
-
-    /// What a blackout costs however little memory is left.
-    pub(super) fn fixed(&self) -> Fixed {
-        let mut fixed = Fixed::default();
-        for process in self.tracker.processes() {
-            let entries =
-                |name| std::fs::read_dir(procfs::path(process.host(), name)).into_iter().flatten();
-            fixed.processes += 1;
-            fixed.threads += entries("task").count();
-            for link in entries("fd").map(|it| it.and_then(|it| std::fs::read_link(it.path()))) {
-                fixed.descriptors += 1;
-                fixed.sockets += usize::from(link.is_ok_and(|it| is_socket(&it)));
-            }
-        }
-        fixed
     }
 
     fn around(&self) -> Around {
@@ -416,11 +410,6 @@ impl Live {
     }
 }
 
-/// By what `/proc/PID/fd` shows.
-fn is_socket(link: &Path) -> bool {
-    link.as_os_str().as_encoded_bytes().starts_with(b"socket:")
-}
-
 /// A VE that stands still, and goes on when this is dropped.
 pub(super) struct Still {
     /// Always there until the guard is taken apart.
@@ -500,12 +489,7 @@ impl Still {
         if let Some(undo) = self.undo.take() {
             undo.seal();
         }
-        Ok(SealedVe {
-            sealed: self.frozen.take().map(Frozen::seal),
-            frames: Vec::new(),
-            live,
-            start: self.start,
-        })
+        Ok(SealedVe::new(live, self.frozen.take().map(Frozen::seal), self.start))
     }
 
     /// Asks the watchdog whether this may be sealed. If not, drop it.
@@ -549,52 +533,5 @@ impl Still {
 impl Drop for Still {
     fn drop(&mut self) {
         self.wake();
-    }
-}
-
-/// A VE that stands still until the log says who owns it.
-pub(super) struct SealedVe {
-    sealed: Option<Sealed>,
-    live: Live,
-    frames: Vec<Frame>,
-    /// When it stopped.
-    pub(super) start: Instant,
-}
-
-impl SealedVe {
-    /// Takes the frames that were held since the last call.
-    pub(super) fn drain(&mut self) -> Vec<Frame> {
-        let Some(hold) = &mut self.live.hold else { return Vec::new() };
-        match hold.drain() {
-            Ok(drained) => {
-                if drained.lost > 0 {
-                    tracing::warn!(lost = drained.lost, "frames for a VE did not fit the hold");
-                }
-                // Kept as well: they are due here if the VE comes back.
-                self.frames.extend(drained.frames.iter().cloned());
-                drained.frames
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot read the held packets of a VE");
-                Vec::new()
-            }
-        }
-    }
-
-    /// The log says that the VE is ours: it goes on here.
-    pub(super) fn resume(&mut self) -> Result<(), CopyError> {
-        let holders = Holders::of(&self.live.freezer)?;
-        files::mend(&holders.source(self.live.init, self.live.id_base))
-            .map_err(CaptureError::Blocked)?;
-        if let Some(hold) = &mut self.live.hold {
-            hold.open_outgoing()?;
-        }
-        if let Some(sealed) = self.sealed.take() {
-            sealed.unseal().thaw()?;
-        }
-        if let Some(hold) = &mut self.live.hold {
-            hold.reopen(&self.frames)?;
-        }
-        Ok(())
     }
 }

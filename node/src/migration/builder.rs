@@ -13,6 +13,7 @@ use std::{
 
 use ckpt_engine::{
     container::{Handles, cgroups, host_clocks},
+    files,
     freeze::{FreezeError, Frozen},
     rebuild::{Faults, Later, Ready, RebuildError, Skeleton},
     sys::netns::Netns,
@@ -202,6 +203,8 @@ fn build(
                 absent.keeper = Some(keeper.map_err(system("start the keeper of its memory"))?);
             }
             Item::Postcopy => {}
+            Item::Descriptors(count) => make_room(count),
+            Item::Connections(told) => skeleton.make_early(told)?,
             Item::Later { pid, runs } => absent.later.entry(pid).or_default().extend(runs),
             Item::State { bytes, last } => {
                 state.extend(bytes);
@@ -285,7 +288,7 @@ impl Absent {
 /// A VE that only has to be let go.
 struct Built {
     ready: Ready,
-    files: ckpt_engine::files::Rebuilt,
+    files: files::Rebuilt,
     frozen: Frozen,
     missing: Option<Kept>,
 }
@@ -312,7 +315,7 @@ fn finish(
     cgroups::prepare(&top, &state.cgroups, site.id_base)?;
     // Each process enters as a whole: before it has threads.
     skeleton.enter_cgroup_namespaces(&top)?;
-    skeleton.populate(&state.processes)?;
+    skeleton.populate(&state.processes, &state.tables)?;
     cgroups::rebuild(&top, &state.cgroups, site.id_base, &skeleton.hosts().collect())?;
     let mut files = skeleton.open_files(&state.files)?;
     watch.lap("files");
@@ -333,6 +336,13 @@ fn finish(
     wait_for_clocks(site.clock_offsets, state.clocks)?;
     watch.lap("clocks");
     Ok(Built { ready, files, frozen, missing })
+}
+
+/// All that the VE has open is open here until it runs.
+fn make_room(count: u32) {
+    if let Err(error) = files::make_room(count as usize) {
+        tracing::info!(%error, count, "no room was made for the descriptors of a VE");
+    }
 }
 
 /// The VE's clocks must not show less than they showed on the source.

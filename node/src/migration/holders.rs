@@ -74,7 +74,7 @@ impl Holders {
             .collect();
         files::Source {
             processes,
-            still: false,
+            stopped_ns: None,
             init,
             id_base,
             mounts: None,

@@ -9,6 +9,7 @@ use bytes::Bytes;
 pub(super) use ckpt_format::state::State;
 use ckpt_format::{
     container::Container,
+    files::RestingConnections,
     memory::Run,
     network::{Frame, Network},
     stream::Record,
@@ -134,6 +135,10 @@ pub(super) enum Item {
         /// Which pages.
         runs: Vec<Run>,
     },
+    /// How many descriptors the target will need at once for what the VE has open.
+    Descriptors(u32),
+    /// Connections of the VE that rest while it runs, and those that do so no longer.
+    Connections(RestingConnections),
 }
 
 /// The most runs in one [`Item::Later`].

@@ -32,8 +32,10 @@ pub(super) struct Fixed {
     pub(super) threads: usize,
     /// Open descriptors in the VE.
     pub(super) descriptors: usize,
-    /// Those of them that are sockets.
+    /// Those of them that are sockets, without the connections below.
     pub(super) sockets: usize,
+    /// TCP connections that the target has made already.
+    pub(super) connections: usize,
 }
 
 impl Fixed {
@@ -45,10 +47,12 @@ impl Fixed {
         const THREAD: Duration = Duration::from_micros(50);
         const DESCRIPTOR: Duration = Duration::from_micros(10);
         const SOCKET: Duration = Duration::from_micros(45);
+        const CONNECTION: Duration = Duration::from_micros(5);
         BASE + PROCESS * self.processes as u32
             + THREAD * self.threads as u32
             + DESCRIPTOR * self.descriptors as u32
             + SOCKET * self.sockets as u32
+            + CONNECTION * self.connections as u32
     }
 }
 

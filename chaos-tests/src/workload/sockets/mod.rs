@@ -1,9 +1,6 @@
 //! Sockets of every family.
 
-<<<<<<< HEAD
 mod both_ways;
-=======
->>>>>>> objs
 mod corked;
 mod datagrams;
 mod errors;

@@ -8,6 +8,7 @@
 use std::{
     collections::HashMap,
     io,
+    os::fd::BorrowedFd,
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
@@ -24,20 +25,20 @@ use super::{
     look::{Look, Opened, Sight},
     proof::{self, Names},
     record::Record,
-    told::{Reference, Tick},
+    told::Reference,
 };
 use crate::sys::descriptor::Status;
 
 /// A process with fewer descriptors than this is not looked at: asking takes less time.
-const DESCRIPTORS_MIN: usize = 64;
+pub(super) const DESCRIPTORS_MIN: usize = 64;
 
 /// The program, and what it shows: of IPv4 and of IPv6 sockets.
 #[derive(Debug)]
 struct Proved {
     look: Look,
     seen: [Names; 2],
-    /// How long a tick of the kernel is, if the records of connections tell what these would answer.
-    records: [Option<Tick>; 2],
+    /// Whether the records of connections tell what these would answer.
+    records: [bool; 2],
     descriptors: bool,
     owners: bool,
     /// Of a socket: but for the number of the inode that of all.
@@ -53,7 +54,7 @@ impl Proved {
         let records = [false, true].map(|v6| {
             proof::records(&look, v6).unwrap_or_else(|error| {
                 tracing::info!(%error, v6, "the records of connections could not be compared");
-                None
+                false
             })
         });
         let descriptors = proof::are_descriptors_seen(&look).unwrap_or(false);
@@ -97,19 +98,19 @@ pub(in super::super) struct Seen {
     /// In their order.
     opened: Vec<Opened>,
     proved: Option<&'static Proved>,
-    /// The process stood still, and does.
-    still: bool,
+    /// When the process stopped, if it stands still.
+    stopped_ns: Option<i64>,
 }
 
 impl Seen {
     /// With so many descriptors. Of what is not seen nothing is told.
-    pub(in super::super) fn of(host_pid: i32, count: usize, still: bool) -> Self {
+    pub(in super::super) fn of(host_pid: i32, count: usize, stopped_ns: Option<i64>) -> Self {
         let proved = PROVED.get().and_then(Option::as_ref);
         let Some(proved) = proved.filter(|_| count >= DESCRIPTORS_MIN) else {
             return Self::default();
         };
         match proved.look.at(host_pid) {
-            Ok(opened) => Self { opened, proved: Some(proved), still },
+            Ok(opened) => Self { opened, proved: Some(proved), stopped_ns },
             Err(error) => {
                 tracing::info!(%error, "a process is asked for its connections");
                 Self::default()
@@ -117,9 +118,9 @@ impl Seen {
         }
     }
 
-    /// All descriptors of a process that stands still.
-    pub(in super::super) fn whole(host_pid: i32) -> Self {
-        Self::of(host_pid, usize::MAX, true)
+    /// All descriptors of a process, however few.
+    pub(in super::super) fn whole(host_pid: i32, stopped_ns: Option<i64>) -> Self {
+        Self::of(host_pid, usize::MAX, stopped_ns)
     }
 
     /// Its table, if there is one that can be relied on.
@@ -132,6 +133,19 @@ impl Seen {
             unlocked: opened.unlocked,
         };
         Some(self.opened.iter().map(entry).collect())
+    }
+
+    /// The open connections whose records tell all about them.
+    pub(super) fn open(&self) -> impl Iterator<Item = (&Opened, &Sight, &Record)> {
+        self.opened.iter().filter_map(|opened| {
+            let sight = opened.socket.as_ref().filter(|it| it.is_plain && it.is_open())?;
+            Some((opened, sight, sight.record.as_ref()?))
+        })
+    }
+
+    /// Asks a connection for what all have in common whose options are kept in the same bytes.
+    pub(super) fn common(&self, fd: BorrowedFd<'_>, sight: &Sight) -> io::Result<Option<Common>> {
+        self.proved.map(|proved| Common::ask(proved, fd, sight)).transpose()
     }
 
     fn opened(&self, fd: i32) -> Option<(&Opened, &Sight)> {
@@ -149,11 +163,37 @@ impl Seen {
 
     /// All about a TCP socket and its inode, if the process stands still.
     pub(in super::super) fn at_rest(&self, fd: i32) -> Option<(Status, Told)> {
-        let proved = self.proved.filter(|proved| proved.descriptors && self.still)?;
+        let proved =
+            self.proved.filter(|proved| proved.descriptors && self.stopped_ns.is_some())?;
         let (opened, _) = self.opened(fd)?;
         let is_unowned = proved.owners && opened.owner == 0;
         let told = Told { closes: opened.closes, flags: Some(opened.flags), is_unowned };
         Some((Status { inode: opened.inode, ..proved.status }, told))
+    }
+}
+
+/// What connections with the same options have in common.
+pub(super) struct Common {
+    pub(super) options: Vec<SocketOption>,
+    /// Every option that a connection can have is seen.
+    pub(super) all_seen: bool,
+    /// Their records are believed.
+    pub(super) is_believed: bool,
+}
+
+impl Common {
+    fn ask(proved: &Proved, fd: BorrowedFd<'_>, sight: &Sight) -> io::Result<Self> {
+        let family = Family::Tcp { v6: sight.v6, stage: Stage::Connected };
+        let options = options::capture(fd, family)?;
+        let names = &proved.seen[usize::from(sight.v6)];
+        let is_seen = |name: (i32, i32)| names.contains(&name);
+        // With a label the other end's address is more than the record tells.
+        let labelled = options.iter().any(|it| (it.level, it.name) == options::FLOW_LABELS);
+        Ok(Self {
+            all_seen: is_seen(FILTER) && family.names().all(|it| is_seen((it.0, it.1))),
+            is_believed: proved.records[usize::from(sight.v6)] && !labelled,
+            options,
+        })
     }
 }
 
@@ -166,8 +206,8 @@ pub(in super::super) struct Group<'a> {
     options: Vec<SocketOption>,
     /// Every option that a connection can have is seen.
     all_seen: bool,
-    /// How long a tick of the kernel is, if records are believed.
-    pub(super) tick: Option<Tick>,
+    /// When the VE stopped, if records are believed.
+    pub(super) stopped_us: Option<i64>,
     /// The one that the others are compared with. None if records do not tell the truth.
     pub(super) reference: OnceLock<Option<Reference>>,
 }
@@ -182,14 +222,13 @@ impl Group<'_> {
 
     /// The record of one of them, if it tells all.
     pub(super) fn record<'s>(&self, sight: &'s Sight) -> Option<&'s Record> {
-        let record = sight.record.as_ref().filter(|_| self.tick.is_some())?;
-        let is_told = sight.state == ESTABLISHED && record.is_complete() && !record.is_repaired();
-        is_told.then_some(record)
+        let record = sight.record.as_ref().filter(|_| self.stopped_us.is_some())?;
+        sight.is_open().then_some(record).filter(|record| !record.is_repaired())
     }
 
     /// Whether one of them is known to have no keys for its segments.
     pub(super) fn is_unsigned(&self, sight: &Sight) -> bool {
-        let record = sight.record.as_ref().filter(|_| self.tick.is_some());
+        let record = sight.record.as_ref().filter(|_| self.stopped_us.is_some());
         record.is_some_and(|record| !record.is_signed())
     }
 
@@ -245,19 +284,15 @@ impl<'a> Alike<'a> {
         if let Some(group) = groups().get(&sight.options[..]) {
             return Some((group.clone(), sight));
         }
-        let family = Family::Tcp { v6: sight.v6, stage: Stage::Connected };
-        let options = options::capture(object.fd(), family).ok()?;
-        let names = &proved.seen[usize::from(sight.v6)];
-        let is_seen = |name: (i32, i32)| names.contains(&name);
-        // With a label the other end's address is more than the record tells.
-        let labelled = options.iter().any(|it| (it.level, it.name) == options::FLOW_LABELS);
+        let Common { options, all_seen, is_believed } =
+            Common::ask(proved, object.fd(), sight).ok()?;
         let group = Arc::new(Group {
             network: network().ok()?,
             v6: sight.v6,
-            seen: names,
-            all_seen: is_seen(FILTER) && family.names().all(|it| is_seen((it.0, it.1))),
+            seen: &proved.seen[usize::from(sight.v6)],
+            all_seen,
             options,
-            tick: proved.records[usize::from(sight.v6)].filter(|_| seen.still && !labelled),
+            stopped_us: seen.stopped_ns.map(|ns| ns / 1000).filter(|_| is_believed),
             reference: OnceLock::new(),
         });
         Some((groups().entry(&sight.options).or_insert(group).clone(), sight))

@@ -166,8 +166,8 @@ pub(in super::super) fn mend(object: &Object) -> io::Result<bool> {
     Ok(repaired)
 }
 
-/// How long a connection must have received nothing to be quiet, in ms: longer than the kernel puts
-/// off an acknowledgement, which is 200 ms (`TCP_DELACK_MAX`), before packets were held.
+/// How long a connection that is asked must have received nothing to be quiet, in ms: longer than the
+/// kernel puts off an acknowledgement, which is 200 ms (`TCP_DELACK_MAX`), before packets were held.
 pub(super) const QUIET_MS: u32 = 500;
 
 /// What [`super::super::Undo`] puts back.
@@ -267,22 +267,34 @@ fn ask(
     sight: &Sight,
     record: &Record,
 ) -> (Option<Reference>, Result<(Kind, Held), Refusal>) {
-    let silent_ms = Info::of(object.fd()).map(|info| info.silent_ms);
-    let read = capture(object, group.network, group.v6, false, Some((group, sight)));
-    let reference = || {
-        let (Kind::Tcp(socket), _) = read.as_ref().ok()? else { return None };
-        let TcpState::Connected(connection) = &socket.state else { return None };
-        let (record, timestamp) = (record.clone(), connection.timestamp);
-        let (silent_ms, tick) = (silent_ms.ok()?, group.tick?);
-        let reference = Reference { record, timestamp, silent_ms, tick };
-        let told = group.socket(object, &reference.record, &reference)?;
-        if told != **socket {
-            tracing::info!(?told, asked = ?socket, "the records of connections are not believed");
-            return None;
-        }
-        Some(reference)
+    let mut read = capture(object, group.network, group.v6, false, Some((group, sight)));
+    let reference = match &mut read {
+        Ok((Kind::Tcp(socket), _)) => compare(object, group, record, socket),
+        _ => None,
     };
-    (reference(), read)
+    (reference, read)
+}
+
+fn compare(
+    object: &Object,
+    group: &Group<'_>,
+    record: &Record,
+    asked: &mut TcpSocket,
+) -> Option<Reference> {
+    let TcpState::Connected(connection) = &mut asked.state else { return None };
+    let (record, timestamp) = (record.clone(), connection.timestamp);
+    let reference = Reference { record, timestamp, stopped_us: group.stopped_us? };
+    let told = group.socket(object, &reference.record, &reference)?;
+    // Only the record tells exactly since when it is quiet.
+    let quiet = std::mem::replace(&mut connection.quiet, reference.is_quiet());
+    if told == *asked {
+        return Some(reference);
+    }
+    tracing::info!(?told, ?asked, "the records of connections are not believed");
+    if let TcpState::Connected(connection) = &mut asked.state {
+        connection.quiet = quiet;
+    }
+    None
 }
 
 fn listening(

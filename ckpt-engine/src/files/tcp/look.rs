@@ -12,6 +12,7 @@ use std::{
 };
 
 use super::{
+    ESTABLISHED,
     layout::Layout,
     record::{Record, long, part},
 };
@@ -34,6 +35,13 @@ pub(in super::super) struct Sight {
     pub(super) options: Vec<u8>,
     /// What it has for itself.
     pub(super) record: Option<Record>,
+}
+
+impl Sight {
+    /// Whether it is an open connection whose record tells all about it.
+    pub(super) fn is_open(&self) -> bool {
+        self.state == ESTABLISHED && self.record.as_ref().is_some_and(Record::is_complete)
+    }
 }
 
 /// One descriptor.

@@ -8,8 +8,8 @@ use std::{
     collections::HashSet,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    time::Duration,
 };
 
 use ckpt_format::files::{TcpClosing, TcpConnection};
@@ -25,11 +25,14 @@ use super::{
     look::{Look, Opened, Sight},
     rebuild,
     record::Record,
-    told::{Reference, Tick},
+    told::Reference,
 };
-use crate::sys::{
-    descriptor::{self, Change, Query, Status},
-    socket,
+use crate::{
+    container::host_clocks,
+    sys::{
+        descriptor::{self, Change, Query, Status},
+        socket,
+    },
 };
 
 /// Level and name of options.
@@ -164,47 +167,34 @@ pub(super) fn status() -> io::Result<Status> {
 
 /// Whether the records of connections are what these answer: compared on two of our own that differ
 /// in everything, and two that have something in their queues. They are made in repair mode, so that
-/// nothing is sent. Returns how long a tick of the kernel is, if records are true.
-pub(super) fn records(look: &Look, v6: bool) -> io::Result<Option<Tick>> {
+/// nothing is sent.
+pub(super) fn records(look: &Look, v6: bool) -> io::Result<bool> {
     let first = Sample::new(look, v6, 1, b"", b"")?;
-    // So that it is seen which of them has received nothing for longer.
-    const APART_MS: u32 = 100;
-    while Info::of(first.fd.as_fd())?.silent_ms < APART_MS {
-        std::thread::sleep(Duration::from_millis(u64::from(APART_MS)));
-    }
     let second = Sample::new(look, v6, 2, b"", b"")?;
     let with_queue = [(&b"unread"[..], &b""[..]), (b"", b"not acknowledged")];
     for (number, (unread, unacknowledged)) in (3..).zip(with_queue) {
         if Sample::new(look, v6, number, unread, unacknowledged)?.record.is_complete() {
-            return Ok(None);
+            return Ok(false);
         }
     }
-    let since = |sample: &Sample| Ok::<_, io::Error>(Info::of(sample.fd.as_fd())?.silent_ms);
-    let silent_ms = [since(&second)?, since(&first)?].map(i64::from);
-    let [later, earlier] = [&second, &first].map(|it| it.record.last_received());
-    let ticks = i64::from(later.wrapping_sub(earlier).cast_signed());
-    /// What the ends of the time can be wrong by: a tick each, and what passes in between.
-    const INEXACT_MS: i64 = 4;
-    let apart_ms = silent_ms[1] - silent_ms[0];
-    let each_us = |ms: i64| (1000 * ms).checked_div(ticks).filter(|_| ticks > 0);
-    let bounds = each_us(apart_ms - INEXACT_MS).zip(each_us(apart_ms + INEXACT_MS));
-    let Some((least_us, most_us)) = bounds else { return Ok(None) };
-    let tick = Tick { least_us, most_us: most_us + 1 };
     let reference = Reference {
         record: first.record.clone(),
         timestamp: first.asked.timestamp,
-        silent_ms: u32::try_from(silent_ms[1]).unwrap_or(0),
-        tick,
+        stopped_us: *second.made_us.end(),
     };
-    let told = first.is_told(&reference) && second.is_told(&reference) && first.differs(&second);
-    // From 100 to 1000 in a second.
-    let is_tick = least_us <= 10_000 && most_us >= 1000;
-    Ok((told && is_tick).then_some(tick))
+    Ok(first.is_told(&reference) && second.is_told(&reference) && first.differs(&second))
+}
+
+/// What the clock shows that the kernel notes with each packet of a connection.
+fn now_us() -> io::Result<i64> {
+    Ok(host_clocks()?.monotonic_ns / 1000)
 }
 
 /// A connection of ours, which has never sent anything.
 struct Sample {
-    fd: OwnedFd,
+    /// From the last moment at which there was no connection yet, to the first at which it was there:
+    /// nothing has come or gone since.
+    made_us: RangeInclusive<i64>,
     asked: TcpConnection,
     record: Record,
     /// Its address, its `SO_REUSEADDR`, and the sizes of its buffers.
@@ -241,7 +231,9 @@ impl Sample {
         };
         let socket = fresh(v6)?;
         let fd = socket.as_fd();
+        let before_us = now_us()?;
         rebuild::repair(fd, &end(60_000), &wanted)?;
+        let made_us = before_us..=now_us()?;
         for name in [libc::SO_SNDBUFFORCE, libc::SO_RCVBUFFORCE].iter().take(usize::from(number)) {
             options::set(fd, libc::SOL_SOCKET, *name, 100_000 + i32::from(number))?;
         }
@@ -255,7 +247,7 @@ impl Sample {
         let reuse = number(libc::SO_REUSEADDR)?;
         let record = sight(look, fd)?.record.ok_or(io::ErrorKind::Unsupported)?;
         let asked = connection(fd, &Info::of(fd)?, remote)?;
-        Ok(Self { asked, record, local, reuse, buffers, fd: socket })
+        Ok(Self { made_us, asked, record, local, reuse, buffers })
     }
 
     /// Whether its record tells what it has answered, which is not at the same time.
@@ -267,6 +259,7 @@ impl Sample {
             == TcpConnection { timestamp: None, ..self.asked.clone() }
             && told_at.wrapping_sub(asked_at).cast_signed().unsigned_abs() < APART
             && self.record.is_repaired()
+            && self.made_us.contains(&self.record.active_us)
             && (self.record.local, self.record.reuse(), self.record.buffers())
                 == (self.local, self.reuse, self.buffers)
     }

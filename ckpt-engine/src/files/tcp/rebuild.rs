@@ -33,6 +33,7 @@ fn failed(source: io::Error) -> RebuildError {
 pub(in super::super) struct Connection {
     fd: OwnedFd,
     reuse: i32,
+    /// Those that are set at the end, if any are.
     options: Vec<SocketOption>,
     step: Step,
 }
@@ -127,13 +128,55 @@ pub(in super::super) fn make(
     flags: u32,
     usual: &Usual,
 ) -> Result<(OwnedFd, Option<Connection>), RebuildError> {
-    let domain = if tcp.v6 { libc::AF_INET6 } else { libc::AF_INET };
-    let kind = libc::SOCK_STREAM | flags.cast_signed() & libc::SOCK_NONBLOCK;
-    let fd = socket::socket(domain, kind, libc::IPPROTO_TCP).map_err(failed)?;
+    let fd = socket_for(tcp, flags)?;
     let unusual = tcp.options.iter().filter(|option| !usual.has(option));
     options::rebuild(fd.as_fd(), unusual).map_err(failed)?;
     let connection = connect(fd.as_fd(), tcp)?;
     Ok((fd, connection))
+}
+
+/// Makes a socket that has a connection before the VE stops, in repair mode, up to what
+/// [`complete`] does.
+pub(super) fn make_early(
+    tcp: &TcpSocket,
+    flags: u32,
+    usual: &Usual,
+) -> Result<OwnedFd, RebuildError> {
+    let TcpState::Connected(connection) = &tcp.state else { return Err(RebuildError::Damaged) };
+    let local = tcp.local.ok_or(RebuildError::Damaged)?;
+    let fd = socket_for(tcp, flags)?;
+    let early = tcp.options.iter().filter(|option| !usual.has(option) && !is_keepalive(option));
+    let make = || {
+        options::rebuild(fd.as_fd(), early)?;
+        repair(fd.as_fd(), &local, connection)?;
+        options::rebuild_buffers(fd.as_fd(), &tcp.options)
+    };
+    make().map_err(failed)?;
+    Ok(fd)
+}
+
+/// The rest of a connection that was made before the VE stopped.
+pub(in super::super) fn complete(
+    fd: BorrowedFd<'_>,
+    tcp: &TcpSocket,
+) -> Result<Option<Connection>, RebuildError> {
+    let TcpState::Connected(connection) = &tcp.state else { return Err(RebuildError::Damaged) };
+    if let Some(timestamp) = connection.timestamp {
+        options::set(fd, TCP, libc::TCP_TIMESTAMP, timestamp.cast_signed()).map_err(failed)?;
+    }
+    // It would have asked a peer that cannot answer yet, and given up.
+    options::rebuild(fd, tcp.options.iter().filter(|it| is_keepalive(it))).map_err(failed)?;
+    going_on(fd, tcp, connection).map(Some)
+}
+
+fn is_keepalive(option: &SocketOption) -> bool {
+    (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_KEEPALIVE)
+}
+
+fn socket_for(tcp: &TcpSocket, flags: u32) -> Result<OwnedFd, RebuildError> {
+    let domain = if tcp.v6 { libc::AF_INET6 } else { libc::AF_INET };
+    let kind = libc::SOCK_STREAM | flags.cast_signed() & libc::SOCK_NONBLOCK;
+    socket::socket(domain, kind, libc::IPPROTO_TCP).map_err(failed)
 }
 
 /// Gives a socket made by [`bind`] its connection.
@@ -141,30 +184,35 @@ pub(in super::super) fn connect(
     fd: BorrowedFd<'_>,
     tcp: &TcpSocket,
 ) -> Result<Option<Connection>, RebuildError> {
-    let step = match &tcp.state {
-        TcpState::Closed | TcpState::Listening { .. } => return Ok(None),
+    match &tcp.state {
+        TcpState::Closed | TcpState::Listening { .. } => Ok(None),
         TcpState::Finished { unread, error } => {
             if let Err(error) = finish(fd, unread, *error) {
                 tracing::warn!(%error, "a TCP socket that was closed by both ends is fresh again");
             }
-            return Ok(None);
+            Ok(None)
         }
-        TcpState::Connecting { remote } => Step::Connect(*remote),
+        TcpState::Connecting { remote } => {
+            Connection::new(fd, tcp, Step::Connect(*remote)).map(Some)
+        }
         TcpState::Connected(connection) => {
             let local = tcp.local.ok_or(RebuildError::Damaged)?;
             repair(fd, &local, connection).map_err(failed)?;
             if connection.unsent == 0 {
                 options::rebuild_buffers(fd, &tcp.options).map_err(failed)?;
             }
-            go_on(&local, connection).map_err(failed)?
+            going_on(fd, tcp, connection).map(Some)
         }
-    };
-    let is_reuse = |option: &&SocketOption| {
-        (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_REUSEADDR)
-    };
-    let reuse = i32::from(tcp.options.iter().any(|option| is_reuse(&option)));
-    let fd = fd.try_clone_to_owned().map_err(failed)?;
-    Ok(Some(Connection { fd, reuse, options: tcp.options.clone(), step }))
+    }
+}
+
+fn going_on(
+    fd: BorrowedFd<'_>,
+    tcp: &TcpSocket,
+    connection: &TcpConnection,
+) -> Result<Connection, RebuildError> {
+    let local = tcp.local.ok_or(RebuildError::Damaged)?;
+    Connection::new(fd, tcp, go_on(&local, connection).map_err(failed)?)
 }
 
 pub(super) fn repair(
@@ -262,6 +310,20 @@ fn go_on(local: &SocketAddr, tcp: &TcpConnection) -> io::Result<Step> {
 }
 
 impl Connection {
+    fn new(fd: BorrowedFd<'_>, tcp: &TcpSocket, step: Step) -> Result<Self, RebuildError> {
+        let is_reuse = |option: &SocketOption| {
+            (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_REUSEADDR)
+        };
+        let reuse = i32::from(tcp.options.iter().any(is_reuse));
+        let is_later = match &step {
+            Step::Connect(_) => true,
+            Step::GoOn { unsent, .. } => !unsent.is_empty(),
+        };
+        let options = if is_later { tcp.options.clone() } else { Vec::new() };
+        let fd = fd.try_clone_to_owned().map_err(failed)?;
+        Ok(Self { fd, reuse, options, step })
+    }
+
     /// Lets the connection go on.
     pub(in super::super) fn release(&self, ask: bool) -> io::Result<()> {
         let fd = self.fd.as_fd();
@@ -278,7 +340,9 @@ impl Connection {
                 };
                 set_repair(fd, if unheard { REPAIR_OFF_UNHEARD } else { REPAIR_OFF })?;
                 // The end of repair mode has cleared it.
-                options::set(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, self.reuse)?;
+                if self.reuse != 0 {
+                    options::set(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, self.reuse)?;
+                }
                 if let Some(fin) = closed_by_peer {
                     // It is not signed.
                     signature::without(fd, &self.options, || fin.deliver())?;

@@ -51,9 +51,11 @@ pub(super) struct States {
     ports: [usize; 2],
     addresses: [usize; 2],
     addresses6: [usize; 2],
+    /// Of 64 bits.
+    active: usize,
 }
 
-const COUNT: usize = 25;
+const COUNT: usize = 24;
 
 /// The places of [`NUMBERS`]; the window has five. The last three are about the buffers.
 const RECEIVED: usize = 0;
@@ -71,9 +73,8 @@ const MICROSECONDS: usize = 15;
 const CLOCK: usize = 16;
 const URGENT: usize = 17;
 const REPAIRED: usize = 18;
-const LAST_RECEIVED: usize = 19;
-const REUSE: usize = 20;
-const SIGNED: usize = 21;
+const REUSE: usize = 19;
+const SIGNED: usize = 20;
 
 /// Where the keys are with which segments are signed; a kernel can be one without them.
 const KEYS: &str = "md5sig_info";
@@ -99,7 +100,6 @@ const NUMBERS: [(&str, &str, usize); COUNT] = [
     ("tcp_sock", "tsoffset", 32),
     ("tcp_sock", "urg_data", 16),
     ("tcp_sock", "repair", 1),
-    ("inet_connection_sock", "icsk_ack.lrcvtime", 32),
     ("sock_common", "skc_reuse", 4),
     ("tcp_sock", KEYS, 64),
     ("sock", "sk_sndbuf", 32),
@@ -125,6 +125,7 @@ impl States {
             ports: [place("inet_sock", "inet_sport")?, common("skc_dport")?],
             addresses: [common("skc_rcv_saddr")?, common("skc_daddr")?],
             addresses6: [common("skc_v6_rcv_saddr")?, common("skc_v6_daddr")?],
+            active: place("tcp_sock", "tcp_mstamp")?,
         })
     }
 
@@ -134,7 +135,8 @@ impl States {
         let ports = self.ports.iter().map(|&at| at..at + 2);
         let addresses = self.addresses.iter().map(|&at| at..at + 4);
         let addresses6 = self.addresses6.iter().map(|&at| at..at + 16);
-        numbers.chain(ports).chain(addresses).chain(addresses6)
+        let active = std::iter::once(self.active..self.active + 8);
+        numbers.chain(ports).chain(addresses).chain(addresses6).chain(active)
     }
 
     /// The same in a copy, where things are at other places.
@@ -143,7 +145,7 @@ impl States {
             number.bit = place(number.bit / 8) * 8 + number.bit % 8;
         }
         let inet = self.ports.iter_mut().chain(&mut self.addresses).chain(&mut self.addresses6);
-        inet.for_each(|at| *at = place(*at));
+        inet.chain([&mut self.active]).for_each(|at| *at = place(*at));
         self
     }
 
@@ -159,7 +161,8 @@ impl States {
                 false => (Ipv4Addr::from(part::<4>(sock, self.addresses[end])?), port).into(),
             })
         };
-        Some(Record { local: address(0)?, remote: address(1)?, numbers })
+        let active_us = long(sock, self.active)?.cast_signed();
+        Some(Record { local: address(0)?, remote: address(1)?, active_us, numbers })
     }
 }
 
@@ -168,6 +171,8 @@ impl States {
 pub(super) struct Record {
     pub(super) local: SocketAddr,
     pub(super) remote: SocketAddr,
+    /// When something has come or gone last, as CLOCK_MONOTONIC of the host.
+    pub(super) active_us: i64,
     numbers: [u32; COUNT],
 }
 
@@ -214,11 +219,6 @@ impl Record {
     /// How far timestamps are ahead of the kernel's clock.
     pub(super) fn clock(&self) -> u32 {
         self.numbers[CLOCK]
-    }
-
-    /// When data came last, in ticks of the kernel.
-    pub(super) fn last_received(&self) -> u32 {
-        self.numbers[LAST_RECEIVED]
     }
 
     pub(super) fn is_repaired(&self) -> bool {

@@ -18,6 +18,7 @@ use super::{
     },
     capture::{Info, QUIET_MS},
     tests::{move_over, pattern, stream},
+    told::REST_US,
 };
 use crate::{
     files::Captured,
@@ -69,7 +70,7 @@ fn each_has_its_own_options_and_flags() {
 
     // This is when the running kernel is looked at.
     assert_eq!(super::super::check(&child.source()), []);
-    let seen = super::Seen::of(child.pid, servers.len(), false);
+    let seen = super::Seen::of(child.pid, servers.len(), None);
     let captured = child.capture();
     for (number, server) in servers.iter().enumerate() {
         let table = &captured.tables[&7];
@@ -185,7 +186,8 @@ fn records_tell_what_connections_answer() {
         let listener = TcpListener::bind(address).unwrap();
         let (clients, servers): (Vec<_>, Vec<_>) =
             (0..100).map(|number| different(&listener, number)).unzip();
-        // The one that the others of its kind are compared with has received something just now.
+        // The one that the others of its kind are compared with has received something just now; the
+        // others are quiet, and are told so by their records.
         const LIKE_THE_FIRST: usize = 12;
         while Info::of(servers[LIKE_THE_FIRST].as_fd()).unwrap().silent_ms < 2 * QUIET_MS {
             std::thread::yield_now();
@@ -197,7 +199,7 @@ fn records_tell_what_connections_answer() {
         (&clients[0]).write_all(b"late").unwrap();
         (&servers[0]).read_exact(&mut [0; 4]).unwrap();
         let told = child.capture_at_rest();
-        let at_once = late.elapsed() < Duration::from_millis(QUIET_MS.into());
+        let at_once = late.elapsed() < Duration::from_micros(REST_US as u64);
         let count = told.undo.connections.iter().filter(|it| it.is_told).count();
         assert!(count > 80, "{address}: {count} are told by their records");
         // Repair mode goes on: nobody hears of it, and nothing changes.

@@ -1,18 +1,40 @@
 //! A connection as the kernel's record tells it.
 //!
-//! What counts time is told by comparison: one connection is asked, and the others are as far from
-//! it as their records are from its record. The same one shows whether records tell the truth: what
-//! its record tells must be what it has answered.
+//! Its timestamp is told by comparison: one connection is asked, and those of the others are as far
+//! from it as their records are from its record. The same one shows whether records tell the truth:
+//! what its record tells must be what it has answered.
 
 use ckpt_format::files::{TcpClosing, TcpConnection};
 
-use super::{capture::QUIET_MS, record::Record};
+use super::record::Record;
 
-/// How long a tick of the kernel is, in µs.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Tick {
-    pub(super) least_us: i64,
-    pub(super) most_us: i64,
+/// How long before the VE stopped the last packet must have come or gone, in µs. All that the VE had
+/// sent by then has left the host: a limit of its rate keeps packets for 50 ms at most.
+pub(super) const REST_US: i64 = 100_000;
+
+/// Whether nothing has come or gone for a while before this moment.
+pub(super) fn rests(record: &Record, now_us: i64) -> bool {
+    // What was received last is acknowledged: nothing is left to be sent.
+    record.window()[4] == record.received() && now_us - record.active_us >= REST_US
+}
+
+/// An open connection with nothing in its queues, as its record tells it.
+pub(super) fn connection(record: &Record, timestamp: Option<u32>, quiet: bool) -> TcpConnection {
+    TcpConnection {
+        remote: record.remote,
+        closing: TcpClosing::Open,
+        quiet,
+        unread: Vec::new(),
+        receive_sequence: record.received(),
+        unsent: 0,
+        unacknowledged: Vec::new(),
+        send_sequence: record.written(),
+        segment_size: record.segment_size(),
+        window_scale: record.window_scale(),
+        selective_acknowledgement: record.selective_acknowledgement(),
+        timestamp,
+        window: record.window(),
+    }
 }
 
 /// A connection that was asked.
@@ -20,8 +42,8 @@ pub(super) struct Tick {
 pub(super) struct Reference {
     pub(super) record: Record,
     pub(super) timestamp: Option<u32>,
-    pub(super) silent_ms: u32,
-    pub(super) tick: Tick,
+    /// When the VE stopped.
+    pub(super) stopped_us: i64,
 }
 
 impl Reference {
@@ -35,24 +57,12 @@ impl Reference {
             true => Some(self.timestamp(record)?),
             false => None,
         };
-        let window = record.window();
-        // The last acknowledgement went out before packets were held, and not just now.
-        let quiet = window[4] == record.received() && self.silent_ms(record) >= i64::from(QUIET_MS);
-        Some(TcpConnection {
-            remote: record.remote,
-            closing: TcpClosing::Open,
-            quiet,
-            unread: Vec::new(),
-            receive_sequence: record.received(),
-            unsent: 0,
-            unacknowledged: Vec::new(),
-            send_sequence: record.written(),
-            segment_size: record.segment_size(),
-            window_scale: record.window_scale(),
-            selective_acknowledgement: record.selective_acknowledgement(),
-            timestamp,
-            window,
-        })
+        Some(connection(record, timestamp, rests(record, self.stopped_us)))
+    }
+
+    /// Whether it is quiet itself.
+    pub(super) fn is_quiet(&self) -> bool {
+        rests(&self.record, self.stopped_us)
     }
 
     fn timestamp(&self, record: &Record) -> Option<u32> {
@@ -64,13 +74,5 @@ impl Reference {
         // The last bit says in what it counts.
         let timestamp = self.timestamp?.wrapping_add(ahead) & !1;
         Some(timestamp | u32::from(micro))
-    }
-
-    /// How long nothing was received, at least.
-    pub(super) fn silent_ms(&self, record: &Record) -> i64 {
-        let earlier = self.record.last_received().wrapping_sub(record.last_received());
-        let earlier = i64::from(earlier.cast_signed());
-        let tick_us = if earlier < 0 { self.tick.most_us } else { self.tick.least_us };
-        i64::from(self.silent_ms) + tick_us * earlier / 1000
     }
 }

@@ -33,14 +33,16 @@ impl Outlet {
         self.write(|writer| match item {
             Item::Memory(record) => writer.memory(record),
             Item::File(record) => writer.file(record),
-            // Nobody waits at the other end, the template stays here, the state goes whole, and all
-            // memory is in the file.
+            // Nobody waits at the other end, the template stays here, the state goes whole, all memory
+            // is in the file, and nothing is made of it before there is the state.
             Item::Barrier(_)
             | Item::Template(_)
             | Item::TemplateEnd
             | Item::State { .. }
             | Item::Postcopy
-            | Item::Later { .. } => Ok(()),
+            | Item::Later { .. }
+            | Item::Descriptors(_)
+            | Item::Connections(_) => Ok(()),
         })
     }
 

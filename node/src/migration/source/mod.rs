@@ -27,7 +27,7 @@ use transport::{LinkError, NodeId};
 pub(in crate::migration) use self::offer::look_at;
 use self::{offer::Offer, talk::Talk};
 use super::{
-    blackout::{CopyError, Live, SealedVe, Still},
+    blackout::{CopyError, Live, Still},
     error::MigrateError,
     experience::Experience,
     journal::Journal,
@@ -37,6 +37,7 @@ use super::{
     postcopy::{later::Memory, shelf::Shelves},
     report::{Downtime, Report, RoundReport},
     rounds::{Fixed, Measured, Next, Policy, Prediction},
+    sealed::SealedVe,
     settle::{self, Verdict},
     stopwatch::Stopwatch,
     vain::VainStops,
@@ -260,10 +261,10 @@ impl Precopy {
         let filled = session.fill(sink, move |pipe| {
             let mut live = live;
             let round = live.round(number, &pipe);
-            let fixed = live.fixed();
-            (live, round, fixed)
+            (live, round)
         });
-        let (live, round, fixed) = filled.await?;
+        let (live, round) = filled.await?;
+        let fixed = live.fixed;
         let round = match round {
             Ok(round) => round,
             Err(error) => return Err(session.reason(error).await),

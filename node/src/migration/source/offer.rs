@@ -10,7 +10,7 @@ use std::{
 use ckpt_engine::{
     bits32,
     container::{self, Found, Spaces, cgroups, clock_offsets},
-    huge, procfs,
+    files, huge, procfs,
     sys::netns::Netns,
     track::Tracker,
 };
@@ -33,7 +33,9 @@ use crate::{
         limiter::Pace,
         messages::{Item, Offer as Message, ToSource},
         pipe::Pipe,
-        postcopy, settle,
+        postcopy,
+        rounds::Fixed,
+        settle,
         standing::Standing,
         vain::VainStops,
         watchdog::Watchdog,
@@ -313,6 +315,7 @@ pub(in crate::migration) fn look_at(
             .with_spaces(spaces.clone()),
         spaces,
         holders: Holders::default(),
+        resting: files::Resting::default(),
         freezer,
         visible: handle.cgroups.visible(),
         clock_offsets: clock_offsets(init).map_err(MigrateError::Inside)?,
@@ -324,6 +327,7 @@ pub(in crate::migration) fn look_at(
         brake,
         watchdog,
         plain: 0.0,
+        fixed: Fixed::default(),
     };
     Ok((live, message))
 }
