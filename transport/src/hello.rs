@@ -20,7 +20,8 @@ pub struct Versions {
 }
 
 impl Versions {
-    /// What this build speaks. From version 2 on pages that a target has already are not sent again.
+    /// What this build speaks. From version 2 on pages that a target has already are not sent again, and
+    /// it is told ahead what it will need.
     pub const CURRENT: Self = Self { oldest: 1, newest: 2 };
 
     /// The newest version both sides speak.

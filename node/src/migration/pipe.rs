@@ -35,13 +35,14 @@ pub(super) struct Pipe {
     /// None for a file.
     pace: Option<Pace>,
     squeeze: Arc<Squeeze>,
-    /// None where the other end does not know about pages that it has already: a file, or a node of
-    /// an older version.
+    /// None where the other end does not know about pages that it has already, nor about what is told
+    /// ahead of the state: a file, or a node of an older version.
     once: Option<Arc<Mutex<Once>>>,
 }
 
-/// From this version of the protocol on a target can be told that it has a page.
-const KNOWS_REPEATS: u16 = 2;
+/// From this version of the protocol on a target can be told that it has a page, and what it will
+/// need.
+const LOOKS_AHEAD: u16 = 2;
 
 /// Where the data goes.
 #[derive(Clone, Debug)]
@@ -71,7 +72,7 @@ impl Pipe {
             }
             bulk.finish().await
         });
-        let once = (version >= KNOWS_REPEATS).then(|| Arc::new(Mutex::new(Once::new())));
+        let once = (version >= LOOKS_AHEAD).then(|| Arc::new(Mutex::new(Once::new())));
         let (way, bytes) = (Way::Link(queue), Arc::default());
         (Self { way, bytes, pace: Some(pace), squeeze, once }, pump)
     }
@@ -109,6 +110,10 @@ impl Pipe {
 
     /// Writes one piece. Must not be called on a thread that runs async tasks.
     pub(super) fn item(&self, item: Item) -> Result<(), SinkClosed> {
+        // All of it is in the state once more.
+        if self.once.is_none() && matches!(item, Item::Descriptors(_) | Item::Connections(_)) {
+            return Ok(());
+        }
         match &self.way {
             Way::Link(queue) => {
                 let parts = packing::pack(item, &self.squeeze);
@@ -193,32 +198,34 @@ mod tests {
         ]
     }
 
-    /// Whether a node of this version is told that it has the second.
-    async fn is_told(version: u16) -> bool {
+    /// Whether a node of this version is told that it has the second, and what it will need.
+    async fn is_told(version: u16) -> (bool, bool) {
         let (source, target) = Link::pair();
         let pace = Pace::new(None, Arc::new(Limiter::new(None)));
         let (pipe, pump) = Pipe::start(source.bulk.open().await.unwrap(), pace, version);
         let mut sink = pipe;
         let sending = tokio::task::spawn_blocking(move || {
-            records().into_iter().try_for_each(|record| sink.record(record)).is_ok()
+            let ahead = sink.item(Item::Descriptors(100));
+            ahead.and_then(|()| records().into_iter().try_for_each(|it| sink.record(it))).is_ok()
         });
         let mut stream = target.bulk.accept().await.unwrap();
-        let mut last = None;
+        let mut items = Vec::new();
         while let Some(frame) = stream.recv().await.unwrap() {
-            last = Some(packing::unpack(frame).unwrap());
+            items.push(packing::unpack(frame).unwrap());
         }
         assert!(sending.await.unwrap());
         pump.await.unwrap().unwrap();
-        match last {
-            Some(Item::Memory(Record::Same { .. })) => true,
-            Some(Item::Memory(Record::Pages { .. })) => false,
+        let ahead = matches!(items.first(), Some(Item::Descriptors(100)));
+        match items.last() {
+            Some(Item::Memory(Record::Same { .. })) => (true, ahead),
+            Some(Item::Memory(Record::Pages { .. })) => (false, ahead),
             other => panic!("{other:?}"),
         }
     }
 
     #[tokio::test]
-    async fn only_a_node_that_knows_about_it_is_told_that_it_has_a_page() {
-        assert!(is_told(KNOWS_REPEATS).await);
-        assert!(!is_told(KNOWS_REPEATS - 1).await);
+    async fn only_a_node_that_knows_about_it_is_told_what_it_has_and_will_need() {
+        assert_eq!(is_told(LOOKS_AHEAD).await, (true, true));
+        assert_eq!(is_told(LOOKS_AHEAD - 1).await, (false, false));
     }
 }

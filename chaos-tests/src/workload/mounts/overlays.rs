@@ -453,6 +453,17 @@ pub(super) fn stacked(context: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Ends with the workload, however that ends.
+struct Shell(std::process::Child);
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Programs and libraries of an overlay over `/usr`, as systemd-sysext makes it: a shell that starts
 /// one program after the other.
 pub(super) fn programs(context: &mut Context) -> Result<(), Failure> {
@@ -469,26 +480,27 @@ pub(super) fn programs(context: &mut Context) -> Result<(), Failure> {
         new(usr, "overlay", &format!("lowerdir={}:/usr", added.display()))?;
         let script = "while :; do selfcheck-sleep 0.02; echo tick >> \"$0\"; done";
         let mut shell = Command::new("/usr/bin/dash");
-        let mut shell = shell.args(["-c", script]).arg(&ticks).spawn()?;
+        let mut shell = Shell(shell.args(["-c", script]).arg(&ticks).spawn()?);
         let mut before = 0;
         let mut waited = 0;
         while !stop.wait(PAUSE)? {
-            ensure(shell.try_wait()?.is_none(), || "a program has ended".to_owned())?;
-            let exe = fs::read_link(format!("/proc/{}/exe", shell.id()))?;
+            ensure(shell.0.try_wait()?.is_none(), || "a program has ended".to_owned())?;
+            let exe = fs::read_link(format!("/proc/{}/exe", shell.0.id()))?;
             same("its program", exe, PathBuf::from("/usr/bin/dash"))?;
-            let now = fs::read(&ticks).map_or(0, |ticks| ticks.len());
+            let written = fs::read(&ticks).unwrap_or_default();
+            let is_whole = written.chunks(5).all(|line| line == b"tick\n");
+            ensure(is_whole, || "something else was written".to_owned())?;
+            let now = written.len();
             ensure(now >= before, || "what it has written has gone".to_owned())?;
             waited = if now == before { waited + 1 } else { 0 };
             ensure(waited < 500, || "a program starts no others any more".to_owned())?;
             before = now;
         }
-        shell.kill()?;
-        shell.wait()?;
         Ok(())
     })?;
     while context.step(PAUSE)? {
         if context.progress.plant() {
-            fs::write(&ticks, "")?;
+            fs::write(&ticks, "damage")?;
         }
         child.check()?;
         let elsewhere = Path::new("/usr/bin/selfcheck-sleep").exists();

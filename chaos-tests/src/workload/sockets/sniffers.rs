@@ -126,8 +126,12 @@ pub(super) fn blocks(context: &mut Context) -> Result<(), Failure> {
     }
     while context.step(PAUSE)? {
         put(&mut sent)?;
-        // As many blocks are read as were filled.
-        while taken + 16 < sent {
+        // As many blocks are read as were filled. On a busy host the kernel ends them before they are
+        // full, and would soon have none left.
+        let is_nearly_full = |block: usize| {
+            Ok::<_, Failure>(ring.word((block + BLOCKS - 2) % BLOCKS * BLOCK + 8)? != 0)
+        };
+        while taken + 16 < sent || is_nearly_full(block)? {
             let at = block * BLOCK;
             wait(&ring, at + 8)?;
             let mut packet = at + word(&ring, at + 16)?;

@@ -34,7 +34,7 @@ impl Outlet {
             Item::Memory(record) => writer.memory(record),
             Item::File(record) => writer.file(record),
             // Nobody waits at the other end, the template stays here, the state goes whole, all memory
-            // is in the file, and nothing is made of it before there is the state.
+            // is in the file, and nothing is made ahead of the state.
             Item::Barrier(_)
             | Item::Template(_)
             | Item::TemplateEnd
