@@ -60,7 +60,7 @@ pub(super) fn dump(netlink: BorrowedFd<'_>) -> io::Result<Entries> {
     request.extend(SHOW.to_ne_bytes());
     request.extend([0xff; 8]);
     let mut entries = Entries::new();
-    diagnosis::ask(netlink, &request, |body| {
+    diagnosis::ask(netlink, &request, diagnosis::Many::All, |body| {
         entries.insert(word(body, 4)?, read(body)?);
         Ok(())
     })?;

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use ckpt_format::files::{Kind, TcpSocket, TcpState};
+use ckpt_format::files::{Kind, SocketOption, TcpSocket, TcpState};
 
 use super::{
     Source,
@@ -45,8 +45,8 @@ pub(super) struct Network {
     groups: multicast::Groups,
     netlink: netlink::Owned,
     diagnosis: OwnedFd,
-    /// Which TCP sockets sign what they send, once somebody has asked.
-    signatures: Mutex<[Option<Arc<tcp::Signatures>>; 2]>,
+    /// Which TCP listeners sign what they send, once somebody has asked; held by whoever asks.
+    signatures: Mutex<Option<Arc<tcp::Signatures>>>,
 }
 
 impl Network {
@@ -101,14 +101,13 @@ impl Network {
         &self.groups
     }
 
-    /// The keys with which TCP sockets sign.
-    pub(super) fn signatures(&self, whose: tcp::Whose) -> io::Result<Arc<tcp::Signatures>> {
+    /// The keys with which TCP listeners sign.
+    pub(super) fn signatures(&self) -> io::Result<Arc<tcp::Signatures>> {
         let mut known = self.signatures.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = &mut known[whose as usize];
-        if let Some(signatures) = place {
+        if let Some(signatures) = &*known {
             return Ok(signatures.clone());
         }
-        let read = match tcp::Signatures::read(self.diagnosis.as_fd(), whose) {
+        let read = match tcp::Signatures::of_listeners(self.diagnosis.as_fd()) {
             // A kernel that has no such list.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
                 tracing::warn!("the kernel does not tell whether TCP sockets sign (INET_TCP_DIAG)");
@@ -116,7 +115,13 @@ impl Network {
             }
             read => read?,
         };
-        Ok(place.insert(Arc::new(read)).clone())
+        Ok(known.insert(Arc::new(read)).clone())
+    }
+
+    /// The keys with which a TCP connection signs.
+    pub(super) fn signatures_of(&self, ends: tcp::Ends) -> io::Result<Vec<SocketOption>> {
+        let _alone = self.signatures.lock().unwrap_or_else(PoisonError::into_inner);
+        tcp::of_connection(self.diagnosis.as_fd(), ends)
     }
 
     /// The network itself.
@@ -153,8 +158,8 @@ impl Networks {
         for network in &self.all {
             for mut orphan in tcp::orphans(network.namespace.as_fd())? {
                 if let (Some(local), TcpState::Connected(tcp)) = (orphan.local, &orphan.state) {
-                    let signatures = network.signatures(tcp::Whose::Connections)?;
-                    orphan.options.extend(signatures.of_orphan([local, tcp.remote]));
+                    let ends = tcp::Ends { local, remote: tcp.remote, device: 0, inode: 0 };
+                    orphan.options.extend(network.signatures_of(ends)?);
                 }
                 all.push((network.number, orphan));
             }

@@ -40,7 +40,7 @@ pub(super) use orphan::{orphans, prepare as prepare_for_orphans};
 pub(super) use queue::{Door, Taken};
 pub(super) use rebuild::{Connection, Usual, bind, complete, connect, make};
 pub use resting::Resting;
-pub(super) use signature::{Signatures, Whose};
+pub(super) use signature::{Ends, Signatures, of_connection};
 pub(super) use unsent::unsent;
 
 use alike::Group;

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use ckpt_format::files::{Kind, TcpClosing, TcpConnection, TcpSocket, TcpState};
+use ckpt_format::files::{Kind, SocketOption, TcpClosing, TcpConnection, TcpSocket, TcpState};
 
 use super::{
     super::{
@@ -22,7 +22,7 @@ use super::{
     look::Sight,
     record::Record,
     select, set_repair,
-    signature::Whose,
+    signature::Ends,
     told::Reference,
 };
 use crate::sys::{
@@ -202,10 +202,10 @@ pub(in super::super) fn capture(
     };
     let keys = match info.state {
         state if multipath || state == CLOSE => Vec::new(),
-        LISTEN => network.signatures(Whose::Listeners)?.of(object.status.inode),
+        LISTEN => network.signatures()?.of(object.status.inode),
         // Whoever is seen need not be looked up among thousands.
         _ if alike.is_some_and(|(group, sight)| group.is_unsigned(sight)) => Vec::new(),
-        _ => network.signatures(Whose::Connections)?.of(object.status.inode),
+        _ => keys_of(object, network, local)?,
     };
     let (state, held) = match info.state {
         // What puts them back is not signed.
@@ -233,6 +233,22 @@ pub(in super::super) fn capture(
     options.extend(keys);
     let kind = Kind::Tcp(Box::new(TcpSocket { v6, multipath, local, state, options }));
     Ok((kind, held))
+}
+
+/// The keys with which a connection signs, or one that is being made.
+fn keys_of(
+    object: &Object,
+    network: &Network,
+    local: Option<SocketAddr>,
+) -> io::Result<Vec<SocketOption>> {
+    let remote = match address::remote(object.fd())? {
+        None => network.remote("tcp", object)?,
+        remote => remote,
+    };
+    let (Some(local), Some(remote)) = (local, remote) else { return Ok(Vec::new()) };
+    let bound = options::number(object.fd(), libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX);
+    let device = bound.unwrap_or(0).cast_unsigned();
+    network.signatures_of(Ends { local, remote, device, inode: object.status.inode })
 }
 
 /// Reads a connection that was seen: it is asked only for what its record does not tell.

@@ -13,8 +13,8 @@ use std::{
 use ckpt_format::files::SocketOption;
 
 use super::{
-    super::unix::diagnosis::{ask, half, word},
-    CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, LISTEN, SYN_SENT, TCP,
+    super::unix::diagnosis::{Many, ask, half, word},
+    LISTEN, TCP,
 };
 use crate::sys::socket;
 
@@ -25,45 +25,25 @@ const PREFIX: u8 = 1;
 const ADDRESS: usize = 128;
 const KEY: usize = 80;
 
-const CONNECTED: [u8; 7] =
-    [ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING];
-
-/// Which sockets of a network are listed: thousands of connections need not be for a listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) enum Whose {
-    Listeners,
-    /// All that have a peer.
-    Connections,
-}
-
 /// The keys of one socket.
 #[derive(Debug)]
 struct Entry {
-    /// 0 for one that no program has any more.
     inode: u32,
-    ends: [SocketAddr; 2],
     keys: Vec<SocketOption>,
 }
 
-/// The sockets of a network that have keys.
+/// The listeners of a network that have keys.
 #[derive(Debug, Default)]
 pub(in super::super) struct Signatures(Vec<Entry>);
 
 impl Signatures {
     /// Asks a socket-diagnosis socket about those of its network.
-    pub(in super::super) fn read(netlink: BorrowedFd<'_>, whose: Whose) -> io::Result<Self> {
-        let states = match whose {
-            Whose::Listeners => 1u32 << LISTEN,
-            Whose::Connections => CONNECTED.iter().fold(0, |states, state| states | 1 << state),
-        };
+    pub(in super::super) fn of_listeners(netlink: BorrowedFd<'_>) -> io::Result<Self> {
         let mut found = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
-            // The keys come with `INET_DIAG_INFO` only.
-            let mut question = vec![family as u8, libc::IPPROTO_TCP as u8, 1 << 1, 0];
-            question.extend(states.to_ne_bytes());
             // Whoever it is.
-            question.extend([0; 48]);
-            ask(netlink, &question, |body| {
+            let question = question(family, 1 << LISTEN, &[0; 48]);
+            ask(netlink, &question, Many::All, |body| {
                 found.extend(entry(body)?);
                 Ok(())
             })?;
@@ -76,13 +56,59 @@ impl Signatures {
         let found = self.0.iter().find(|entry| u64::from(entry.inode) == inode);
         found.map(|entry| entry.keys.clone()).unwrap_or_default()
     }
+}
 
-    /// Those of a connection that no program has.
-    pub(in super::super) fn of_orphan(&self, ends: [SocketAddr; 2]) -> Vec<SocketOption> {
-        let name = |end: SocketAddr| (end.ip(), end.port());
-        let is = |entry: &&Entry| entry.inode == 0 && entry.ends.map(name) == ends.map(name);
-        self.0.iter().find(is).map(|entry| entry.keys.clone()).unwrap_or_default()
+/// A connection as the kernel finds it.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct Ends {
+    pub(in super::super) local: SocketAddr,
+    pub(in super::super) remote: SocketAddr,
+    /// `SO_BINDTOIFINDEX`.
+    pub(in super::super) device: u32,
+    /// 0 for one that no program has any more.
+    pub(in super::super) inode: u64,
+}
+
+/// The keys of one connection. It is asked for by its ends: for a list of connections the kernel goes
+/// through a table that is made for those of the whole host, which takes milliseconds.
+pub(in super::super) fn of_connection(
+    netlink: BorrowedFd<'_>,
+    ends: Ends,
+) -> io::Result<Vec<SocketOption>> {
+    let family = if ends.local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let mut id = Vec::with_capacity(48);
+    let both = [ends.local, ends.remote];
+    both.iter().for_each(|end| id.extend(end.port().to_be_bytes()));
+    for end in both {
+        match end.ip() {
+            IpAddr::V4(v4) => id.extend([&v4.octets()[..], &[0; 12]].concat()),
+            IpAddr::V6(v6) => id.extend(v6.octets()),
+        }
     }
+    id.extend(ends.device.to_ne_bytes());
+    // `INET_DIAG_NOCOOKIE`
+    id.extend([0xff; 8]);
+    let mut found = None;
+    let asked = ask(netlink, &question(family, u32::MAX, &id), Many::One, |body| {
+        found = entry(body)?;
+        Ok(())
+    });
+    match asked {
+        // It has ended meanwhile, or the kernel has no such list.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(Vec::new()),
+        asked => asked?,
+    }
+    // Somebody listens where a connection was.
+    let is = |entry: &Entry| u64::from(entry.inode) == ends.inode;
+    Ok(found.filter(is).map(|entry| entry.keys).unwrap_or_default())
+}
+
+/// A `struct inet_diag_req_v2`. The keys come with `INET_DIAG_INFO` only.
+fn question(family: i32, states: u32, id: &[u8]) -> Vec<u8> {
+    let mut question = vec![family as u8, libc::IPPROTO_TCP as u8, 1 << 1, 0];
+    question.extend(states.to_ne_bytes());
+    question.extend(id);
+    question
 }
 
 /// Reads a `struct inet_diag_msg` and what follows it.
@@ -93,16 +119,12 @@ fn entry(body: &[u8]) -> io::Result<Option<Entry>> {
     let short = || io::Error::new(io::ErrorKind::InvalidData, "a short list of TCP sockets");
     let mut attributes = body.get(MESSAGE..).ok_or_else(short)?;
     let v6 = i32::from(body[0]) == libc::AF_INET6;
-    let end = |port: usize, ip: usize| {
-        let port = u16::from_be_bytes([body[port], body[port + 1]]);
-        SocketAddr::new(address(&body[ip..ip + 16], v6), port)
-    };
     while attributes.len() >= 4 {
         let length = usize::from(half(attributes, 0)?);
         let value = attributes.get(4..length).ok_or_else(short)?;
         if half(attributes, 2)? == INET_DIAG_MD5SIG {
             let keys = value.chunks_exact(SIGNATURE).filter_map(|key| option(key, v6)).collect();
-            return Ok(Some(Entry { inode: word(body, 68)?, ends: [end(4, 8), end(6, 24)], keys }));
+            return Ok(Some(Entry { inode: word(body, 68)?, keys }));
         }
         attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
     }

@@ -77,7 +77,7 @@ pub(in super::super) fn dump(netlink: BorrowedFd<'_>) -> io::Result<Diagnosis> {
     request.extend(SHOW.to_ne_bytes());
     request.extend([0xff; 8]);
     let mut diagnosis = Diagnosis::default();
-    ask(netlink, &request, |body| {
+    ask(netlink, &request, Many::All, |body| {
         let (inode, entry) = read_entry(body)?;
         diagnosis.sockets.insert(inode, entry);
         Ok(())
@@ -90,17 +90,32 @@ pub(in super::super) fn dump(netlink: BorrowedFd<'_>) -> io::Result<Diagnosis> {
     Ok(diagnosis)
 }
 
-/// Asks for all sockets of a family, and calls `each` with what is told about one.
+/// How many sockets are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Many {
+    /// All of a family.
+    All,
+    /// The one that the question names.
+    One,
+}
+
+/// Asks for sockets, and calls `each` with what is told about one.
 pub(in super::super) fn ask(
     netlink: BorrowedFd<'_>,
     question: &[u8],
+    many: Many,
     mut each: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
-    const REQUEST_AND_DUMP: u16 = 0x301;
+    // The end of a list is told by itself, that of one answer only if it is wanted.
+    let flags = libc::NLM_F_REQUEST
+        | match many {
+            Many::All => libc::NLM_F_DUMP,
+            Many::One => libc::NLM_F_ACK,
+        };
     let length = u32::try_from(HEADER + question.len()).map_err(io::Error::other)?;
     let mut request = length.to_ne_bytes().to_vec();
     request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request.extend(REQUEST_AND_DUMP.to_ne_bytes());
+    request.extend((flags as u16).to_ne_bytes());
     request.extend([0; 8]);
     request.extend(question);
     socket::send(netlink, &request, &Along::default(), 0)?;
@@ -126,7 +141,7 @@ fn read_messages(
             kind @ (DONE | ERROR) => {
                 let code = word(body, 0)?.cast_signed();
                 return match (kind, code) {
-                    (DONE, 0..) => Ok(true),
+                    (DONE, 0..) | (ERROR, 0) => Ok(true),
                     _ => Err(io::Error::from_raw_os_error(-code)),
                 };
             }
