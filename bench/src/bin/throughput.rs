@@ -49,13 +49,13 @@ struct Carried {
     bytes: Vec<f64>,
     /// Milliseconds of the first round.
     ms: Vec<f64>,
-    /// The largest peak of each daemon in MiB: the source's, the target's.
-    peaks_mib: [f64; 2],
+    /// The largest peak of each daemon in MiB: the source's, the target's. None before it moved.
+    peaks_mib: Option<[f64; 2]>,
 }
 
 impl Carried {
-    fn peak_mib(&self) -> f64 {
-        self.peaks_mib[0].max(self.peaks_mib[1])
+    fn peak_mib(&self) -> Option<f64> {
+        self.peaks_mib.map(|[source, target]| source.max(target))
     }
 }
 
@@ -142,7 +142,7 @@ fn carry(
     stage.start_ballast(&ve, ballast)?;
     let moved = Moved { name: "move of a VE", rates: Vec::new(), costs: Vec::new() };
     let (bytes, ms) = (Vec::new(), Vec::new());
-    let mut carried = Carried { moved, bytes, ms, peaks_mib: [0.0; 2] };
+    let mut carried = Carried { moved, bytes, ms, peaks_mib: None };
     for _ in 0..common.runs(5, 2) {
         if !guard.has_time_for(Duration::from_secs(3)) {
             break;
@@ -154,7 +154,7 @@ fn carry(
         let before = daemons.map(|pid| process::processor_time(pid).unwrap_or_default());
         let report = stage.migrate(&mut ve, &[])?.report;
         let after = daemons.map(|pid| process::processor_time(pid).unwrap_or_default());
-        for (peak, pid) in carried.peaks_mib.iter_mut().zip(daemons) {
+        for (peak, pid) in carried.peaks_mib.get_or_insert_default().iter_mut().zip(daemons) {
             *peak = peak.max(process::peak_memory_kib(pid).unwrap_or(0) as f64 / 1024.0);
         }
         carried.bytes.push(report.bytes as f64);
@@ -213,9 +213,10 @@ fn judge(outcome: &mut Outcome, ways: &[Moved], carried: [&Carried; 5]) {
     outcome.judge(goals::ZERO_PAGES, share);
     let share = beyond(alike).zip(beyond(random)).map(|(alike, random)| alike / random);
     outcome.judge(goals::ALIKE_PAGES, share);
-    let most = carried.iter().map(|carried| carried.peak_mib()).fold(0.0, f64::max);
-    outcome.judge(goals::DAEMON_MEMORY, Some(most));
-    outcome.judge(goals::DAEMON_MEMORY_GROWTH, Some(twice.peak_mib() - random.peak_mib()));
+    let most = carried.iter().filter_map(|carried| carried.peak_mib()).reduce(f64::max);
+    outcome.judge(goals::DAEMON_MEMORY, most);
+    let growth = twice.peak_mib().zip(random.peak_mib()).map(|(twice, once)| twice - once);
+    outcome.judge(goals::DAEMON_MEMORY_GROWTH, growth);
     moves(outcome, carried);
     // Says more than rates on a machine that has other things to do.
     let cost =
@@ -238,9 +239,9 @@ fn moves(outcome: &mut Outcome, carried: [&Carried; 5]) {
     let names = ["empty", "random", "zero", "eight alike", "twice random"];
     for (name, carried) in names.into_iter().zip(carried) {
         let mib = median(&carried.bytes).map(|bytes| bytes / f64::from(1 << 20));
-        let [source, target] = carried.peaks_mib.map(|peak| maybe(Some(peak)));
-        table.row([name.to_owned(), maybe(mib), maybe(median(&carried.ms)), source, target]);
-        outcome.less(&format!("daemon's peak, {name}"), "MiB", &[carried.peak_mib()]);
+        let peak = |end: usize| maybe(carried.peaks_mib.map(|peaks| peaks[end]));
+        table.row([name.to_owned(), maybe(mib), maybe(median(&carried.ms)), peak(0), peak(1)]);
+        outcome.less(&format!("daemon's peak, {name}"), "MiB", carried.peak_mib().as_slice());
     }
     outcome.less(
         "eight alike: sent",
