@@ -130,7 +130,11 @@ fn zombies(living: &[i32], marks: &HashMap<i32, Mark>) -> Result<Vec<i32>, ProcE
     } else {
         marks.iter().filter(|(_, mark)| mark.kin.dead).map(|(&host, _)| host).collect()
     };
-    dead.retain(|host| !known.contains(host));
+    // The kernel's records tell of the host's own, too. Whoever has to collect one of the VE is in it.
+    let parent = |host| Stat::read(host).and_then(|stat| stat.field::<i32>(4, "ppid"));
+    dead.retain(|&host| {
+        !known.contains(&host) && parent(host).is_ok_and(|parent| known.contains(&parent))
+    });
     Ok(dead)
 }
 
