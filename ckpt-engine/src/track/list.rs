@@ -128,13 +128,12 @@ fn zombies(living: &[i32], marks: &HashMap<i32, Mark>) -> Result<Vec<i32>, ProcE
         let children = living.iter().map(|&host| procfs::children(host));
         children.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect()
     } else {
-        marks.iter().filter(|(_, mark)| mark.kin.dead).map(|(&host, _)| host).collect()
+        // The kernel's records tell of the host's own, too: the dead have no namespaces. Whoever has
+        // to collect one of the VE is in it.
+        let is_ours = |mark: &Mark| mark.kin.dead && known.contains(&mark.kin.parent);
+        marks.iter().filter(|(_, mark)| is_ours(mark)).map(|(&host, _)| host).collect()
     };
-    // The kernel's records tell of the host's own, too. Whoever has to collect one of the VE is in it.
-    let parent = |host| Stat::read(host).and_then(|stat| stat.field::<i32>(4, "ppid"));
-    dead.retain(|&host| {
-        !known.contains(&host) && parent(host).is_ok_and(|parent| known.contains(&parent))
-    });
+    dead.retain(|host| !known.contains(host));
     Ok(dead)
 }
 
@@ -233,4 +232,33 @@ pub(super) fn in_tree_order(seen: &[Seen]) -> Vec<Seen> {
         next += 1;
     }
     order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dead_of_the_host_are_not_those_of_a_ve() {
+        let mark = |parent, dead| {
+            let kin = KinMark {
+                born_ns: 0,
+                dead,
+                exit_signal: 17,
+                parent,
+                group: 0,
+                session: 0,
+                descriptors: 0,
+                directories: 0,
+            };
+            Mark { kin, areas: None }
+        };
+        let marks = HashMap::from([
+            (10, mark(1, false)),
+            (11, mark(10, true)),
+            (12, mark(10, false)),
+            (20, mark(1, true)),
+        ]);
+        assert_eq!(zombies(&[10, 12], &marks).unwrap(), [11]);
+    }
 }
