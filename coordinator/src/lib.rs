@@ -13,6 +13,6 @@ mod raft;
 pub use core::{
     Answer, BadId, Clash, Command, Desired, Epoch, MigrationId, MigrationRecord, NodeFacts,
     Refused, Request, RequestId, Response, Stage, State, TokenRecord, VeBrought, VeFacts, VeId,
-    VeRecord,
+    VeRecord, Verdict,
 };
 pub use handle::{Coordinator, CoordinatorConfig, Leadership, OpenError, ProposeError, ReadError};

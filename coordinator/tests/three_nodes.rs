@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use coordinator::{
@@ -63,8 +63,7 @@ impl Cluster {
 
     async fn open(&self, index: usize, listen: SocketAddr) -> Node {
         let node = NodeId(index as u64 + 1);
-        let path = self.directory.path().join(format!("{node}.redb"));
-        let coordinator = open(&path, node).await;
+        let coordinator = open(&self.path(node), node).await;
         let identity = Identity::issue(&self.authority, node).expect("an identity");
         let endpoint = Endpoint::bind(EndpointConfig {
             listen,
@@ -98,6 +97,19 @@ impl Cluster {
         let node = self.nodes[index].take().expect("the node runs");
         node.coordinator.stop(PATIENCE).await;
         node.endpoint.shut_down(Duration::from_secs(1)).await;
+    }
+
+    /// Ends a node so that its disk is as if it had been killed just now.
+    async fn crash(&mut self, index: usize) {
+        let path = self.path(NodeId(index as u64 + 1));
+        let killed = path.with_extension("killed");
+        std::fs::copy(&path, &killed).expect("copied");
+        self.stop(index).await;
+        std::fs::rename(&killed, &path).expect("put back");
+    }
+
+    fn path(&self, node: NodeId) -> PathBuf {
+        self.directory.path().join(format!("{node}.redb"))
     }
 
     async fn restart(&mut self, index: usize) {
@@ -206,6 +218,20 @@ async fn a_restart_of_all_forgets_nothing() {
     let after = cluster.node(1).read().await.expect("confirmed");
     assert_eq!(after.ves, before.ves);
     assert_eq!(after.nodes, before.nodes);
+}
+
+/// A leader that is started again at once knows its log, but not how much of it was decided.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_comes_back_reads_nothing_old() {
+    let mut cluster = Cluster::start(3).await;
+    for ve in 101..104 {
+        let leader = cluster.leader().expect("a leader");
+        cluster.node(leader).propose(register(ve, 1)).await.expect("registered");
+        cluster.crash(leader).await;
+        cluster.restart(leader).await;
+        let state = cluster.node(leader).read().await.expect("confirmed");
+        assert!(state.ves.contains_key(&VeId(ve)), "VE {ve} is not known any more");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -90,6 +90,11 @@ fn check_step(before: &State, after: &State, command: &Command, answer: &Answer)
             now.stage
         );
     }
+    if let Command::FinishMigration { migration } = command
+        && is_unsettled_at_its_source(before, *migration)
+    {
+        assert_eq!(before.verdict(*migration), after.verdict(*migration), "of {migration}");
+    }
     for (ve, record) in &before.ves {
         let Some(now) = after.ves.get(ve) else { continue };
         assert!(now.epoch >= record.epoch, "{command:?} took VE {ve} to an older epoch");
@@ -97,6 +102,19 @@ fn check_step(before: &State, after: &State, command: &Command, answer: &Answer)
             assert!(now.epoch > record.epoch, "VE {ve} has a new owner in the same epoch");
             assert!(matches!(command, Command::Switch { .. } | Command::ReturnVe { .. }));
         }
+    }
+}
+
+/// Whether the source of an ended migration may not have asked yet how it ended: it has done
+/// nothing with the VE since.
+fn is_unsettled_at_its_source(state: &State, migration: MigrationId) -> bool {
+    let Some(record) = state.migrations.get(&migration) else { return false };
+    let epoch = state.ves.get(&record.ve).map(|ve| ve.epoch);
+    match record.stage {
+        Stage::Begun | Stage::Switched => false,
+        Stage::Aborted => epoch == Some(record.epoch),
+        Stage::Returned => epoch == Some(record.epoch.next().next()),
+        Stage::Running | Stage::Finished => true,
     }
 }
 
@@ -231,6 +249,36 @@ fn a_returned_ve_is_its_sources_again_in_a_newer_epoch() {
     ask(Command::FinishMigration { migration: MigrationId(7) }).unwrap();
     ask(again).unwrap();
     assert_eq!(core.state.ves[&ve].owner, source);
+}
+
+/// The target says that nothing is left there before the source has asked how it ended.
+#[test]
+fn a_ve_that_did_not_move_stays_whoever_asks_last() {
+    let ve = VeId(101);
+    let (source, target, migration, epoch) = (NodeId(1), NodeId(2), MigrationId(7), Epoch(1));
+    let returned = Command::ReturnVe { migration, epoch: Epoch(2) };
+    let ways = [
+        (vec![Command::AbortMigration { migration }], Verdict::Stays),
+        (vec![Command::Switch { migration, epoch }, returned], Verdict::Stays),
+        (
+            vec![Command::Switch { migration, epoch }, Command::ReportRunning { migration }],
+            Verdict::Moved,
+        ),
+    ];
+    for (way, verdict) in ways {
+        let mut core = core();
+        let mut number = 0;
+        let mut ask = |command| {
+            number += 1;
+            apply(&mut core, number, command).unwrap();
+            core.state.verdict(migration)
+        };
+        ask(Command::RegisterVe { ve, owner: source, facts: ve_facts(101, 1) });
+        assert_eq!(ask(Command::BeginMigration { migration, ve, epoch, source, target }), None);
+        let settled = way.into_iter().map(&mut ask).last();
+        assert_eq!(settled, Some(Some(verdict)));
+        assert_eq!(ask(Command::FinishMigration { migration }), Some(verdict));
+    }
 }
 
 #[test]

@@ -12,4 +12,4 @@ pub use command::{
     Answer, Clash, Command, NodeFacts, Refused, Request, Response, VeBrought, VeFacts,
 };
 pub use ids::{BadId, Epoch, MigrationId, RequestId, VeId};
-pub use state::{Desired, MigrationRecord, Stage, State, TokenRecord, VeRecord};
+pub use state::{Desired, MigrationRecord, Stage, State, TokenRecord, VeRecord, Verdict};

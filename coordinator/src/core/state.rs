@@ -82,6 +82,15 @@ impl fmt::Display for Stage {
     }
 }
 
+/// Who has the VE of a migration that cannot end in another way any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The target runs it.
+    Moved,
+    /// It belongs to the source.
+    Stays,
+}
+
 /// One migration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MigrationRecord {
@@ -169,6 +178,24 @@ impl State {
     /// The VEs `node` owns.
     pub fn owned_by(&self, node: NodeId) -> impl Iterator<Item = (VeId, &VeRecord)> {
         self.ves.iter().filter(move |(_, ve)| ve.owner == node).map(|(id, ve)| (*id, ve))
+    }
+
+    /// Whose VE it is after a migration; none while that can still change.
+    ///
+    /// A finished one may have ended either way: its target says so of one that was given up or
+    /// returned as soon as nothing is left there, which may be before the source has asked. Then
+    /// the owner tells, which is the source still, because the source begins no other migration
+    /// of the VE before it knows. One that the log has forgotten was over long ago and is not its
+    /// source's affair any more, or never switched: either way nothing waits for it.
+    pub fn verdict(&self, migration: MigrationId) -> Option<Verdict> {
+        let Some(record) = self.migrations.get(&migration) else { return Some(Verdict::Stays) };
+        let stays = match record.stage {
+            Stage::Begun | Stage::Switched => return None,
+            Stage::Running => false,
+            Stage::Returned | Stage::Aborted => true,
+            Stage::Finished => self.ves.get(&record.ve).is_some_and(|ve| ve.owner == record.source),
+        };
+        Some(if stays { Verdict::Stays } else { Verdict::Moved })
     }
 
     /// The migrations `node` still has to do something for: as the source or the target of one

@@ -101,6 +101,10 @@ fn config() -> Config {
         log_stage_capacity: Some(256),
         // A node that comes back must not unseat a leader whom a majority still hears.
         enable_pre_vote: Some(true),
+        // A leader that comes back has its log, but only a hint of how much of it was decided: it
+        // would answer readers with what was true at the time of the hint. It must be elected
+        // anew, and decide an entry of its own first.
+        enable_leader_restore: Some(false),
         ..Config::default()
     }
 }

@@ -6,14 +6,14 @@
 
 use std::sync::Arc;
 
-use coordinator::{Command, Stage};
+use coordinator::{Command, Stage, Verdict};
 
 use super::{
     blackout::CopyError,
     error::MigrateError,
     journal::{Entry, Journal, Step},
     postcopy::{fetch::Fetch, shelf::Shelf},
-    settle::{self, Verdict},
+    settle,
     source::Context,
     standing::Standing,
     target::report_running,

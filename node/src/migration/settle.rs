@@ -5,39 +5,36 @@
 
 use std::time::Duration;
 
-use coordinator::{Command, Coordinator, MigrationId, ProposeError, Stage};
+use coordinator::{
+    Command, Coordinator, MigrationId, MigrationRecord, ProposeError, Stage, Verdict,
+};
 
 use super::journal::Journal;
 
 /// Between two attempts while the cluster has no majority.
 pub(super) const PAUSE: Duration = Duration::from_millis(200);
 
-/// Who has the VE, once that is settled for good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// The target runs it.
-    Moved,
-    /// It belongs to the source.
-    Stays,
-}
-
 /// Asks until the migration is settled. One that has not switched yet is called off first, so
 /// that the answer cannot change afterwards; one that has switched is waited for: its target
 /// either runs the VE or gives it back.
 pub(super) async fn ask(coordinator: &Coordinator, migration: MigrationId) -> Verdict {
     loop {
-        match stage(coordinator, migration).await {
-            Some(Stage::Begun) => {
+        if let Ok(state) = coordinator.read().await {
+            if let Some(verdict) = state.verdict(migration) {
+                return verdict;
+            }
+            let begun = |record: &MigrationRecord| record.stage == Stage::Begun;
+            if state.migrations.get(&migration).is_some_and(begun) {
                 let abort = Command::AbortMigration { migration };
-                if let Err(error) = coordinator.propose(abort).await {
-                    tracing::debug!(%migration, %error, "the migration was not called off");
-                    tokio::time::sleep(PAUSE).await;
+                match coordinator.propose(abort).await {
+                    Ok(_) => continue,
+                    Err(error) => {
+                        tracing::debug!(%migration, %error, "the migration was not called off");
+                    }
                 }
             }
-            Some(Stage::Running | Stage::Finished) => return Verdict::Moved,
-            Some(Stage::Aborted | Stage::Returned) => return Verdict::Stays,
-            Some(Stage::Switched) | None => tokio::time::sleep(PAUSE).await,
         }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 

@@ -20,7 +20,7 @@ use std::{
 };
 
 use ckpt_format::blocker::Blocker;
-use coordinator::{Coordinator, MigrationId};
+use coordinator::{Coordinator, MigrationId, Verdict};
 use tokio::task::{JoinHandle, spawn_blocking};
 use transport::{LinkError, NodeId};
 
@@ -38,7 +38,7 @@ use super::{
     report::{Downtime, Report, RoundReport},
     rounds::{Fixed, Measured, Next, Policy, Prediction},
     sealed::SealedVe,
-    settle::{self, Verdict},
+    settle,
     stopwatch::Stopwatch,
     vain::VainStops,
 };
