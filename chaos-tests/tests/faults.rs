@@ -4,15 +4,19 @@
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use chaos_tests::client::remote::RemoteLoad;
 use chaos_tests::scene::{Ran, Scene};
 use chaos_tests::testbed::{DEFAULT_DIRECTORY, Host};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
 use serde_json::Value;
 
 const VE: &str = "101";
 const ADDRESS: &str = "10.77.1.1";
 
 /// A cluster with a busy redis on its first node.
-fn busy(name: &str) -> (Scene, chaos_tests::client::remote::RemoteLoad) {
+fn busy(name: &str) -> (Scene, RemoteLoad) {
     let scene = Scene::up(name, 3).expect("the scene works");
     scene.make_ve(Host::Node(1), VE, ADDRESS).expect("the scene works");
     scene.open_redis(Host::Node(1), VE).expect("the scene works");
@@ -65,8 +69,32 @@ fn kill_and_settle(scene: &mut Scene, victim: &Host, mut tool: Child, name: &str
         assert!(ran.stderr.contains("may have been taken over by node2"), "{name}: {ran}");
         println!("{name}, in the switch: {ran}");
     }
-    let one = || Ok(scene.running_on(VE)?.len() == 1);
-    scene.wait("one place for the VE", 30, one).expect("the scene works");
+    only_place(scene);
+}
+
+/// Returns when the source of a move has written down that only the log knows whose the VE is, or
+/// the move has ended.
+fn until_sealed(scene: &Scene, source: Host, tool: &mut Child) {
+    let journal =
+        format!("{DEFAULT_DIRECTORY}/{}/{source}/state/ve/{VE}/migration.json", scene.name());
+    let is_sealed =
+        || std::fs::read_to_string(&journal).is_ok_and(|text| text.contains("\"sealed\""));
+    while !is_sealed() && tool.try_wait().expect("a child of ours").is_none() {
+        std::thread::park_timeout(Duration::from_micros(50));
+    }
+}
+
+/// Waits until clients get answers, and checks that they were right all the time. The VE stands
+/// still until the log has spoken, which may first have to elect a leader.
+fn until_answered(scene: &Scene, load: &mut RemoteLoad, name: &str) {
+    let before = load.mark("until now").expect("the scene works");
+    assert!(before.is_clean(), "{name}: {:?}", before.complaints);
+    let answered = || {
+        let report = load.mark(name).expect("the scene works");
+        assert!(report.is_clean(), "{name}: {:?}", report.complaints);
+        Ok(report.requests > 0)
+    };
+    scene.wait("an answer", 60, answered).expect("the scene works");
 }
 
 /// Whether a move ends within so many seconds, well or not.
@@ -81,9 +109,17 @@ fn move_to(scene: &Scene, source: Host, target: Host) {
     scene.good(source, &words).expect("the scene works");
 }
 
+/// Where the VE is. A copy that stands still at its source until the log has spoken counts, and is
+/// gone in a moment.
 fn only_place(scene: &Scene) -> Host {
-    let places = scene.running_on(VE).expect("the scene works");
-    assert_eq!(places.len(), 1, "the VE runs on {places:?}");
+    let mut places = Vec::new();
+    let one = || {
+        places = scene.running_on(VE)?;
+        Ok(places.len() == 1)
+    };
+    if let Err(error) = scene.wait("one place for the VE", 30, one) {
+        panic!("the VE runs on {places:?}: {error}");
+    }
     places[0]
 }
 
@@ -92,8 +128,6 @@ fn only_place(scene: &Scene) -> Host {
 fn kill_in_the_switch(name: &str, victim: Host) {
     let (mut scene, mut load) = busy(name);
     let source = Host::Node(1);
-    let journal =
-        format!("{DEFAULT_DIRECTORY}/{}/{source}/state/ve/{VE}/migration.json", scene.name());
     let mut undone = 0;
     for late_us in [0, 500, 1000, 3000] {
         let place = only_place(&scene);
@@ -102,22 +136,12 @@ fn kill_in_the_switch(name: &str, victim: Host) {
         }
         let words = ["vzmigrate", "--online", "node2", VE];
         let mut tool = scene.start(source, &words, Stdio::null()).expect("the scene works");
-        let is_sealed =
-            || std::fs::read_to_string(&journal).is_ok_and(|text| text.contains("\"sealed\""));
-        while !is_sealed() && tool.try_wait().expect("a child of ours").is_none() {
-            std::thread::park_timeout(Duration::from_micros(50));
-        }
+        until_sealed(&scene, source, &mut tool);
         std::thread::park_timeout(Duration::from_micros(late_us));
         let name = format!("{victim} killed {late_us} µs after the seal");
         kill_and_settle(&mut scene, &victim, tool, &name);
         undone += u32::from(only_place(&scene) == source);
-        // The VE stands still until the log has spoken, which may first have to elect a leader.
-        let answered = || {
-            let report = load.mark(&name).expect("the scene works");
-            assert!(report.is_clean(), "{name}: {:?}", report.complaints);
-            Ok(report.requests > 0)
-        };
-        scene.wait("an answer", 30, answered).expect("the scene works");
+        until_answered(&scene, &mut load, &name);
     }
     println!("{undone} of 4 moves were undone");
     assert_eq!(load.verify().expect("the scene works").wrong, 0);
@@ -159,4 +183,52 @@ fn the_leader_dies() {
         let leader = &leader.expect("a leader");
         scene.testbed.host(leader).expect("a node of the testbed")
     });
+}
+
+/// Any daemons die at any moment, also several at once, and come back at any other. `FERRY_SEED`
+/// repeats a run, as far as the moments go; `FERRY_MOVES` makes it longer.
+#[test]
+fn daemons_that_die_at_random_leave_one_ve() {
+    let setting = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seed = setting("FERRY_SEED").unwrap_or_else(rand::random);
+    println!("FERRY_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let (mut scene, mut load) = busy("deadany");
+    for round in 1..=setting("FERRY_MOVES").unwrap_or(8) {
+        let source = only_place(&scene);
+        let others: Vec<Host> =
+            scene.testbed.nodes().into_iter().filter(|node| *node != source).collect();
+        let target = others[random.random_range(0..others.len())];
+        let words = ["vzmigrate", "--online", &target.to_string(), VE];
+        let mut tool = scene.start(source, &words, Stdio::null()).expect("the scene works");
+        let in_switch = random.random_bool(0.7);
+        if in_switch {
+            until_sealed(&scene, source, &mut tool);
+        }
+        let late =
+            Duration::from_micros(random.random_range(0..if in_switch { 8000 } else { 500_000 }));
+        std::thread::park_timeout(late);
+        let mut victims = scene.testbed.nodes();
+        victims.shuffle(&mut random);
+        victims.truncate(random.random_range(1..=3));
+        for victim in &victims {
+            scene.testbed.kill(victim).expect("the scene works");
+        }
+        let away = Duration::from_millis(random.random_range(0..1500));
+        std::thread::park_timeout(away);
+        for victim in &victims {
+            scene.testbed.start(victim).expect("the scene works");
+        }
+        let name = format!(
+            "round {round}: {victims:?} killed {late:?} after {} of a move from {source} to \
+             {target}, started after {away:?}",
+            if in_switch { "the seal" } else { "the beginning" }
+        );
+        println!("{name}");
+        assert!(ends_within(&scene, &mut tool, 60), "{name}: the move does not end");
+        until_answered(&scene, &mut load, &name);
+    }
+    assert_eq!(load.verify().expect("the scene works").wrong, 0);
+    let (report, _) = load.stop().expect("the scene works");
+    assert!(report.is_clean(), "{:?}", report.complaints);
 }

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use coordinator::{MigrationId, Stage, State};
+use coordinator::{Command, MigrationRecord, Stage, State};
 
 use super::{settle, source::Context};
 
@@ -20,8 +20,19 @@ pub(super) async fn watch(context: Context) {
         let coordinator = context.coordinator();
         let mut states = coordinator.watch();
         let state = states.borrow_and_update().clone();
-        for migration in gone(&context, &state) {
-            settle::finish(&coordinator, migration).await;
+        for record in nothing_here(&context, &state) {
+            let migration = record.id;
+            match record.stage {
+                Stage::Switched => {
+                    tracing::warn!(ve = %record.ve, %migration, "nothing is here of a VE: giving it back");
+                    let epoch = record.epoch.next();
+                    let returned = Command::ReturnVe { migration, epoch };
+                    if let Err(error) = coordinator.propose(returned).await {
+                        tracing::debug!(%migration, %error, "asking again");
+                    }
+                }
+                _ => settle::finish(&coordinator, migration).await,
+            }
         }
         // Not held while waiting: a node that joins a cluster gets another one.
         drop((coordinator, state));
@@ -32,17 +43,19 @@ pub(super) async fn watch(context: Context) {
     }
 }
 
-/// The migrations that ended with the VE elsewhere, and of whose copy nothing is here.
-fn gone(context: &Context, state: &State) -> Vec<MigrationId> {
+/// The migrations that wait for a word of this node, where nothing of the VE is: those that ended
+/// with it elsewhere, and those that brought it here. A copy is here from before the switch on.
+fn nothing_here<'a>(
+    context: &Context,
+    state: &'a State,
+) -> impl Iterator<Item = &'a MigrationRecord> {
     let node = context.cluster.node();
     state
         .unfinished_on(node)
-        .filter(|record| match record.stage {
-            Stage::Aborted | Stage::Returned => record.target == node,
+        .filter(move |record| match record.stage {
+            Stage::Aborted | Stage::Returned | Stage::Switched => record.target == node,
             Stage::Running => record.source == node,
-            Stage::Begun | Stage::Switched | Stage::Finished => false,
+            Stage::Begun | Stage::Finished => false,
         })
         .filter(|record| context.runtime.find(&record.ve.to_string()).is_err())
-        .map(|record| record.id)
-        .collect()
 }
