@@ -8,9 +8,13 @@ use std::process::{Child, Command, Stdio};
 
 const POOL: &str = "/proc/sys/vm/nr_hugepages";
 
-/// Takes from the pool what the first argument says when its standard input ends.
-const KEEPER: &str = "cat > /dev/null; echo $(($(cat /proc/sys/vm/nr_hugepages) - $1)) \
-                      > /proc/sys/vm/nr_hugepages";
+/// The group whose members may make segments of huge pages (shmget(2)).
+const GROUP: &str = "/proc/sys/vm/hugetlb_shm_group";
+
+/// Takes from the pool what the first argument says when its standard input ends, and makes the
+/// second one the group of those who may make segments.
+const KEEPER: &str = "cat > /dev/null; echo $2 > /proc/sys/vm/hugetlb_shm_group; \
+                      echo $(($(cat /proc/sys/vm/nr_hugepages) - $1)) > /proc/sys/vm/nr_hugepages";
 
 /// More huge pages than the host had. Dropping it gives them back, and so does the end of this
 /// process in any way: a process of its own waits for it.
@@ -28,7 +32,8 @@ impl Pool {
             return Ok(Self { keeper: None, whole: false });
         }
         let mut keeper = Command::new("sh");
-        keeper.args(["-c", KEEPER, "keeper", &pages.to_string()]).process_group(0);
+        let group = fs::read_to_string(GROUP)?;
+        keeper.args(["-c", KEEPER, "keeper", &pages.to_string(), group.trim()]).process_group(0);
         let keeper = keeper.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
         let mut this = Self { keeper: Some(keeper), whole: false };
         let size = || -> io::Result<u64> {
@@ -38,6 +43,14 @@ impl Pool {
         fs::write(POOL, wanted.to_string())?;
         this.whole = size()? >= wanted;
         Ok(this)
+    }
+
+    /// Lets a group, as the host numbers it, make segments of huge pages until the pool is dropped.
+    pub fn allow_segments(&self, group: u32) -> io::Result<()> {
+        match self.keeper {
+            Some(_) => fs::write(GROUP, group.to_string()),
+            None => Ok(()),
+        }
     }
 
     /// Whether the host has given all of them.
@@ -67,7 +80,12 @@ mod tests {
         let pool = Pool::with(1).unwrap();
         assert!(pool.is_whole());
         assert_eq!(now(), before + 1);
+        let group = || fs::read_to_string(GROUP).unwrap();
+        let allowed = group();
+        pool.allow_segments(4711).unwrap();
+        assert_eq!(group().trim(), "4711");
         drop(pool);
         assert_eq!(now(), before);
+        assert_eq!(group(), allowed);
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
+use std::io;
 
 use ckpt_engine::bits32;
 
@@ -190,6 +191,9 @@ impl Table {
 
     fn attempt(&mut self, names: &[&str], way: Way) -> Result<BTreeMap<String, Cell>, SceneError> {
         let place = self.make()?;
+        if names.iter().any(|name| name.starts_with("hugetlb")) {
+            self.allow_segments(place)?;
+        }
         let peer = Scene::peer();
         let list = names.join(",");
         let line = format!("selfcheck run --detach --only {list} --peer {peer}");
@@ -204,6 +208,15 @@ impl Table {
             Some(0 | 1) => Ok(verdicts(&ran.stdout)),
             _ => Err(SceneError::Command { ran: Box::new(ran) }),
         }
+    }
+
+    /// Lets root of the VE make segments of huge pages.
+    fn allow_segments(&self, place: Host) -> Result<(), SceneError> {
+        let map = self.scene.inside(place, VE, "cat /proc/self/gid_map")?;
+        let group = map.split_whitespace().nth(1).and_then(|group| group.parse().ok());
+        let group = group.ok_or(io::ErrorKind::InvalidData.into());
+        let allowed = group.and_then(|group| self.pool.allow_segments(group));
+        allowed.map_err(call("let the VE make segments of huge pages"))
     }
 
     /// Does to the VE what the way says.

@@ -85,6 +85,7 @@ impl AddressSpace {
         }
         let mut backing = match flags.huge_page {
             page @ 1.. if !line.shared && line.name == HUGE => Backing::Huge { page },
+            1.. if line.name.starts_with(SEGMENT) => segment(pid, line),
             _ => backing(pid, line),
         };
         if let (Backing::File { path, .. }, Some(view)) = (&mut backing, view) {
@@ -109,7 +110,8 @@ impl AddressSpace {
             may_write: flags.may_write,
             offset: match backing {
                 Backing::Huge { .. } => 0,
-                _ if line.inode == 0 && !is_segment(line) => 0,
+                Backing::Shared { .. } => line.offset,
+                _ if line.inode == 0 => 0,
                 _ => line.offset,
             },
             backing,
@@ -144,8 +146,6 @@ fn unsupported(pid: i32, line: &MapLine, flags: AreaFlags) -> Option<&'static st
             .then_some("a program of the x32 interface")
     } else if line.name.starts_with("socket:[") && !is_frames(pid, line) {
         Some("memory of a socket that is no ring of frames")
-    } else if flags.huge_page != 0 && line.name.starts_with("/SYSV") {
-        Some("a System V segment of huge pages (SHM_HUGETLB)")
     } else if flags.io {
         Some("memory of a device")
     } else if flags.shadow_stack {
@@ -201,9 +201,7 @@ fn backing(pid: i32, line: &MapLine) -> Backing {
         "[vsyscall]" => Backing::Vsyscall,
         _ if aio::is_ring(line) => Backing::Ring,
         name if name.starts_with("socket:[") => Backing::Frames,
-        _ if is_segment(line) => {
-            Backing::Shared { object: ipc::segment_id(ipc::namespace_of(pid), line.inode) }
-        }
+        _ if is_segment(line) => segment(pid, line),
         _ if line.inode == 0 => {
             let name = line.name.strip_prefix("[anon:").and_then(|name| name.strip_suffix(']'));
             Backing::Anonymous { name: name.map(str::to_owned) }
@@ -227,9 +225,18 @@ fn is_frames(pid: i32, line: &MapLine) -> bool {
     line.shared && table.lines().any(|socket| socket.split_whitespace().nth(8) == Some(&inode))
 }
 
-/// Whether it shows a System V segment. That has its own number, from 0 on, in place of an inode's.
+/// How maps shows a System V segment. One of huge pages is in a file system of such, where nobody
+/// else has files with names.
+const SEGMENT: &str = "/SYSV";
+
+/// Whether it shows a System V segment of usual pages.
 fn is_segment(line: &MapLine) -> bool {
-    line.name.starts_with("/SYSV") && line.device == shm_device()
+    line.name.starts_with(SEGMENT) && line.device == shm_device()
+}
+
+/// A segment has its own number, from 0 on, in place of an inode's.
+fn segment(pid: i32, line: &MapLine) -> Backing {
+    Backing::Shared { object: ipc::segment_id(ipc::namespace_of(pid), line.inode) }
 }
 
 /// The device number, as maps shows it, of the kernel's own tmpfs where memfds and shared
@@ -258,10 +265,9 @@ pub fn open_shared(
     let link = std::fs::read_link(&path)?;
     let link = link.as_os_str().as_bytes();
     let file = File::open(&path)?;
-    if link.starts_with(b"/SYSV") && ipc::is_segment(object) {
-        let segment = ipc::segment(pid, object, namespace, id_base)?;
-        let kind = SharedKind::Segment(segment);
-        return Ok((file, SharedObject { id: object, size: segment.size, kind }));
+    if link.starts_with(SEGMENT.as_bytes()) && ipc::is_segment(object) {
+        let segment = ipc::segment((pid, &file), object, namespace, id_base)?;
+        return Ok((file, segment));
     }
     let described = match link.starts_with(b"/dev/zero") || link.starts_with(b"/[") {
         true => {

@@ -4,18 +4,22 @@
 //! `MAP_NORESERVE`, and is refused if there are too few. So both are looked at before a move.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
     io,
-    os::unix::fs::MetadataExt,
+    os::{fd::AsFd, unix::fs::MetadataExt},
 };
 
 use ckpt_format::memory::Backing;
 
 use crate::{
     areas::AddressSpace,
+    ipc,
     procfs::{self, MapLine},
-    sys::pagemap::{self, Query, category},
+    sys::{
+        pagemap::{self, Query, category},
+        task,
+    },
 };
 
 /// Bytes by the size of a page.
@@ -30,7 +34,7 @@ pub fn needed(hosts: &[i32]) -> Sizes {
     for &host in hosts {
         let Ok(maps) = procfs::read_text(host, "maps") else { continue };
         // The rest is dear to read.
-        if !maps.contains("/anon_hugepage (deleted)") && !maps.contains("/memfd:") {
+        if !["/anon_hugepage (deleted)", "/memfd:", "/SYSV"].iter().any(|it| maps.contains(it)) {
             continue;
         }
         let parent = procfs::Stat::read(host).and_then(|stat| stat.field(4, "ppid")).unwrap_or(0);
@@ -67,6 +71,9 @@ pub fn needed(hosts: &[i32]) -> Sizes {
             note(&mut objects, &metadata, false);
         }
     }
+    for metadata in detached(hosts) {
+        note(&mut objects, &metadata, true);
+    }
     for (page, bytes) in objects.into_values() {
         *sizes.entry(page).or_default() += bytes;
     }
@@ -94,6 +101,18 @@ fn memfds(host: i32) -> Vec<fs::Metadata> {
     let found = memfds.filter_map(|path| fs::metadata(path).ok());
     // Those of ordinary pages tell the size of a page.
     found.filter(|metadata| metadata.blksize() > ckpt_format::memory::PAGE).collect()
+}
+
+/// The segments of huge pages that nobody has attached, in the IPC namespaces of processes.
+fn detached(hosts: &[i32]) -> Vec<fs::Metadata> {
+    let mut seen = BTreeSet::new();
+    let first = hosts.iter().filter(|&&host| seen.insert(ipc::namespace_of(host)));
+    let files = first.filter_map(|&host| {
+        let process = task::pidfd_open(host).ok()?;
+        ipc::detached_segments(process.as_fd(), 0, 0).ok()
+    });
+    let files = files.flatten().filter(|(object, _)| object.kind.huge_page().is_some());
+    files.filter_map(|(_, file)| file.metadata().ok()).collect()
 }
 
 /// How many bytes of an area are there.

@@ -110,6 +110,31 @@ pub fn children(pid: i32) -> Result<Vec<i32>, ProcError> {
     Ok(children)
 }
 
+/// A living thread of a process whose first one has ended, by its number on the host: below `/proc`
+/// it shows what the first does not show any more. None for any other process.
+pub fn stand_in(pid: i32) -> Option<i32> {
+    if Stat::read(pid).ok()?.state != 'Z' {
+        return None;
+    }
+    let lives = |tid: i32| Stat::read(tid).is_ok_and(|stat| !"ZX".contains(stat.state));
+    threads(pid).ok()?.into_iter().find(|&tid| tid != pid && lives(tid))
+}
+
+/// As [`threads`], without the first one if it has ended before others.
+pub fn living_threads(pid: i32) -> Result<Vec<i32>, ProcError> {
+    let mut all = threads(pid)?;
+    if all.len() > 1 && Stat::read(pid)?.state == 'Z' {
+        all.retain(|&tid| tid != pid);
+    }
+    Ok(all)
+}
+
+/// As [`cgroup_processes`], with a [`stand_in`] for each whose first thread has ended.
+pub fn cgroup_members(cgroup: &Path) -> io::Result<Vec<i32>> {
+    let all = cgroup_processes(cgroup)?;
+    Ok(all.into_iter().map(|pid| stand_in(pid).unwrap_or(pid)).collect())
+}
+
 /// The processes in a cgroup and all below it.
 pub fn cgroup_processes(cgroup: &Path) -> io::Result<Vec<i32>> {
     let mut pids = Vec::new();

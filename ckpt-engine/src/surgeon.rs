@@ -43,8 +43,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A process to be captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Patient {
-    /// Its number on the host.
+    /// Its number on the host, or that of a thread if the first one has ended.
     pub host: i32,
+    /// The first one, where that has ended.
+    pub ended: Option<i32>,
     /// Its number inside the VE.
     pub inner: i32,
     /// Its vdso.

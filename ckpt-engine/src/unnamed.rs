@@ -83,7 +83,7 @@ pub(crate) fn describe(file: &File, link: &[u8], id_base: u32) -> io::Result<Sha
 
 /// The size of the huge pages that a file is made of, in bytes. No file of a VE's own is: only the
 /// kernel makes such for it.
-fn huge_page(file: &File) -> io::Result<Option<u64>> {
+pub(crate) fn huge_page(file: &File) -> io::Result<Option<u64>> {
     let found = nix::sys::statfs::fstatfs(file)?;
     let is_huge = found.filesystem_type() == nix::sys::statfs::HUGETLBFS_MAGIC;
     Ok(is_huge.then(|| u64::try_from(found.block_size()).unwrap_or(0)))

@@ -168,6 +168,16 @@ pub const HOST_DEVICES: &[(&str, u32, u32)] = &[
     (TUN_DEVICE, 10, 200),
 ];
 
+/// Device nodes that templates have besides those that every VE has: `console` and `ptmx`.
+/// They give no access to anything of the host. `0:0` is how systemd and overlays hide a file.
+const HARMLESS_DEVICES: [(u32, u32); 3] = [(5, 1), (5, 2), (0, 0)];
+
+/// Whether a VE may have a node of this character device among its files.
+pub fn may_have_device(number: (u32, u32)) -> bool {
+    HOST_DEVICES.iter().any(|(_, major, minor)| (*major, *minor) == number)
+        || HARMLESS_DEVICES.contains(&number)
+}
+
 /// The one of [`HOST_DEVICES`] that is not the host's own node, which may be for its root alone. It
 /// makes links in the network of whoever opens it, and only for the root of that.
 pub const TUN_DEVICE: &str = "net/tun";

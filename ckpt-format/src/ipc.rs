@@ -52,6 +52,10 @@ pub struct Segment {
     pub removed: bool,
     /// `SHM_LOCK`.
     pub locked: bool,
+    /// The size of its huge pages in bytes (`SHM_HUGETLB`); 0 for one without. Only told where its
+    /// contents are, in a [`SharedKind`](crate::memory::SharedKind).
+    #[serde(default)]
+    pub huge: u64,
 }
 
 /// A set of semaphores.

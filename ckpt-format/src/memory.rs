@@ -181,7 +181,9 @@ impl SharedKind {
     pub fn huge_page(&self) -> Option<u64> {
         match self {
             Self::Huge { page } => Some(*page),
-            Self::Memfd { huge, .. } => Some(*huge).filter(|&huge| huge != 0),
+            Self::Memfd { huge, .. } | Self::Segment(Segment { huge, .. }) => {
+                Some(*huge).filter(|&huge| huge != 0)
+            }
             _ => None,
         }
     }

@@ -174,8 +174,19 @@ pub struct Process {
     /// each number, up to the last that is used.
     #[serde(default, with = "serde_bytes")]
     pub local_segments: Vec<u8>,
+    /// The first of its threads has ended, with this status, and others run.
+    #[serde(default)]
+    pub ended: Option<i32>,
     /// The threads; the first is the leader.
     pub threads: Vec<Thread>,
+}
+
+impl Process {
+    /// The threads that have not ended.
+    pub fn living(&self) -> &[Thread] {
+        let ended = usize::from(self.ended.is_some());
+        self.threads.get(ended..).unwrap_or_default()
+    }
 }
 
 /// The ring of an AIO context (io_setup(2)), all of whose requests are completed.

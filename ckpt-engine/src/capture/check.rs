@@ -17,7 +17,7 @@ use crate::{
 /// Descriptors are not looked at here. A process that ends meanwhile is left out.
 pub fn check(cgroup: &Path, ids: IdMap) -> std::io::Result<Vec<Blocker>> {
     let mut blockers = Vec::new();
-    let hosts = procfs::cgroup_processes(cgroup)?;
+    let hosts = procfs::cgroup_members(cgroup)?;
     for &host in &hosts {
         if let Ok(found) = check_process(host) {
             blockers.extend(found);
@@ -34,7 +34,7 @@ pub fn check(cgroup: &Path, ids: IdMap) -> std::io::Result<Vec<Blocker>> {
 fn shared(host: i32, why: &str) -> Result<Blocker, ProcError> {
     let status = Status::read(host)?;
     Ok(Blocker {
-        pid: status.in_ve("NSpid")?,
+        pid: status.in_ve("NStgid")?,
         command: status.text("Name")?.to_owned(),
         fd: None,
         object: why.to_owned(),
@@ -45,7 +45,8 @@ fn shared(host: i32, why: &str) -> Result<Blocker, ProcError> {
 fn check_process(host: i32) -> Result<Vec<Blocker>, ProcError> {
     let status = Status::read(host)?;
     let stat = Stat::read(host)?;
-    let pid = status.in_ve("NSpid")?;
+    // Of a thread that stands for its process it is the process's.
+    let pid = status.in_ve("NStgid")?;
     let command = status.text("Name")?.to_owned();
     let mut blockers = Vec::new();
     let mut add = |object: String, hint: &str| {
@@ -62,10 +63,12 @@ fn check_process(host: i32) -> Result<Vec<Blocker>, ProcError> {
         add("process under ptrace".to_owned(), "end the debugger or strace that traces it");
     }
     if stat.state == 'Z' {
-        if procfs::threads(host)?.len() > 1 {
-            add("ended main thread with live threads".to_owned(), "wait until the process ends");
-        }
         return Ok(blockers);
+    }
+    let stands_in = status.number("Tgid", 10)? != u64::from(host.unsigned_abs());
+    if stands_in && (pid == 1 || !status.below_ve("NStgid")?.is_empty()) {
+        let object = "ended main thread with live threads, in a pid namespace or as init";
+        add(object.to_owned(), "wait until the process ends");
     }
     if common::has_table_apart(host) {
         add("a thread with a descriptor table of its own".to_owned(), "end the program");

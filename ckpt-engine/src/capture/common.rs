@@ -25,7 +25,11 @@ pub(super) fn check(hosts: &[i32]) -> Vec<(i32, &'static str)> {
             let waits = |host: &i32| parents.get(host).is_some_and(|(_, state)| *state == 'D');
             let stray = |host: &&i32| match what {
                 // Until it executes its program, and its parent waits for that (vfork(2)).
-                Common::Memory => in_group(&parent(host)) && !waits(&parent(host)),
+                Common::Memory => {
+                    let parent = parent(host);
+                    let parent = procfs::stand_in(parent).unwrap_or(parent);
+                    in_group(&parent) && !waits(&parent)
+                }
                 _ => !in_group(&parent(host)),
             };
             // The first of them is the one that others have it from.

@@ -280,7 +280,11 @@ fn attach(patients: &[Patient]) -> (Halted<'_>, Result<(), CaptureError>) {
     let mut stopped = Vec::with_capacity(patients.len());
     for patient in patients {
         let tids = procfs::threads(patient.host).map_err(CaptureError::from);
-        let threads = tids.and_then(|tids| Ok(Stopped::attach(&tids, ptrace::SUSPEND_SECCOMP)?));
+        let living = |tids: Vec<i32>| {
+            tids.into_iter().filter(|&tid| Some(tid) != patient.ended).collect::<Vec<_>>()
+        };
+        let threads =
+            tids.map(living).and_then(|tids| Ok(Stopped::attach(&tids, ptrace::SUSPEND_SECCOMP)?));
         match threads {
             Ok(threads) => stopped.push((patient, threads)),
             Err(error) => return (stopped, Err(error)),
@@ -296,7 +300,7 @@ fn attach(patients: &[Patient]) -> (Halted<'_>, Result<(), CaptureError>) {
 pub fn hide_interruption(frozen: &Frozen) -> Result<(), CaptureError> {
     let list = |source| FreezeError::File { path: frozen.cgroup().to_owned(), source };
     for host in procfs::cgroup_processes(frozen.cgroup()).map_err(list)? {
-        let tids = match procfs::threads(host) {
+        let tids = match procfs::living_threads(host) {
             Ok(tids) => tids,
             Err(error) if error.is_gone() => continue,
             Err(error) => return Err(error.into()),

@@ -113,7 +113,7 @@ pub(super) fn capture(
         .zip(&all)
         .map(|(stopped, thread)| (stopped.tid, own_number(thread)))
         .collect();
-    process.threads = all;
+    set_threads(&mut process, patient, all, ids)?;
     process.semaphore_undo = semaphore_undo;
     process.last_pid = last_pid;
     process.pending = pending;
@@ -124,6 +124,28 @@ pub(super) fn capture(
         timer.thread = inner_by_host.get(&timer.thread).copied().unwrap_or(0);
     }
     Ok(process)
+}
+
+/// The threads, with the first one where that has ended before these.
+fn set_threads(
+    process: &mut Process,
+    patient: &Patient,
+    all: Vec<Thread>,
+    ids: IdMap,
+) -> Result<(), CaptureError> {
+    process.threads = all;
+    let (Some(tid), Some(like)) = (patient.ended, process.threads.first()) else { return Ok(()) };
+    let (ended, status) = thread::ended(patient.host, tid, like, ids)?;
+    // In the place of that of the thread the kernel tells the signal that has stopped the process.
+    let status = if process.stopped.is_some() { 0 } else { status };
+    // As by SECCOMP_RET_KILL_THREAD, which no call of its own does.
+    if status & 0xff != 0 {
+        let object = "an ended main thread that was killed, with live threads".to_owned();
+        return Err(blocked(patient, object, "end the program"));
+    }
+    process.threads.insert(0, ended);
+    process.ended = Some(status);
+    Ok(())
 }
 
 /// A thread's number in its own pid namespace.
@@ -341,6 +363,7 @@ fn from_outside(host: i32, inner: i32, status: &Status, ids: IdMap) -> Result<Pr
         rings: Vec::new(),
         last_pid: 0,
         local_segments: Vec::new(),
+        ended: None,
         threads: Vec::new(),
     })
 }

@@ -10,7 +10,7 @@ use ckpt_format::{
 use super::{CaptureError, IdMap, controls, restart, seccomp::Filters};
 use crate::{
     inject::{Batch, Done, InjectError, Stopped, is_32_bit_code, restart_interrupted},
-    procfs::{self, ProcError, Status},
+    procfs::{self, ProcError, Stat, Status},
     sys::{
         ptrace::{self, Registers},
         task, vm,
@@ -101,6 +101,38 @@ pub(super) fn from_outside(
         },
         controls: ThreadControls { dispatch: stopped.dispatch, ..ThreadControls::default() },
     })
+}
+
+/// What is left of the first thread of a process that has ended before another one, `like`, and the
+/// status with which it has.
+pub(super) fn ended(
+    host: i32,
+    tid: i32,
+    like: &Thread,
+    ids: IdMap,
+) -> Result<(Thread, i32), CaptureError> {
+    let status = Status::of_thread(host, tid)?;
+    let thread = Thread {
+        tid: status.in_ve("NSpid")?,
+        below: status.below_ve("NSpid")?,
+        name: name(host, tid)?,
+        credentials: Credentials {
+            secure_bits: like.credentials.secure_bits,
+            ..credentials(&status, ids)?
+        },
+        pending: Vec::new(),
+        alternate_stack: (0, libc::SS_DISABLE.cast_unsigned(), 0),
+        tid_address: 0,
+        robust_list: (0, 0),
+        rseq: None,
+        parent_death_signal: 0,
+        filters: Vec::new(),
+        directories: None,
+        segments: Vec::new(),
+        controls: ThreadControls::default(),
+        ..like.clone()
+    };
+    Ok((thread, Stat::read(tid)?.field(52, "exit_code")?))
 }
 
 /// Whether a thread uses segments in a way in which only programs of 32 bits do, and those of 64

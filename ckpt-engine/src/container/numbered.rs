@@ -97,5 +97,9 @@ impl PidSpaces {
 pub(super) fn parts_in_threads(pid: i32, threads: &[i32]) -> bool {
     let link = |tid: &i32, name: &str| procfs::link(pid, &format!("task/{tid}/ns/{name}")).ok();
     let mut others = threads.iter().filter(|&&tid| tid != pid);
-    others.any(|tid| link(tid, "pid").is_some_and(|own| link(tid, "pid_for_children") != Some(own)))
+    // One that has ended has none for children.
+    let elsewhere = |tid: &i32| {
+        link(tid, "pid_for_children").is_some_and(|born| link(tid, "pid") != Some(born))
+    };
+    others.any(elsewhere)
 }

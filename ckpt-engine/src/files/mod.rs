@@ -127,8 +127,10 @@ pub struct Source<'a> {
 /// One process that may hold files.
 #[derive(Clone, Debug)]
 pub struct Holder<'a> {
-    /// Its number on the host.
+    /// Its number on the host, or that of a thread if the first one has ended.
     pub host_pid: i32,
+    /// By which number the kernel names it to others: that of its first thread.
+    pub named: i32,
     /// Its number inside the VE.
     pub pid: i32,
     /// Its command name, for messages.
@@ -173,6 +175,6 @@ impl Source<'_> {
 
     /// The number inside the VE of a process, by its number on the host.
     fn pid_inside(&self, host_pid: i32) -> Option<i32> {
-        self.processes.iter().find(|holder| holder.host_pid == host_pid).map(|holder| holder.pid)
+        self.processes.iter().find(|holder| holder.named == host_pid).map(|holder| holder.pid)
     }
 }

@@ -1,5 +1,5 @@
-//! Symbolic links and nodes of unix sockets that have no name any more: only a descriptor of
-//! `O_PATH` holds them.
+//! Symbolic links and nodes of unix sockets and devices that have no name any more: only a
+//! descriptor of `O_PATH` holds them.
 
 use std::{
     ffi::OsStr,
@@ -14,10 +14,13 @@ use std::{
     path::Path,
 };
 
-use ckpt_format::files::{DeletedNode, Kind};
+use ckpt_format::{
+    container::may_have_device,
+    files::{DeletedNode, Kind},
+};
 use nix::{
     fcntl::{OFlag, open, readlinkat},
-    sys::stat::{Mode, SFlag, mknod},
+    sys::stat::{Mode, SFlag, makedev, mknod},
 };
 
 use super::{
@@ -28,9 +31,18 @@ use super::{
 use crate::{momentary, unnamed};
 
 /// Whether it is of a type that can be made by its name alone, and has nothing in it. A device node
-/// would be made by the host in the place of the VE, which may not make one.
+/// is made by the host in the place of the VE, which may not make one: only of a device that may be
+/// among the files of a VE.
 pub(super) fn is_node(object: &Object) -> bool {
-    matches!(object.file_type(), libc::S_IFLNK | libc::S_IFSOCK)
+    match object.file_type() {
+        libc::S_IFLNK | libc::S_IFSOCK => true,
+        libc::S_IFCHR => may_have_device(device(object)),
+        _ => false,
+    }
+}
+
+fn device(object: &Object) -> (u32, u32) {
+    (libc::major(object.status.special), libc::minor(object.status.special))
 }
 
 pub(super) fn capture(capture: &mut Capture<'_>, id: usize) -> Result<Kind, Refusal> {
@@ -45,6 +57,7 @@ pub(super) fn capture(capture: &mut Capture<'_>, id: usize) -> Result<Kind, Refu
     let node = DeletedNode {
         path: unnamed::lost_name(&object.link).unwrap_or(&object.link).to_vec(),
         target,
+        device: (object.file_type() == libc::S_IFCHR).then(|| device(object)),
         mode: object.status.mode & 0o7777,
         uid: capture.source.inside(object.status.uid),
         gid: capture.source.inside(object.status.gid),
@@ -61,6 +74,10 @@ pub(super) fn rebuild(
     flags: u32,
 ) -> Result<OwnedFd, RebuildError> {
     let described = rebuild.files.nodes.get(node as usize).ok_or(RebuildError::Damaged)?;
+    // Whoever sends it could ask for a disk of the host.
+    if described.device.is_some_and(|number| !may_have_device(number)) {
+        return Err(RebuildError::Damaged);
+    }
     let failed = |source| RebuildError::Open { path: lossy(&described.path), source };
     if !rebuild.nodes.contains_key(&node) {
         let made = make(described, rebuild.target.id_base).map_err(failed)?;
@@ -74,7 +91,11 @@ fn make(node: &DeletedNode, id_base: u32) -> io::Result<OwnedFd> {
         match &node.target {
             Some(target) => symlink(OsStr::from_bytes(target), path)?,
             None => {
-                mknod(path, SFlag::S_IFSOCK, Mode::empty(), 0)?;
+                let (kind, number) = match node.device {
+                    Some((major, minor)) => (SFlag::S_IFCHR, makedev(major.into(), minor.into())),
+                    None => (SFlag::S_IFSOCK, 0),
+                };
+                mknod(path, kind, Mode::empty(), number)?;
                 fs::set_permissions(path, fs::Permissions::from_mode(node.mode & 0o7777))?;
             }
         }

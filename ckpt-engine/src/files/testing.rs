@@ -41,6 +41,7 @@ impl Child {
     pub(super) fn holder(&self) -> Holder<'_> {
         Holder {
             host_pid: self.pid,
+            named: self.pid,
             pid: 7,
             command: "holder".to_owned(),
             pidfd: self.pidfd.as_fd(),

@@ -18,7 +18,7 @@ use nix::{
     fcntl::{OFlag, open, readlinkat},
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
-    sys::stat::Mode,
+    sys::stat::{Mode, SFlag, makedev, mknod},
 };
 
 use super::{
@@ -33,6 +33,10 @@ use crate::sys::{
 fn fifo(path: &Path, mode: u32) {
     nix::unistd::mkfifo(path, Mode::empty()).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn device(path: &Path, number: u64) {
+    mknod(path, SFlag::S_IFCHR, Mode::S_IRUSR, number).unwrap();
 }
 
 fn named(path: &Path) -> OwnedFd {
@@ -53,9 +57,10 @@ fn what_is_only_named_and_has_no_name_is_the_same_thing() {
     std::os::unix::fs::lchown(path("link"), Some(5), Some(7)).unwrap();
     fifo(&path("fifo"), 0o620);
     drop(UnixListener::bind(path("socket")).unwrap());
+    device(&path("device"), makedev(5, 2));
     fs::write(path("file"), "text").unwrap();
     fs::set_permissions(path("file"), fs::Permissions::from_mode(0o600)).unwrap();
-    let names = ["link", "link", "fifo", "socket", "file"];
+    let names = ["link", "link", "fifo", "socket", "file", "device"];
     let held = names.map(|name| named(&path(name)));
     names[1..].iter().for_each(|name| fs::remove_file(path(name)).unwrap());
     fs::write(path("link"), "the new one").unwrap();
@@ -73,8 +78,29 @@ fn what_is_only_named_and_has_no_name_is_the_same_thing() {
     assert_eq!(inode(&copies[0]), inode(&copies[1]), "one link stays one");
     let file = format!("/proc/self/fd/{}", copies[4].as_raw_fd());
     assert_eq!(fs::read_to_string(file).unwrap(), "text");
+    assert_eq!(descriptor::status(copies[5].as_fd()).unwrap().special, makedev(5, 2));
     assert_eq!(fs::read_to_string(path("link")).unwrap(), "the new one");
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn no_device_is_made_that_a_ve_may_not_have() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("device");
+    let held = [makedev(5, 2), makedev(1, 1)].map(|number| {
+        device(&path, number);
+        let held = named(&path);
+        fs::remove_file(&path).unwrap();
+        held
+    });
+    let child = Child::holding(&[held[1].as_fd()]);
+    assert_eq!(child.blockers().len(), 1);
+    let child = Child::holding(&[held[0].as_fd()]);
+    let mut captured = child.capture();
+    captured.files.nodes[0].device = Some((1, 1));
+    let refused = super::rebuild(&captured.files, &super::Target::new(0).unwrap());
+    assert!(matches!(refused, Err(super::RebuildError::Damaged)), "{refused:?}");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 
 #[test]

@@ -174,7 +174,7 @@ fn a_pidfd_leads_to_the_new_process() {
     assert_eq!(child.blockers().len(), 1, "a process outside the VE");
     let number = pidfd.as_raw_fd();
     let mut source = child.source();
-    source.processes.push(super::Holder { host_pid: other.pid, pid: 9, ..other.holder() });
+    source.processes.push(super::Holder { pid: 9, ..other.holder() });
     let captured = super::capture(&source).unwrap();
     let new = Child::holding(&[]);
     let mut target = super::Target::new(0).unwrap();

@@ -21,7 +21,7 @@ use std::{
 
 use ckpt_format::{
     ipc::{Entry, Ipc, Mailbox, MessageQueue, Segment, SemaphoreSet},
-    memory::{SharedKind, SharedObject},
+    memory::{PAGE, SharedKind, SharedObject},
 };
 
 pub use self::mailbox::Mailboxes;
@@ -37,6 +37,7 @@ use crate::{
         ipc::{self, Attached, Family, Permissions},
         namespace, task,
     },
+    unnamed,
 };
 
 /// Set in the ids of segments, whose numbers are those of their own table.
@@ -123,15 +124,27 @@ fn read_queue((entry, size_max): (Entry, usize)) -> io::Result<MessageQueue> {
     Ok(MessageQueue { entry, bytes_max: ipc::queue_limit(entry.id)?, messages })
 }
 
-/// What the table tells about a segment of a process's namespace, which has this number in the VE.
-pub(crate) fn segment(host: i32, object: u64, number: u32, id_base: u32) -> io::Result<Segment> {
+/// What the table tells about a segment of a process's namespace, which has this number in the VE,
+/// and the file behind it.
+pub(crate) fn segment(
+    (host, file): (i32, &File),
+    object: u64,
+    number: u32,
+    id_base: u32,
+) -> io::Result<SharedObject> {
     let process = task::pidfd_open(host)?;
     let inode = namespace_of(host);
     let all = namespace::in_ipc_of(process.as_fd(), || table::segments(id_base))?;
-    all.into_iter()
-        .find(|segment| id_of(inode, segment) == object)
-        .map(|segment| Segment { namespace: number, ..segment })
-        .ok_or_else(|| io::ErrorKind::NotFound.into())
+    let segment = all.into_iter().find(|segment| id_of(inode, segment) == object);
+    let segment = segment.ok_or(io::ErrorKind::NotFound)?;
+    describe(object, Segment { namespace: number, ..segment }, file)
+}
+
+/// A segment of huge pages is as large as these.
+fn describe(id: u64, segment: Segment, file: &File) -> io::Result<SharedObject> {
+    let huge = unnamed::huge_page(file)?.unwrap_or(0);
+    let size = if huge == 0 { segment.size } else { file.metadata()?.len() };
+    Ok(SharedObject { id, size, kind: SharedKind::Segment(Segment { huge, ..segment }) })
 }
 
 fn id_of(namespace: u64, segment: &Segment) -> u64 {
@@ -162,11 +175,8 @@ pub fn detached_segments(
         let open = |(segment, _): (Segment, u64)| {
             let id = id_of(inode, &segment);
             let segment = Segment { namespace: number, ..segment };
-            let kind = SharedKind::Segment(segment);
-            Some((
-                SharedObject { id, size: segment.size, kind },
-                open_segment(&segment, true).ok()?,
-            ))
+            let file = open_segment(&segment, true).ok()?;
+            Some((describe(id, segment, &file).ok()?, file))
         };
         // One that cannot be opened has been removed meanwhile.
         Ok(detached.filter_map(open).collect())
@@ -176,10 +186,13 @@ pub fn detached_segments(
 /// The file behind a segment of the calling thread's namespace.
 fn open_segment(segment: &Segment, read_only: bool) -> io::Result<File> {
     let attached = Attached::new(segment.entry.id, read_only)?;
-    let start = attached.address();
-    let end = start + segment.size.next_multiple_of(ckpt_format::memory::PAGE);
-    let path =
-        procfs::path(std::process::id().cast_signed(), &format!("map_files/{start:x}-{end:x}"));
+    let own = std::process::id().cast_signed();
+    // How far it goes, its size does not say if it is of huge pages.
+    let maps = procfs::read_text(own, "maps").map_err(io::Error::other)?;
+    let maps = procfs::parse_maps(&maps);
+    let line = maps.iter().find(|line| line.start == attached.address());
+    let line = line.ok_or(io::ErrorKind::NotFound)?;
+    let path = procfs::path(own, &format!("map_files/{:x}-{:x}", line.start, line.end));
     File::options().read(true).write(!read_only).open(path)
 }
 
@@ -189,8 +202,12 @@ pub(crate) fn make_segment(of: &OwnedFd, segment: &Segment, id_base: u32) -> io:
         let entry = segment.entry;
         let size = usize::try_from(segment.size).map_err(io::Error::other)?;
         let key = if segment.removed { 0 } else { entry.key };
+        let huge = segment.huge;
+        if huge != 0 && (!huge.is_power_of_two() || huge <= PAGE) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         as_creator(&entry, id_base, || {
-            let make = || numbered("shm", entry.id, || ipc::make_memory(key, size));
+            let make = || numbered("shm", entry.id, || ipc::make_memory(key, size, huge));
             match make() {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     // One that was removed on the source since, but is still attached.

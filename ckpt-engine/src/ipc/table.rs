@@ -68,6 +68,7 @@ pub(super) fn attachments(id_base: u32) -> io::Result<Vec<(Segment, u64)>> {
             size: row.number("size")?,
             removed: mode & REMOVED != 0,
             locked: mode & LOCKED != 0,
+            huge: 0,
         };
         Ok((segment, row.number("nattch")?))
     };

@@ -36,7 +36,7 @@ impl Skeleton {
     /// called in the way of whoever has set them, and the locks of each thread.
     pub(super) fn set_as_32_bit(&self, bone: &Bone, process: &Process) -> Result<(), RebuildError> {
         let stopped = std::iter::once(&bone.thread).chain(&bone.others);
-        for (place, (stopped, thread)) in stopped.zip(&process.threads).enumerate() {
+        for (place, (stopped, thread)) in stopped.zip(process.living()).enumerate() {
             let mut batch = self.gate.batch_32();
             if place == 0 {
                 set_actions(&mut batch, &process.actions);

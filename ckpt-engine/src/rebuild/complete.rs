@@ -87,13 +87,7 @@ impl Skeleton {
         let elapsed_ns = event::elapsed(process.timers_read_at_ns, self.ahead_ns)
             .map_err(|source| outside(process.pid, "read the clock", source))?;
         let is_32_bit = bone.is_32_bit();
-        let power = match self.is_user_apart(process.pid)? {
-            false => Power::Root { bounding: self.bounding, born: self.born.as_ref() },
-            // All that there are.
-            true => Power::Apart {
-                bounding: procfs::Status::read(bone.thread.tid)?.number("CapBnd", 16)?,
-            },
-        };
+        let power = self.power(bone)?;
         // What all share is set by the first in the same stop as its own.
         calls.batch.step("set its signals and timers");
         if !is_32_bit {
@@ -102,7 +96,7 @@ impl Skeleton {
         whole_process(&mut calls.batch, process, elapsed_ns);
         let mut first = Some(calls);
         let stopped = std::iter::once(&bone.thread).chain(&bone.others);
-        for (stopped, thread) in stopped.zip(&process.threads) {
+        for (stopped, thread) in stopped.zip(process.living()) {
             controls::set_speculation(stopped, self.gate, thread)
                 .map_err(bone.failed("control a thread's speculation"))?;
             let mut calls = first.take().unwrap_or_else(|| Calls::of(stopped, self.gate, bone));
@@ -130,6 +124,17 @@ impl Skeleton {
         self.inherited.limit(host, &process.limits, When::Last);
         self.inherited.describe(host, process.oom_score_adjustment, process.coredump_filter);
         Ok(())
+    }
+
+    /// What its threads are before they have their own credentials.
+    pub(super) fn power(&self, bone: &Bone) -> Result<Power<'_>, RebuildError> {
+        Ok(match self.is_user_apart(bone.pid)? {
+            false => Power::Root { bounding: self.bounding, born: self.born.as_ref() },
+            // All that there are.
+            true => Power::Apart {
+                bounding: procfs::Status::read(bone.thread.tid)?.number("CapBnd", 16)?,
+            },
+        })
     }
 
     /// The next new process in the pid namespace of this one gets the number after this.
@@ -259,9 +264,9 @@ impl Skeleton {
         if process.stopped.is_some() {
             meet_stop_signal(bone.thread.tid).map_err(bone.failed("stop it"))?;
         }
-        let mut rebuilt = Vec::with_capacity(process.threads.len());
+        let mut rebuilt = Vec::with_capacity(process.living().len());
         let stopped = std::iter::once(&bone.thread).chain(&bone.others);
-        for (index, (stopped, thread)) in stopped.zip(&process.threads).enumerate() {
+        for (index, (stopped, thread)) in stopped.zip(process.living()).enumerate() {
             let tid = stopped.tid;
             let control = |source| InjectError::Control { tid, source };
             let registers = ptrace::registers_from_bytes(&thread.registers)
@@ -298,7 +303,7 @@ fn meet_stop_signal(tid: i32) -> Result<(), InjectError> {
 
 /// What a thread is before it has its own credentials.
 #[derive(Clone, Copy, Debug)]
-enum Power<'a> {
+pub(super) enum Power<'a> {
     /// Root of the VE.
     Root { bounding: u64, born: Option<&'a Credentials> },
     /// The user that it is to be, with all capabilities in a user namespace.
@@ -361,8 +366,11 @@ fn whole_process(batch: &mut Batch, process: &Process, elapsed_ns: i64) {
     let prctl = libc::SYS_prctl;
     timers::start_posix_timers(batch, &process.posix_timers, elapsed_ns);
     timers::interval_timers(batch, &process.interval_timers, elapsed_ns);
+    // The kernel lets only the thread itself forge the sender, and takes its number as well.
+    let first = process.living().first();
+    let own = own_number(first, first.map_or(process.pid, |thread| thread.tid));
     for signal in &process.pending {
-        queue(batch, own_number(process.threads.first(), process.pid), None, signal);
+        queue(batch, own, None, signal);
     }
     batch.call("umask", libc::SYS_umask, &[u64::from(process.umask)]);
     if process.personality != 0 {
@@ -381,8 +389,7 @@ fn whole_process(batch: &mut Batch, process: &Process, elapsed_ns: i64) {
 
 fn one_thread(batch: &mut Batch, process: &Process, thread: &Thread, power: Power<'_>) {
     let prctl = libc::SYS_prctl;
-    let name = batch.bytes(&[&thread.name[..], &[0]].concat());
-    batch.call("prctl", prctl, &[libc::PR_SET_NAME as u64, name]);
+    give_name(batch, thread);
     batch.call("set_tid_address", libc::SYS_set_tid_address, &[thread.tid_address]);
     let (stack, flags, size) = thread.alternate_stack;
     if u64::from(flags) & SS_DISABLE == 0 {
@@ -392,12 +399,7 @@ fn one_thread(batch: &mut Batch, process: &Process, thread: &Thread, power: Powe
         batch.call("sigaltstack", libc::SYS_sigaltstack, &[address, 0]);
     }
     batch.call("prctl", prctl, &[PR_SET_TIMERSLACK, thread.timer_slack_ns]);
-    match power {
-        // It is that already.
-        Power::Root { born, .. } if born == Some(&thread.credentials) => {}
-        Power::Root { bounding, .. } => credentials::set(batch, &thread.credentials, bounding),
-        Power::Apart { bounding } => credentials::limit(batch, &thread.credentials, bounding),
-    }
+    give_credentials(batch, thread, power);
     if thread.parent_death_signal != 0 {
         let signal = thread.parent_death_signal as u64;
         batch.call("prctl", prctl, &[libc::PR_SET_PDEATHSIG as u64, signal]);
@@ -416,6 +418,20 @@ fn one_thread(batch: &mut Batch, process: &Process, thread: &Thread, power: Powe
         batch.call("rseq", libc::SYS_rseq, &arguments);
     }
     controls::one_thread(batch, &thread.controls);
+}
+
+pub(super) fn give_name(batch: &mut Batch, thread: &Thread) {
+    let name = batch.bytes(&[&thread.name[..], &[0]].concat());
+    batch.call("prctl", libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name]);
+}
+
+pub(super) fn give_credentials(batch: &mut Batch, thread: &Thread, power: Power<'_>) {
+    match power {
+        // It is that already.
+        Power::Root { born, .. } if born == Some(&thread.credentials) => {}
+        Power::Root { bounding, .. } => credentials::set(batch, &thread.credentials, bounding),
+        Power::Apart { bounding } => credentials::limit(batch, &thread.credentials, bounding),
+    }
 }
 
 /// The number of a thread in its own pid namespace.
@@ -448,16 +464,11 @@ fn end_with(bone: &Bone, gate: u64, status: i32) -> Result<(), RebuildError> {
         task::set_limit(tid, libc::RLIMIT_CORE, 0, 0)
             .map_err(|source| outside(bone.pid, "end it as a zombie", source))?;
     }
-    let mut registers = bone.thread.registers;
-    registers.rip = gate + GATE_SYSCALL;
-    registers.rax = libc::SYS_exit_group as u64;
-    registers.rdi = (status >> 8 & 0xff) as u64;
-    registers.orig_rax = u64::MAX;
     if signal == 0 {
-        ptrace::set_registers(tid, &registers).map_err(control)?;
-        ptrace::detach(tid, 0).map_err(control)?;
-        return Ok(());
+        return end_by(bone, gate, libc::SYS_exit_group, status >> 8);
     }
+    let mut registers = bone.thread.registers;
+    registers.orig_rax = u64::MAX;
     // A signal is delivered only from a signal stop: make one, then let it die of the right one.
     ptrace::set_signal_mask(tid, 0).map_err(control)?;
     registers.rip = gate + Gate::END;
@@ -466,6 +477,20 @@ fn end_with(bone: &Bone, gate: u64, status: i32) -> Result<(), RebuildError> {
     ptrace::resume(tid, 0).map_err(control)?;
     ptrace::wait(tid).map_err(control)?;
     ptrace::detach(tid, signal).map_err(control)?;
+    Ok(())
+}
+
+/// Lets the first thread go with this call, which ends it or all of them, and this code.
+pub(super) fn end_by(bone: &Bone, gate: u64, call: i64, code: i32) -> Result<(), RebuildError> {
+    let tid = bone.thread.tid;
+    let control = |source| InjectError::Control { tid, source };
+    let mut registers = bone.thread.registers;
+    registers.rip = gate + GATE_SYSCALL;
+    registers.rax = call as u64;
+    registers.rdi = (code & 0xff) as u64;
+    registers.orig_rax = u64::MAX;
+    ptrace::set_registers(tid, &registers).map_err(control)?;
+    ptrace::detach(tid, 0).map_err(control)?;
     Ok(())
 }
 

@@ -35,7 +35,7 @@ impl Skeleton {
         self.mount_late()?;
         self.map_waiting()?;
         for process in &processes.processes {
-            if process.threads.is_empty() {
+            if process.living().is_empty() {
                 return Err(Inconsistency::NoThreads(process.pid).into());
             }
             // What joins a user namespace must have no other threads yet.
@@ -111,6 +111,7 @@ impl Skeleton {
             // Whoever has no number yet gets none any more.
             self.set_last_pid(self.bone(process.pid)?, process.last_pid)?;
         }
+        self.end_leaders(processes)?;
         let mut keys = self.make_keys(processes)?;
         // Init last: it keeps the keys for all others.
         let (first, others) =

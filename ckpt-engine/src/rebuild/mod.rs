@@ -23,6 +23,7 @@ mod complete;
 mod controls;
 mod credentials;
 mod directory;
+mod ended;
 mod identities;
 mod install;
 mod keys;

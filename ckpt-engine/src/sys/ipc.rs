@@ -24,10 +24,15 @@ pub struct Permissions {
     pub mode: u16,
 }
 
-/// shmget(2) of something new; key 0 is a private one.
-pub fn make_memory(key: i32, size: usize) -> io::Result<i32> {
+/// shmget(2) of something new; key 0 is a private one. Of huge pages of this size in bytes, or of
+/// usual ones (0).
+pub fn make_memory(key: i32, size: usize, huge: u64) -> io::Result<i32> {
+    let kind = match huge {
+        0 => 0,
+        page => libc::SHM_HUGETLB | page.trailing_zeros().cast_signed() << libc::MAP_HUGE_SHIFT,
+    };
     // SAFETY: integers only.
-    made(unsafe { libc::shmget(key, size, CREATE) })
+    made(unsafe { libc::shmget(key, size, CREATE | kind) })
 }
 
 /// semget(2) of something new.

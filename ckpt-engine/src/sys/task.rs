@@ -8,10 +8,15 @@ use std::{
 
 use super::check;
 
-/// pidfd_open(2).
+/// pidfd_open(2). By the number of another thread than the first of a process, of that thread.
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    const THREAD: i32 = libc::O_EXCL;
+    open_pid(pid, 0).or_else(|error| open_pid(pid, THREAD).map_err(|_| error))
+}
+
+fn open_pid(pid: i32, flags: i32) -> io::Result<OwnedFd> {
     // SAFETY: no pointers are passed.
-    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) })?;
     // SAFETY: the kernel has just made this descriptor for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

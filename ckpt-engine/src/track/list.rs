@@ -26,7 +26,10 @@ pub(super) const DYING: Duration = Duration::from_secs(1);
 /// One process seen in the cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
+    /// Its number on the host, or that of a thread if the first one has ended.
     pub(super) host: i32,
+    /// The first one, where that has ended.
+    pub(super) ended: Option<i32>,
     pub(super) start_time: u64,
     pub(super) inner: i32,
     pub(super) parent: i32,
@@ -166,13 +169,21 @@ fn stat_of(host: i32, settled: bool) -> Result<Stat, ProcError> {
 fn see(host: i32, settled: bool, id_base: u32, mark: Option<KinMark>) -> Result<Entry, ProcError> {
     let stat = stat_of(host, settled)?;
     let status = Status::read(host)?;
-    let zombie = match stat.state {
-        'Z' | 'X' => Some(stat.field(52, "exit_code")?),
-        _ => None,
+    let is_dead = matches!(stat.state, 'Z' | 'X');
+    // Its life goes on with other threads, and is another one with the next of them.
+    let stand_in = if is_dead { procfs::stand_in(host) } else { None };
+    let living = stand_in.map(Stat::read).transpose()?;
+    let living = living.as_ref().unwrap_or(&stat);
+    let ended = stand_in.map(|_| host);
+    let host = stand_in.unwrap_or(host);
+    let zombie = match is_dead && ended.is_none() {
+        true => Some(stat.field(52, "exit_code")?),
+        false => None,
     };
     let mut seen = Seen {
         host,
-        start_time: stat.field(22, "starttime")?,
+        ended,
+        start_time: living.field(22, "starttime")?,
         inner: status.in_ve("NSpid")?,
         parent: 0,
         common: Common::default(),
@@ -180,7 +191,7 @@ fn see(host: i32, settled: bool, id_base: u32, mark: Option<KinMark>) -> Result<
         exit_signal: stat.field(38, "exit_signal")?,
         group: status.in_ve("NSpgid")?,
         session: status.in_ve("NSsid")?,
-        blocked: matches!(stat.state, 'D' | 'T'),
+        blocked: matches!(living.state, 'D' | 'T'),
         below: Below {
             process: status.below_ve("NSpid")?,
             group: status.below_ve("NSpgid")?,

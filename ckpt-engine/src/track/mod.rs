@@ -422,7 +422,8 @@ impl Tracker {
         let tracked = match self.processes.entry(seen.host) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
-                entry.insert(Tracked::new(seen.host, seen.inner, seen.start_time))
+                let tracked = Tracked::new(seen.host, seen.inner, seen.start_time);
+                entry.insert(tracked.with_ended(seen.ended))
             }
         };
         let surgeon = (!self.frozen && !seen.blocked).then_some(&self.surgeon);

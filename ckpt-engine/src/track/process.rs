@@ -49,6 +49,8 @@ const SAMPLE: u64 = 256;
 #[derive(Debug)]
 pub struct Tracked {
     host: i32,
+    /// Its first thread, where that has ended: `host` is another one then.
+    ended: Option<i32>,
     inner: i32,
     start_time: u64,
     life: Option<Life>,
@@ -94,7 +96,12 @@ struct Life {
 
 impl Tracked {
     pub(super) fn new(host: i32, inner: i32, start_time: u64) -> Self {
-        Self { host, inner, start_time, life: None, namespaces: None }
+        Self { host, ended: None, inner, start_time, life: None, namespaces: None }
+    }
+
+    /// The same for one whose first thread has ended, if there is one given.
+    pub(super) fn with_ended(self, ended: Option<i32>) -> Self {
+        Self { ended, ..self }
     }
 
     /// True once its namespaces are known.
@@ -114,7 +121,7 @@ impl Tracked {
         self.namespaces.unwrap_or_default()
     }
 
-    /// The process's number on the host.
+    /// The process's number on the host, or that of a thread if the first one has ended.
     pub fn host(&self) -> i32 {
         self.host
     }
@@ -138,7 +145,8 @@ impl Tracked {
         let space = self.space();
         let rings = aio::any(&space.areas);
         let ipc = self.namespaces().ipc;
-        Patient { host: self.host, inner: self.inner, vdso: space.vdso(), ipc, rings }
+        let (host, ended, inner) = (self.host, self.ended, self.inner);
+        Patient { host, ended, inner, vdso: space.vdso(), ipc, rings }
     }
 
     /// The areas as last read.
@@ -375,7 +383,10 @@ impl Tracked {
 fn borrows_memory(host: i32) -> bool {
     let parent = procfs::Stat::read(host).and_then(|stat| stat.field(4, "ppid"));
     // What cannot be compared has ended, or is a process of the host.
-    parent.is_ok_and(|parent| task::share(host, parent, task::Common::Memory).unwrap_or(false))
+    parent.is_ok_and(|parent| {
+        let parent = procfs::stand_in(parent).unwrap_or(parent);
+        task::share(host, parent, task::Common::Memory).unwrap_or(false)
+    })
 }
 
 fn gone(host: i32, name: &str, source: io::Error) -> ProcError {

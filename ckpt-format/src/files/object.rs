@@ -55,14 +55,18 @@ pub struct Fifo {
     pub mode: u32,
 }
 
-/// A symbolic link, or what a unix socket was bound to, that has no name any more.
+/// A symbolic link, a device node, or what a unix socket was bound to, that has no name any more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeletedNode {
     /// The name that it once had, inside the VE.
     #[serde(with = "serde_bytes")]
     pub path: Vec<u8>,
-    /// Where a symbolic link leads to; without it, it is the node of a socket.
+    /// Where a symbolic link leads to.
     pub target: Option<serde_bytes::ByteBuf>,
+    /// Major and minor number of a character device; without this and a target, it is the node of a
+    /// socket.
+    #[serde(default)]
+    pub device: Option<(u32, u32)>,
     /// The permission bits.
     pub mode: u32,
     /// Owner inside the VE.

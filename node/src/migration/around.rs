@@ -27,7 +27,8 @@ impl Around {
     pub(super) fn look(&self) -> Result<(Vec<Cgroup>, Places), CopyError> {
         let list = |source| CopyError::Process { pid: 0, source };
         let pids = procfs::cgroup_processes(&self.freezer).map_err(list)?;
-        let place = |host| Some((host, self.spaces.number(host).ok()?));
+        let number = |host| Some((host, self.spaces.number(host).ok()?));
+        let place = |host| number(host).or_else(|| number(procfs::stand_in(host)?));
         let places = pids.into_iter().filter_map(place).collect();
         Ok((cgroups::capture(&self.visible, self.id_base)?, places))
     }

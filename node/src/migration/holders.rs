@@ -9,7 +9,7 @@ use std::{
 use ckpt_engine::{
     files::{self, Holder},
     procfs,
-    sys::task,
+    sys::{descriptor, task},
 };
 use ckpt_format::blocker::Blocker;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -18,7 +18,20 @@ use super::blackout::CopyError;
 
 /// The processes of a VE with descriptors for them.
 #[derive(Default)]
-pub(super) struct Holders(Vec<(i32, i32, String, OwnedFd)>);
+pub(super) struct Holders(Vec<Entry>);
+
+struct Entry {
+    /// A thread of it that lives, by its number on the host: the first one, as long as that does.
+    host: i32,
+    /// The first one.
+    named: i32,
+    inner: i32,
+    command: String,
+    pidfd: OwnedFd,
+    /// Whether the descriptor tells of the end of that thread, and not only of all of them: since
+    /// Linux 6.9.
+    of_thread: bool,
+}
 
 impl Holders {
     /// All that live in a cgroup now.
@@ -29,35 +42,42 @@ impl Holders {
     /// All that live in it now, without another look at those that did before.
     pub(super) fn again(self, cgroup: &Path) -> Result<Self, CopyError> {
         let list = |source| CopyError::Process { pid: 0, source };
-        let mut before: HashMap<i32, _> = self.0.into_iter().map(|it| (it.0, it)).collect();
+        let mut before: HashMap<i32, _> = self.0.into_iter().map(|it| (it.named, it)).collect();
         let mut all = Vec::new();
-        for host in procfs::cgroup_processes(cgroup).map_err(list)? {
+        for named in procfs::cgroup_processes(cgroup).map_err(list)? {
             // A number can be another process's by now.
-            if let Some(known) = before.remove(&host).filter(|(.., pidfd)| lives(pidfd)) {
+            if let Some(known) = before.remove(&named).filter(Entry::lives) {
                 all.push(known);
                 continue;
             }
-            let Ok(status) = procfs::Status::read(host) else { continue };
+            let Ok(status) = procfs::Status::read(named) else { continue };
             let (Ok(inner), Ok(name)) = (status.in_ve("NSpid"), status.text("Name")) else {
                 continue;
             };
+            let mut host = named;
             if status.text("State").is_ok_and(|state| state.starts_with('Z')) {
-                continue;
+                match procfs::stand_in(named) {
+                    Some(tid) => host = tid,
+                    None => continue,
+                }
             }
-            let pidfd = match task::pidfd_open(host) {
+            let thread = descriptor::open_process(host, true);
+            let of_thread = thread.is_ok();
+            let pidfd = match thread.or_else(|_| task::pidfd_open(host)) {
                 Ok(pidfd) => pidfd,
                 // It ended after the list was read.
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
                 Err(source) => return Err(CopyError::Process { pid: host, source }),
             };
-            all.push((host, inner, name.to_owned(), pidfd));
+            let command = name.to_owned();
+            all.push(Entry { host, named, inner, command, pidfd, of_thread });
         }
         Ok(Self(all))
     }
 
     /// Their numbers on the host.
     pub(super) fn hosts(&self) -> impl Iterator<Item = i32> {
-        self.0.iter().map(|(host, ..)| *host)
+        self.0.iter().map(|it| it.host)
     }
 
     /// As those whose files are looked at.
@@ -65,11 +85,12 @@ impl Holders {
         let processes = self
             .0
             .iter()
-            .map(|(host, inner, command, pidfd)| Holder {
-                host_pid: *host,
-                pid: *inner,
-                command: command.clone(),
-                pidfd: pidfd.as_fd(),
+            .map(|it| Holder {
+                host_pid: it.host,
+                named: it.named,
+                pid: it.inner,
+                command: it.command.clone(),
+                pidfd: it.pidfd.as_fd(),
             })
             .collect();
         files::Source {
@@ -99,8 +120,11 @@ pub(super) fn strangers(hosts: &[i32]) -> Vec<Blocker> {
     hosts.iter().map(stranger).collect()
 }
 
-/// Whether a process has not ended yet (`pidfd_open(2)`).
-fn lives(pidfd: &OwnedFd) -> bool {
-    let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-    poll(&mut ended, PollTimeout::ZERO) == Ok(0)
+impl Entry {
+    /// Whether its thread has not ended yet (`pidfd_open(2)`).
+    fn lives(&self) -> bool {
+        let mut ended = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        let is_there = || procfs::Stat::read(self.host).is_ok_and(|stat| stat.state != 'Z');
+        poll(&mut ended, PollTimeout::ZERO) == Ok(0) && (self.of_thread || is_there())
+    }
 }

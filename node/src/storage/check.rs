@@ -2,7 +2,7 @@
 
 use ckpt_engine::container::ID_COUNT;
 use ckpt_format::{
-    container::HOST_DEVICES,
+    container::may_have_device,
     tree::{
         ATTRIBUTE_BYTES_MAX, ATTRIBUTE_COUNT_MAX, Attributes, FILE_DATA_MAX, Node, PATH_LENGTH_MAX,
         Step, Timestamp, travels,
@@ -14,10 +14,6 @@ use super::error::{TreeError, show};
 const NAME_LENGTH_MAX: usize = 255;
 const TARGET_LENGTH_MAX: usize = 4095;
 const XATTR_VALUE_LENGTH_MAX: usize = 64 << 10;
-
-/// Device nodes that templates have besides those that every VE has: `console` and `ptmx`.
-/// They give no access to anything of the host. `0:0` is how systemd hides a file.
-const HARMLESS_DEVICES: [(u32, u32); 3] = [(5, 1), (5, 2), (0, 0)];
 
 /// Refuses a step that no source sends.
 pub(super) fn check(step: &Step) -> Result<(), TreeError> {
@@ -103,15 +99,10 @@ fn node(node: &Node) -> Result<(), &'static str> {
             Err("a link to nowhere, or too far")
         }
         Node::Symlink { target } if target.contains(&0) => Err("a link with a zero byte"),
-        Node::Device { block, major, minor } => {
-            let number = (*major, *minor);
-            let known = HOST_DEVICES.iter().any(|(_, major, minor)| (*major, *minor) == number)
-                || HARMLESS_DEVICES.contains(&number);
-            match !block && known {
-                true => Ok(()),
-                false => Err("a device that no VE has"),
-            }
-        }
+        Node::Device { block, major, minor } => match !block && may_have_device((*major, *minor)) {
+            true => Ok(()),
+            false => Err("a device that no VE has"),
+        },
         _ => Ok(()),
     }
 }

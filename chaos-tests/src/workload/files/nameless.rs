@@ -1,5 +1,5 @@
-//! FIFOs, symbolic links and nodes of sockets that have no name any more, and what has their names
-//! now.
+//! FIFOs, symbolic links and nodes of sockets and devices that have no name any more, and what has
+//! their names now.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::fcntl::{OFlag, open, readlinkat};
-use nix::sys::stat::{Mode, fstat};
-use nix::unistd::mkfifo;
+use nix::sys::stat::{Mode, SFlag, fstat, mknod};
+use nix::unistd::{getpid, mkfifo};
 
 use crate::workload::context::Context;
 use crate::workload::keep::keep;
@@ -43,9 +43,12 @@ pub(super) fn by_path(context: &mut Context) -> Result<(), Failure> {
     fs::write(folder.join("file"), "what it held")?;
     let listener = UnixListener::bind(folder.join("socket"))?;
     fs::set_permissions(folder.join("socket"), fs::Permissions::from_mode(0o640))?;
-    let all = ["link", "fifo", "file", "socket"].map(|name| named(&folder.join(name)));
-    let [link_held, fifo_held, file_held, socket_held] = all;
-    let all = [link_held?, fifo_held?, file_held?, socket_held?];
+    // The only device that whoever likes may make: what hides a file in an overlay, but not in one.
+    let hidden = PathBuf::from(format!("/dev/shm/hidden-{}", getpid()));
+    mknod(&hidden, SFlag::S_IFCHR, Mode::S_IRUSR, 0)?;
+    let names = ["link", "fifo", "file", "socket"].map(|name| folder.join(name));
+    let all = names.iter().chain([&hidden]).map(|path| named(path));
+    let all = all.collect::<Result<Vec<_>, _>>()?;
     drop(listener);
     let twin = open(
         format!("/proc/self/fd/{}", all[0].as_raw_fd()).as_str(),
@@ -58,7 +61,7 @@ pub(super) fn by_path(context: &mut Context) -> Result<(), Failure> {
         let mut seen = Vec::new();
         for held in &all {
             let status = fstat(held)?;
-            seen.push((link(held)?, status.st_mode, status.st_nlink));
+            seen.push((link(held)?, status.st_mode, status.st_nlink, status.st_rdev));
         }
         let target = readlinkat(&all[0], "")?;
         same("a second descriptor", fstat(&twin)?.st_ino, fstat(&all[0])?.st_ino)?;

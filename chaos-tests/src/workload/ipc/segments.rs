@@ -17,15 +17,29 @@ const BYTES: usize = PAGES * PAGE_BYTES;
 const WORDS: usize = BYTES / 8;
 
 /// A segment that goes with the workload.
-struct Segment(i32);
+pub(in crate::workload) struct Segment(i32);
 
 impl Segment {
+    /// One of huge pages.
+    pub(in crate::workload) fn of_huge_pages(number: i32, bytes: usize) -> Result<Self, Failure> {
+        let made = sysv::segment_of_huge_pages(key(number), bytes, 0o600);
+        made.map(Self).map_err(|error| {
+            let hint = "vm.nr_hugepages, and vm.hugetlb_shm_group for root of the VE";
+            Failure::new(format!("the host gives no huge pages ({hint}): {error}"))
+        })
+    }
+
+    pub(in crate::workload) fn number(&self) -> i32 {
+        self.0
+    }
+
     fn new(number: i32, bytes: usize, mode: i32) -> Result<Self, Failure> {
         Ok(Self(sysv::segment(key(number), bytes, Some(mode))?))
     }
 
-    fn attach(&self, read_only: bool) -> Result<Attached, Failure> {
-        Ok(Attached::new(self.0, BYTES, read_only)?)
+    /// Attached for reading and writing, where it has this size.
+    pub(in crate::workload) fn attach(&self, bytes: usize) -> Result<Attached, Failure> {
+        Ok(Attached::new(self.0, bytes, false)?)
     }
 }
 
@@ -51,7 +65,7 @@ pub(in crate::workload) fn shared(context: &mut Context) -> Result<(), Failure> 
         Ok(())
     })?;
     // Not before: a child has what its parent had attached.
-    let ours = segment.attach(false)?;
+    let ours = segment.attach(BYTES)?;
     let mut turn = 0;
     let mut seen = 0;
     while context.step(Duration::from_millis(5))? {
@@ -81,7 +95,7 @@ pub(in crate::workload) fn detached(context: &mut Context) -> Result<(), Failure
     let mut turn = 0u64;
     while context.step(Duration::from_millis(15))? {
         same("how often it is attached", sysv::segment_state(segment.0)?.attached, 0)?;
-        let now = segment.attach(false)?;
+        let now = segment.attach(BYTES)?;
         let right = (0..WORDS).all(|word| now.word(word).load(SeqCst) == turn * word as u64);
         ensure(right, || "a segment that nobody had has changed".to_owned())?;
         turn += 1;
@@ -95,7 +109,7 @@ pub(in crate::workload) fn detached(context: &mut Context) -> Result<(), Failure
 
 pub(in crate::workload) fn removed(context: &mut Context) -> Result<(), Failure> {
     let segment = Segment::new(3, BYTES, 0o600)?;
-    let ours = segment.attach(false)?;
+    let ours = segment.attach(BYTES)?;
     sysv::remove_segment(segment.0)?;
     let mut turn = 0;
     while context.step(Duration::from_millis(8))? {
@@ -127,10 +141,10 @@ fn expected(turn: u64, place: usize) -> u64 {
 
 pub(super) fn part(context: &mut Context) -> Result<(), Failure> {
     let segment = Segment::new(4, BYTES, 0o600)?;
-    let whole = segment.attach(false)?;
-    let mut part = segment.attach(false)?;
+    let whole = segment.attach(BYTES)?;
+    let mut part = segment.attach(BYTES)?;
     part.shorten(3)?;
-    let reader = segment.attach(true)?;
+    let reader = Attached::new(segment.0, BYTES, true)?;
     let place = format!("{:x}-", reader.address());
     let mut turn = 0;
     while context.step(Duration::from_millis(8))? {

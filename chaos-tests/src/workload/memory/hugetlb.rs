@@ -6,11 +6,14 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use ckpt_engine::sys::program::map::{Backing, HUGE_PAGES, Map, PAGE_BYTES};
+use ckpt_engine::sys::program::sysv;
 use ckpt_engine::sys::task::memfd_of_huge_pages;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 
 use crate::client::record::mix;
 use crate::workload::context::Context;
+use crate::workload::ipc::key;
+use crate::workload::ipc::segments::Segment;
 use crate::workload::outcome::{Failure, ensure, same};
 use crate::workload::process::Child;
 
@@ -26,9 +29,9 @@ fn make(pages: usize, backing: Backing<'_>) -> Result<Map, Failure> {
 }
 
 /// Fails unless the area that begins there has huge pages.
-fn is_huge(map: &Map) -> Result<(), Failure> {
+fn is_huge(address: usize) -> Result<(), Failure> {
     let smaps = std::fs::read_to_string("/proc/self/smaps")?;
-    let start = format!("{:x}-", map.address());
+    let start = format!("{address:x}-");
     let area = smaps.lines().skip_while(|line| !line.starts_with(&start));
     let size = area.take(4).find_map(|line| line.strip_prefix("KernelPageSize:"));
     same("the size of its pages", size.map(str::trim), Some("2048 kB"))
@@ -57,7 +60,7 @@ pub(super) fn private(context: &mut Context) -> Result<(), Failure> {
         map.set_accessible(HUGE_PAGES, HUGE_PAGES, true)?;
         same("a word of the other page", map.word(HUGE_WORDS + 5).load(SeqCst), 55)?;
         map.set_accessible(HUGE_PAGES, HUGE_PAGES, false)?;
-        is_huge(&map)?;
+        is_huge(map.address())?;
     }
     Ok(())
 }
@@ -90,7 +93,7 @@ pub(super) fn shared(context: &mut Context) -> Result<(), Failure> {
         if context.progress.plant() {
             map.word(2).store(9, SeqCst);
         }
-        is_huge(&map)?;
+        is_huge(map.address())?;
     }
     ensure(answered > 0, || "the brother never answered".to_owned())?;
     child.finish()
@@ -122,8 +125,44 @@ pub(super) fn file(context: &mut Context) -> Result<(), Failure> {
         same("a word of a copy", own.word(900).load(SeqCst), 2)?;
         same("its seals", fcntl(&file, FcntlArg::F_GET_SEALS)?, seals.bits())?;
         same("its size", file.metadata()?.len(), HUGE_BYTES as u64)?;
-        is_huge(&map)?;
-        is_huge(&own)?;
+        is_huge(map.address())?;
+        is_huge(own.address())?;
+    }
+    Ok(())
+}
+
+/// Two segments: of one only a part is attached, of the other nothing most of the time.
+pub(super) fn segments(context: &mut Context) -> Result<(), Failure> {
+    // Not a whole huge page: the kernel makes it one.
+    let bytes = HUGE_BYTES - 5000;
+    let whole = Segment::of_huge_pages(20, HUGE_BYTES + bytes)?;
+    let rest = Segment::of_huge_pages(21, bytes)?;
+    let mut map = whole.attach(2 * HUGE_BYTES)?;
+    map.word(HUGE_WORDS + 1).store(77, SeqCst);
+    map.shorten(HUGE_PAGES)?;
+    let mut turn = 0u64;
+    while context.step(Duration::from_millis(10))? {
+        let other = rest.attach(HUGE_BYTES)?;
+        for number in 0..USED {
+            let expected = if turn == 0 { 0 } else { turn ^ number as u64 };
+            let word = number * 800;
+            same("a word of a segment", map.word(word).load(SeqCst), expected)?;
+            same("a word of what nobody had", other.word(word).load(SeqCst), expected)?;
+            map.word(word).store((turn + 1) ^ number as u64, SeqCst);
+            other.word(word).store((turn + 1) ^ number as u64, SeqCst);
+        }
+        turn += 1;
+        if context.progress.plant() {
+            other.word(800).store(9, SeqCst);
+        }
+        drop(other);
+        let again = whole.attach(2 * HUGE_BYTES)?;
+        same("a word behind what is attached", again.word(HUGE_WORDS + 1).load(SeqCst), 77)?;
+        drop(again);
+        same("its size", sysv::segment_state(whole.number())?.bytes, HUGE_BYTES + bytes)?;
+        same("how often it is attached", sysv::segment_state(whole.number())?.attached, 1)?;
+        same("its number", sysv::segment(key(20), 0, None)?, whole.number())?;
+        is_huge(map.address())?;
     }
     Ok(())
 }
@@ -151,7 +190,7 @@ pub(super) fn family(context: &mut Context) -> Result<(), Failure> {
             let word = map.word(place(number)).load(SeqCst);
             same("a word of a parent", word, number as u64)?;
         }
-        is_huge(&map)?;
+        is_huge(map.address())?;
         if context.progress.plant() {
             map.word(place(3)).store(0, SeqCst);
         }

@@ -37,6 +37,7 @@ pub(super) const AREA: Area = Area {
         local("hugetlb", "huge pages that are set aside", hugetlb::private),
         local("hugetlb-shared", "the same in common with a child", hugetlb::shared),
         local("hugetlb-file", "a sealed memory file of such, mapped in both ways", hugetlb::file),
+        local("hugetlb-segment", "segments of such, attached in part or not", hugetlb::segments),
         local("hugetlb-family", "such pages that a child has from its parent", hugetlb::family),
         local("growing-down", "a map that grows downwards", sizes::growing_down),
         local(

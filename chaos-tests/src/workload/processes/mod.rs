@@ -5,6 +5,7 @@ mod common;
 mod dead;
 mod dispatch;
 mod family;
+mod headless;
 mod identity;
 mod keys;
 mod mutexes;
@@ -57,6 +58,7 @@ pub(super) const AREA: Area = Area {
         local("stopped", "a child stopped by a signal", family::stopped),
         local("dead", "children that have ended in different ways", dead::run),
         local("thread-users", "threads that each are another user", own::users),
+        local("headless", "a process whose first thread has ended", headless::run),
         local("thread-masks", "threads that hold back different signals", own::masks),
         local(
             "common-files",

@@ -368,6 +368,7 @@ impl View {
             rings: Vec::new(),
             last_pid: if is_founder { leader.last_number() } else { 0 },
             local_segments: Vec::new(),
+            ended: None,
             threads,
         }))
     }

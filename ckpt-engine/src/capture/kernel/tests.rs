@@ -40,7 +40,14 @@ impl Sleeper {
             let stat = procfs::Stat::read(host).unwrap();
             let settled = self.born.elapsed() > Duration::from_millis(200);
             if let (Some(vdso), 'S', true, true) = (space.vdso(), stat.state, executed, settled) {
-                return Patient { host, inner: 1, vdso: Some(vdso), ipc: 0, rings: false };
+                return Patient {
+                    host,
+                    ended: None,
+                    inner: 1,
+                    vdso: Some(vdso),
+                    ipc: 0,
+                    rings: false,
+                };
             }
         }
     }

@@ -1,4 +1,4 @@
-//! fork(2), for a process with one thread.
+//! fork(2), for a process with one thread, and the end of a single thread.
 
 use std::io;
 
@@ -47,5 +47,15 @@ pub fn fork_sharing(tables: i32, body: impl FnOnce() -> i32) -> io::Result<libc:
             unsafe { libc::_exit(code) }
         }
         child => i32::try_from(child).map_err(io::Error::other),
+    }
+}
+
+/// Ends the calling thread alone (exit(2)), without running destructors of what is on its stack.
+/// The first thread of a process then stays as a dead one until the others have ended.
+pub fn end_thread(code: i32) -> ! {
+    loop {
+        // SAFETY: the call takes an integer and does not return. The stack stays mapped, so what
+        // others borrow from it stays valid.
+        unsafe { libc::syscall(libc::SYS_exit, code) };
     }
 }

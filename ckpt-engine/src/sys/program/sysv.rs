@@ -13,6 +13,12 @@ pub fn segment(key: i32, bytes: usize, mode: Option<i32>) -> io::Result<i32> {
     number(unsafe { libc::shmget(key, bytes, flags(mode)) })
 }
 
+/// The same, made of huge pages.
+pub fn segment_of_huge_pages(key: i32, bytes: usize, mode: i32) -> io::Result<i32> {
+    // SAFETY: integers only.
+    number(unsafe { libc::shmget(key, bytes, flags(Some(mode)) | libc::SHM_HUGETLB) })
+}
+
 /// What `IPC_STAT` tells about a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentState {

@@ -103,7 +103,7 @@ fn needed(process: &Process) -> Ranges {
         let end = start.saturating_add(len).min(u64::MAX - PAGE);
         pages.insert(start & !(PAGE - 1), end.next_multiple_of(PAGE));
     };
-    for thread in &process.threads {
+    for thread in process.living() {
         if let Some(rseq) = &thread.rseq {
             // Written whenever the thread leaves the kernel.
             touch(rseq.pointer, u64::from(rseq.size).max(1));

@@ -85,6 +85,10 @@ impl Shelf {
             // The dead among them have no memory.
             let Ok(status) = Status::read(host) else { continue };
             let Ok(pid) = status.in_ve("NSpid") else { continue };
+            let host = match status.text("State").is_ok_and(|state| state.starts_with('Z')) {
+                true => procfs::stand_in(host).unwrap_or(host),
+                false => host,
+            };
             if let Ok(file) = File::open(procfs::path(host, "mem"))
                 && memory.insert(pid, file).is_some()
             {

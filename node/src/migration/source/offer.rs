@@ -229,7 +229,7 @@ fn survey(handle: &Handle) -> Result<(Found, Network), MigrateError> {
     let mut blockers = lasting_blockers(init, handle.id_base, freezer)?;
     let own = cgroups::check(&handle.cgroups.visible(), handle.id_base);
     blockers.extend(own.map_err(CopyError::Cgroups)?);
-    let pids = procfs::cgroup_processes(freezer).map_err(MigrateError::Inside)?;
+    let pids = procfs::cgroup_members(freezer).map_err(MigrateError::Inside)?;
     let mut found = match container::capture(init, &pids)? {
         Ok(found) => found,
         Err(found) => {
@@ -334,13 +334,13 @@ pub(in crate::migration) fn look_at(
 
 /// The vdso of programs of 32 bits, if the VE runs any.
 fn vdso_32(freezer: &Path) -> Option<[u8; 32]> {
-    let runs = bits32::any(&procfs::cgroup_processes(freezer).unwrap_or_default());
+    let runs = bits32::any(&procfs::cgroup_members(freezer).unwrap_or_default());
     runs.then(facts::vdso_32_hash).flatten()
 }
 
 /// What a VE needs of huge pages, in bytes by their size.
 fn huge_bytes(freezer: &Path) -> huge::Sizes {
-    huge::needed(&procfs::cgroup_processes(freezer).unwrap_or_default())
+    huge::needed(&procfs::cgroup_members(freezer).unwrap_or_default())
 }
 
 /// A VE that has just come here may still have the hold of its arrival, which waits a little for
@@ -381,7 +381,7 @@ fn expected(handle: &Handle) -> Vec<Expected> {
 
 /// The memory that all processes of a cgroup have in use, counted for each of them.
 pub(super) fn memory_bytes(freezer: &Path) -> u64 {
-    let pids = procfs::cgroup_processes(freezer).unwrap_or_default();
+    let pids = procfs::cgroup_members(freezer).unwrap_or_default();
     let resident = |pid| {
         let statm = procfs::read_text(pid, "statm").ok()?;
         statm.split_whitespace().nth(1)?.parse::<u64>().ok()
