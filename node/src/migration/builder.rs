@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// Pieces that may wait, of up to a mebibyte each.
-const QUEUE: usize = 8;
+const QUEUE: usize = 4;
 /// How far the VE's clocks may be behind what the source showed; it is waited for.
 const CLOCK_WAIT_MAX: Duration = Duration::from_secs(5);
 
