@@ -2,7 +2,7 @@
 //!
 //! All of it is here and not beside `main`, which would compile the whole daemon once more.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{num::NonZero, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use tracing::error;
@@ -46,7 +46,7 @@ pub fn main() -> ExitCode {
         Err(problem) => return fail(&problem),
     };
     let workers =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
+        tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build();
     match workers {
         Ok(workers) => match workers.block_on(daemon::run(config)) {
             Ok(()) => ExitCode::SUCCESS,
@@ -54,6 +54,14 @@ pub fn main() -> ExitCode {
         },
         Err(problem) => fail(&problem),
     }
+}
+
+/// Threads that run tasks. More than there are processors only take turns on them, which cost a move
+/// a tenth of its time.
+fn workers() -> usize {
+    const FEWEST: usize = 2;
+    const MOST: usize = 4;
+    std::thread::available_parallelism().map_or(FEWEST, NonZero::get).clamp(FEWEST, MOST)
 }
 
 fn log_to_stderr() {

@@ -17,6 +17,8 @@ pub(crate) const HELLO_MAX: usize = 4 << 10;
 pub(crate) const BULK_MAX: usize = 4 << 20;
 /// Bytes of a frame's length.
 const HEADER: usize = 4;
+/// What is not larger is copied to be written in one piece with the length, in bytes.
+const SMALL: usize = 4 << 10;
 /// The length that means: the sender has said everything.
 const END: u32 = u32::MAX;
 
@@ -65,8 +67,14 @@ pub(crate) async fn write_joined(
     limit: usize,
 ) -> Result<(), LinkError> {
     let length = check((first.len() + second.len()) as u64, limit)?;
-    let header = Bytes::copy_from_slice(&length.to_le_bytes());
-    stream.write_all_chunks(&mut [header, first, second]).await.map_err(write_error)
+    let header = length.to_le_bytes();
+    let mut pieces = match first.len() {
+        // For each packet the library looks for its bytes among all pieces that wait for an
+        // acknowledgement: the fewer they are, the better.
+        0..=SMALL => [[&header[..], &first].concat().into(), Bytes::new(), second],
+        _ => [Bytes::copy_from_slice(&header), first, second],
+    };
+    stream.write_all_chunks(&mut pieces).await.map_err(write_error)
 }
 
 /// Writes the mark behind the last frame.

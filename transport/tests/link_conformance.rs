@@ -130,6 +130,32 @@ async fn bulk_streams_carry_frames_and_say_how_they_end() {
 }
 
 #[tokio::test]
+async fn two_parts_of_any_size_arrive_as_one_frame() {
+    let (carriers, _endpoints) = carriers().await;
+    let part = |len: usize, byte: u8| Bytes::from(vec![byte; len]);
+    for (carrier, near, far) in carriers {
+        let mut sender = near.bulk.open().await.expect(carrier);
+        let sizes = [0, 1, 4095, 4096, 4097, 70_000];
+        let pairs: Vec<_> =
+            sizes.iter().flat_map(|&one| sizes.map(|two| [part(one, 1), part(two, 2)])).collect();
+        let sent = pairs.clone();
+        let sending = tokio::spawn(async move {
+            for parts in sent {
+                sender.send_joined(parts).await?;
+            }
+            sender.finish().await
+        });
+        let mut receiver = far.bulk.accept().await.expect(carrier);
+        for parts in pairs {
+            let frame = receiver.recv().await.expect(carrier).expect(carrier);
+            assert_eq!(frame, parts.concat(), "{carrier}");
+        }
+        assert_eq!(receiver.recv().await.expect(carrier), None, "{carrier}");
+        sending.await.expect(carrier).expect(carrier);
+    }
+}
+
+#[tokio::test]
 async fn a_stream_cut_off_is_no_finished_stream() {
     let (carriers, _endpoints) = carriers().await;
     for (carrier, near, far) in carriers {

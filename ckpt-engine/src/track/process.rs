@@ -39,8 +39,9 @@ use crate::{
     },
 };
 
-/// How much page data is read at once, in bytes.
-const BLOCK: u64 = 256 << 10;
+/// How much page data is read at once, in bytes: each piece costs some wake-ups of threads, and must
+/// still be in the cache of a processor when it is encrypted.
+const BLOCK: u64 = 512 << 10;
 
 /// How many pages are looked at to see whether two processes have some in common.
 const SAMPLE: u64 = 256;

@@ -224,8 +224,8 @@ impl Live {
         clocks: Clocks,
         memory: Memory,
         pipe: &Pipe,
+        watch: &mut Stopwatch,
     ) -> (Option<Undo>, Result<(State, KeptBack), CopyError>) {
-        let mut watch = Stopwatch::start("rest of a VE");
         let stopped_ns = clocks.monotonic_ns - self.clock_offsets.monotonic_ns;
         let (sent, captured) = self.send_contents_beside_descriptors(stopped_ns, memory, pipe);
         let mut captured = match (sent, captured) {
@@ -395,6 +395,7 @@ impl Live {
             frozen,
             clocks,
             later: KeptBack::new(),
+            watch,
             start,
             freeze: start.elapsed(),
         })
@@ -419,6 +420,8 @@ pub(super) struct Still {
     clocks: Clocks,
     /// How much is to come after the switch.
     pub(super) later: KeptBack,
+    /// Where the time goes.
+    pub(super) watch: Stopwatch,
     /// When it stopped.
     pub(super) start: Instant,
     /// How long it took to stop.
@@ -435,15 +438,18 @@ impl Still {
         let networks = networks.map_err(|source| CopyError::Process { pid: live.init, source })?;
         let (expected, settings, id_base) =
             (live.expected.clone(), live.settings.clone(), live.id_base);
+        let watch = &mut self.watch;
         std::thread::scope(|scope| {
             let around = live.around();
             let around = scope.spawn(move || {
                 let network = state::capture(&networks, &expected, id_base, Some(&settings));
                 Ok::<_, CopyError>((network?, around.look()?))
             });
-            let (undo, state) = live.rest(frozen, self.clocks, memory, pipe);
+            watch.lap("threads");
+            watch.turn("rest of a VE");
+            let (undo, state) = live.rest(frozen, self.clocks, memory, pipe, watch);
             self.undo = undo;
-            let mut watch = Stopwatch::start("state of a VE");
+            watch.turn("state of a VE");
             let around = around.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let (mut state, later) = state?;
             self.later = later;
@@ -461,6 +467,7 @@ impl Still {
             state.network = networks.pop().unwrap_or_default();
             let sent = pipe.state(&state).map_err(|_| CopyError::Link);
             watch.lap("sent");
+            watch.turn("answer of a VE");
             sent
         })
     }
@@ -484,12 +491,13 @@ impl Still {
     }
 
     /// From here on only the log decides whether the VE may run here again.
-    pub(super) fn seal(mut self) -> Result<SealedVe, CopyError> {
+    pub(super) fn seal(mut self) -> Result<(SealedVe, Stopwatch), CopyError> {
         let live = self.live.take().ok_or(CopyError::Link)?;
         if let Some(undo) = self.undo.take() {
             undo.seal();
         }
-        Ok(SealedVe::new(live, self.frozen.take().map(Frozen::seal), self.start))
+        let watch = std::mem::replace(&mut self.watch, Stopwatch::start("end of a VE"));
+        Ok((SealedVe::new(live, self.frozen.take().map(Frozen::seal), self.start), watch))
     }
 
     /// Asks the watchdog whether this may be sealed. If not, drop it.

@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// Pieces that may wait, of up to a mebibyte each.
-const QUEUE: usize = 8;
+const QUEUE: usize = 4;
 /// How far the VE's clocks may be behind what the source showed; it is waited for.
 const CLOCK_WAIT_MAX: Duration = Duration::from_secs(5);
 
@@ -182,8 +182,10 @@ fn build(
     let Some(mut applier) = site.applier.take() else { return Ok(()) };
     let mut state = Vec::new();
     let mut absent = Absent::default();
+    let mut busy = Duration::ZERO;
     let (finished, start, mut watch) = loop {
         let Some(Order::Item(item)) = orders.blocking_recv() else { return Ok(()) };
+        let begun = Instant::now();
         match item {
             Item::File(record) => applier.apply(record)?,
             Item::Memory(record) => {
@@ -195,7 +197,10 @@ fn build(
                 }
                 skeleton.apply(record)?;
             }
-            Item::Barrier(barrier) => drop(news.send(News::Applied(barrier))),
+            Item::Barrier(barrier) => {
+                busy = Duration::ZERO;
+                drop(news.send(News::Applied(barrier)));
+            }
             // The template was dealt with before there was a container.
             Item::Template(_) | Item::TemplateEnd => {}
             Item::Postcopy if absent.keeper.is_none() => {
@@ -216,7 +221,10 @@ fn build(
                 }
             }
         }
+        busy += begun.elapsed();
     };
+    // Of all that came since the last round, while the source was reading the rest.
+    Stopwatch::was_beside("contents at the target", busy);
     applier.finish()?;
     watch.lap("contents");
     let built = finish(&mut site, skeleton, &finished, absent, watch)?;

@@ -25,7 +25,7 @@ use super::{
 };
 
 /// Encoded pieces that may wait.
-const QUEUE: usize = 8;
+const QUEUE: usize = 4;
 
 /// The writing end. Blocks when what takes the data is slower than the reading of the VE.
 #[derive(Clone, Debug)]

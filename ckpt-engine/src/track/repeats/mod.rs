@@ -162,24 +162,26 @@ impl Repeats {
             self.overwrite(pid, runs, starts().zip(&hashes));
         }
         // What is in none of these pages stands where it stood, also once all new ones are written.
-        let mut split = Split::default();
-        for ((start, page), hash) in starts().zip(pages()).zip(hashes) {
-            let Some(hash) = hash else {
-                split.fresh(start, page);
-                continue;
-            };
-            if let Some(place) = self.contents.find(&hash) {
+        let mut split = None;
+        for (index, ((start, page), hash)) in starts().zip(pages()).zip(hashes).enumerate() {
+            let found = hash.and_then(|hash| Some((self.contents.find(&hash)?, hash)));
+            if let Some((place, hash)) = found {
+                // Most records have nothing in common with others: they travel without a copy.
+                let split =
+                    split.get_or_insert_with(|| Split::of(starts().zip(pages()).take(index)));
                 split.same(start, place, hash);
                 continue;
             }
-            split.fresh(start, page);
-            if let Some(pid) = own
+            if let Some(split) = &mut split {
+                split.fresh(start, page);
+            }
+            if let (Some(hash), Some(pid)) = (hash, own)
                 && self.remembers(pid, start)
             {
                 self.contents.add(hash, Place { pid, start });
             }
         }
-        ((!split.hashes.is_empty()).then_some(split), looked)
+        (split, looked)
     }
 
     /// Forgets what stands in these pages, but for what is written there once more as it is.
@@ -217,6 +219,13 @@ struct Split {
 }
 
 impl Split {
+    /// With these pages, all of which travel.
+    fn of<'a>(pages: impl Iterator<Item = (u64, &'a [u8])>) -> Self {
+        let mut split = Self::default();
+        pages.for_each(|(start, page)| split.fresh(start, page));
+        split
+    }
+
     fn fresh(&mut self, start: u64, page: &[u8]) {
         push_page(&mut self.fresh.0, start);
         self.fresh.1.extend_from_slice(page);

@@ -229,7 +229,7 @@ async fn end(
         return Err(error.into());
     }
     journal.write(Step::Stopping).map_err(CheckpointError::Journal)?;
-    let sealed = still.seal()?;
+    let (sealed, _) = still.seal()?;
     context.runtime.stop(&operation.ve, StopMode::Fast).await?;
     drop(sealed);
     Ok(())

@@ -39,7 +39,6 @@ use super::{
     rounds::{Fixed, Measured, Next, Policy, Prediction},
     sealed::SealedVe,
     settle,
-    stopwatch::Stopwatch,
     vain::VainStops,
 };
 use crate::{
@@ -202,8 +201,8 @@ impl Precopy {
     /// Rounds, until freezing is worth it.
     async fn copy(mut self, wish: &Wish, sink: &Sink) -> Result<(Self, Rounds), MigrateError> {
         let budget = wish.max_downtime;
-        let factor = self.session.begun.context.experience().factor(self.session.ve());
-        let mut policy = Policy::new(budget, factor, self.live.brake.own().is_some());
+        let factors = self.session.begun.context.experience().factors(self.session.ve());
+        let mut policy = Policy::new(budget, factors, self.live.brake.own().is_some());
         let mut reports: Vec<RoundReport> = Vec::new();
         loop {
             let waited = self.session.pipe.waited();
@@ -313,7 +312,7 @@ impl Stopped {
     async fn send_rest(self, memory: Memory) -> Result<Rest, MigrateError> {
         let Self { mut session, still } = self;
         let pipe = session.pipe.clone();
-        let (still, sent) = spawn_blocking(move || {
+        let (mut still, sent) = spawn_blocking(move || {
             let mut still = still;
             let sent = still.send_rest(memory, &pipe);
             (still, sent)
@@ -333,6 +332,7 @@ impl Stopped {
         }
         match session.talk.answer(REBUILD).await? {
             ToSource::Ready { restore_ms } => {
+                still.watch.lap_without("ready", restore_ms);
                 let ready_ms = ms(still.start.elapsed());
                 let copied = Copied { session, still, restore_ms, ready_ms };
                 Ok(Rest::Sent(Box::new(copied)))
@@ -361,17 +361,17 @@ impl Copied {
     ) -> Result<Report, MigrateError> {
         let Self { mut session, mut still, restore_ms, ready_ms } = self;
         let freeze_ms = ms(still.freeze);
-        let mut watch = Stopwatch::start("seal of a VE");
+        still.watch.turn("seal of a VE");
         tokio::task::block_in_place(|| still.may_seal())?;
-        watch.lap("watchdog");
+        still.watch.lap("watchdog");
         let left = session.shelve(&still)?;
-        watch.lap("journal");
+        still.watch.lap("journal");
         session.begun.settled = true;
-        let mut sealed = still.seal()?;
+        let (mut sealed, mut watch) = still.seal()?;
         watch.lap("connections");
         let frames = sealed.drain();
         watch.lap("frames");
-        drop(watch);
+        watch.turn("answer of a VE");
         let told = session.talk.sender.send(&ToTarget::Sealed { frames }).await;
         let answer = match told {
             Ok(()) => session.talk.answer(RUN).await,
@@ -381,7 +381,8 @@ impl Copied {
         let total_ms = ms(total);
         let ve = session.ve();
         match answer {
-            Ok(ToSource::Running { .. }) => {
+            Ok(ToSource::Running { commit_ms, release_ms }) => {
+                watch.lap_without("running", commit_ms + release_ms);
                 session.operation.ve.set_leaving(true);
                 session.begun.context.experience().learn(ve, rounds.predicted, total);
                 pass_on_late_frames(&mut session.talk, &mut sealed).await
