@@ -41,57 +41,18 @@ pub(super) struct Fixed {
 impl Fixed {
     /// Freeze, capture, rebuild and switch, without any page, on the machine that the numbers
     /// were measured on.
-    fn cost(self) -> Cost {
+    fn cost(self) -> Duration {
         const BASE: Duration = Duration::from_micros(8_500);
         const PROCESS: Duration = Duration::from_micros(150);
         const THREAD: Duration = Duration::from_micros(50);
         const DESCRIPTOR: Duration = Duration::from_micros(10);
         const SOCKET: Duration = Duration::from_micros(45);
         const CONNECTION: Duration = Duration::from_micros(5);
-        let each = PROCESS * self.processes as u32
+        BASE + PROCESS * self.processes as u32
             + THREAD * self.threads as u32
             + DESCRIPTOR * self.descriptors as u32
             + SOCKET * self.sockets as u32
-            + CONNECTION * self.connections as u32;
-        Cost { base: BASE, each }
-    }
-}
-
-/// What a blackout costs beside pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Cost {
-    /// Of any VE: messages, the log and its disk.
-    pub(super) base: Duration,
-    /// Of what is in this VE: mostly system calls.
-    pub(super) each: Duration,
-}
-
-impl Cost {
-    /// Both together.
-    pub(super) fn whole(self) -> Duration {
-        self.base + self.each
-    }
-
-    /// What it is where these factors were found.
-    fn with(self, factors: Factors) -> Duration {
-        self.base.mul_f64(factors.base) + self.each.mul_f64(factors.each)
-    }
-}
-
-/// How many times as much as where the costs were measured they are elsewhere: a slow disk makes the
-/// one larger, a busy processor the other.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Factors {
-    /// Of [`Cost::base`].
-    pub(super) base: f64,
-    /// Of [`Cost::each`].
-    pub(super) each: f64,
-}
-
-impl Factors {
-    /// The same for both.
-    pub(super) fn both(factor: f64) -> Self {
-        Self { base: factor, each: factor }
+            + CONNECTION * self.connections as u32
     }
 }
 
@@ -101,28 +62,26 @@ pub(super) struct Prediction {
     /// The last round.
     delta: Duration,
     /// Everything else, as it would be where the numbers were measured.
-    fixed: Cost,
+    fixed: Duration,
     /// All of it, here.
     pub(super) total: Duration,
 }
 
 impl Prediction {
-    /// `factors` are those of this node and this VE.
-    pub(super) fn new(delta: Duration, fixed: Fixed, factors: Factors) -> Self {
+    /// `factor` is how many times as much as where they were measured the fixed costs are here.
+    pub(super) fn new(delta: Duration, fixed: Fixed, factor: f64) -> Self {
         let fixed = fixed.cost();
-        Self { delta, fixed, total: delta + fixed.with(factors) }
+        Self { delta, fixed, total: delta + fixed.mul_f64(factor) }
     }
 
-    /// What everything but pages was expected to cost, and how many times as much it did; none where
-    /// that cannot be told.
-    pub(super) fn came_out(self, total: Duration) -> Option<(Cost, f64)> {
-        let whole = self.fixed.whole();
+    /// The factor with which it would have been right; none where that cannot be told.
+    pub(super) fn came_out(self, total: Duration) -> Option<f64> {
         // Where pages were most of it, the rest is lost in their noise.
-        if self.delta > whole * 2 || whole.is_zero() {
+        if self.delta > self.fixed * 2 || self.fixed.is_zero() {
             return None;
         }
         let rest = total.saturating_sub(self.delta).as_secs_f64();
-        Some((self.fixed, (rest / whole.as_secs_f64()).clamp(0.1, 100.0)))
+        Some((rest / self.fixed.as_secs_f64()).clamp(0.1, 100.0))
     }
 
     /// When this share of the last round's pages comes only after the switch. What tells of them
@@ -137,8 +96,7 @@ impl Prediction {
     /// nothing is learned from it.
     pub(super) fn of_all(bytes: u64) -> Self {
         let delta = Duration::from_secs_f64(bytes as f64 / RATE);
-        let fixed = Cost { base: Duration::ZERO, each: Duration::ZERO };
-        Self { delta, fixed, total: delta }
+        Self { delta, fixed: Duration::ZERO, total: delta }
     }
 }
 
@@ -177,7 +135,7 @@ const RATE: f64 = 100e6;
 #[derive(Debug)]
 pub(super) struct Policy {
     budget: Duration,
-    factors: Factors,
+    factor: f64,
     steps: std::slice::Iter<'static, u8>,
     slowed: bool,
     /// The last three rounds, the latest first.
@@ -193,13 +151,13 @@ pub(super) struct Policy {
 }
 
 impl Policy {
-    /// For a blackout of at most `budget`, with these factors of [`Prediction::new`]. Without
-    /// `can_slow` there is no step between more rounds and the freeze.
-    pub(super) fn new(budget: Duration, factors: Factors, can_slow: bool) -> Self {
+    /// For a blackout of at most `budget`, with this factor of [`Prediction::new`]. Without `can_slow` there is no step between more
+    /// rounds and the freeze.
+    pub(super) fn new(budget: Duration, factor: f64, can_slow: bool) -> Self {
         let steps = if can_slow { &STEPS[..] } else { &[] };
         Self {
             budget,
-            factors,
+            factor,
             steps: steps.iter(),
             slowed: false,
             rounds: [None; 3],
@@ -216,7 +174,7 @@ impl Policy {
         self.measure(round);
         // The first round says nothing about how much the VE writes.
         let Some((bytes, delta)) = self.expected_delta() else { return Next::Again };
-        let predicted = Prediction::new(delta, fixed, self.factors);
+        let predicted = Prediction::new(delta, fixed, self.factor);
         self.rounds_on_rung += 1;
         if predicted.total < self.best.mul_f64(BETTER) {
             self.best = predicted.total;
@@ -278,14 +236,9 @@ impl Policy {
         let rate = self.rate.unwrap_or(RATE);
         let seconds = |bytes: f64| Duration::from_secs_f64(bytes / rate);
         let bytes = seconds(last.bytes as f64 * share);
-        let beside = |round: &Measured| {
-            let busy = round.time.saturating_sub(round.waited);
-            busy.saturating_sub(seconds(round.bytes as f64))
-        };
-        // What a round takes beside its bytes does not change much. The shortest counts: others had
-        // to wait for a processor.
-        let beside = self.rounds.iter().flatten().map(beside).min().unwrap_or_default();
-        Some((bytes, bytes + beside))
+        let saved = seconds(last.bytes as f64 * (1.0 - share));
+        let busy = last.time.saturating_sub(last.waited);
+        Some((bytes, busy.saturating_sub(saved).max(bytes)))
     }
 }
 
@@ -305,7 +258,7 @@ mod tests {
     }
 
     fn policy(can_slow: bool) -> Policy {
-        Policy::new(BUDGET, Factors::both(1.0), can_slow)
+        Policy::new(BUDGET, 1.0, can_slow)
     }
 
     /// Plays a VE that writes `mebibytes_per_s` over a hot set, on a link of 100 MiB/s.
@@ -405,31 +358,17 @@ mod tests {
     }
 
     #[test]
-    fn a_round_that_was_held_up_says_nothing_about_the_last() {
-        let expected = |times: [u64; 4]| {
-            let mut policy = policy(false);
-            for ms in times {
-                policy.measure(round(if ms > 1000 { 200.0 } else { 0.1 }, ms));
-            }
-            policy.expected_delta().map(|(_, delta)| delta.as_millis())
-        };
-        assert_eq!(expected([2000, 80, 80, 80]), expected([2000, 90, 80, 250]));
-        assert!(expected([2000, 80, 80, 80]).is_some_and(|ms| (75..85).contains(&ms)));
-    }
-
-    #[test]
     fn what_comes_later_costs_no_blackout() {
-        let predicted =
-            Prediction::new(Duration::from_secs(2), Fixed::default(), Factors::both(1.0));
+        let predicted = Prediction::new(Duration::from_secs(2), Fixed::default(), 1.0);
         let most = predicted.without(0.95);
         assert!(most.total < Duration::from_millis(160), "{most:?}");
         assert_eq!(predicted.without(0.0), predicted);
-        assert!(predicted.without(7.0).total >= Fixed::default().cost().whole());
+        assert!(predicted.without(7.0).total >= Fixed::default().cost());
     }
 
     #[test]
     fn more_processes_cost_more() {
         let many = Fixed { processes: 1000, ..Fixed::default() };
-        assert!(many.cost().whole() > Fixed::default().cost().whole() * 10);
+        assert!(many.cost() > Fixed::default().cost() * 10);
     }
 }

@@ -201,8 +201,8 @@ impl Precopy {
     /// Rounds, until freezing is worth it.
     async fn copy(mut self, wish: &Wish, sink: &Sink) -> Result<(Self, Rounds), MigrateError> {
         let budget = wish.max_downtime;
-        let factors = self.session.begun.context.experience().factors(self.session.ve());
-        let mut policy = Policy::new(budget, factors, self.live.brake.own().is_some());
+        let factor = self.session.begun.context.experience().factor(self.session.ve());
+        let mut policy = Policy::new(budget, factor, self.live.brake.own().is_some());
         let mut reports: Vec<RoundReport> = Vec::new();
         loop {
             let waited = self.session.pipe.waited();
