@@ -125,6 +125,17 @@ impl Peer {
 
     /// Opens a link to a service of the node.
     pub async fn link(&self, service: Service) -> Result<Link, CallError> {
+        match self.open_link(service).await {
+            // The connection was that of a daemon which is no more: a restart is noticed only when
+            // something is sent. Nothing was asked yet, so nothing can happen twice.
+            Err(CallError::InDoubt { source: LinkError::Lost { .. }, .. }) => {
+                self.open_link(service).await
+            }
+            opened => opened,
+        }
+    }
+
+    async fn open_link(&self, service: Service) -> Result<Link, CallError> {
         let node = self.node;
         let refused = |source| CallError::Connect { node, source };
         let standing = self.standing().await.map_err(refused)?;

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use tokio::sync::oneshot;
 use transport::{
     Authority, CallError, CallHandler, ConnectError, Endpoint, EndpointConfig, Gate, Identity,
-    JoinError, JoinHandler, JoinToken, NodeId, PeerInfo, Refusal, Service, Timing, Versions,
-    request_join,
+    JoinError, JoinHandler, JoinToken, Link, LinkHandler, NodeId, PeerInfo, Refusal, Service,
+    Timing, Versions, request_join,
 };
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -126,37 +127,95 @@ async fn a_removed_node_is_told_so() {
     assert!(matches!(error, ConnectError::Refused { refusal: Refusal::Removed, .. }), "{error}");
 }
 
-#[tokio::test]
-async fn a_restarted_peer_is_reached_again_at_once() {
-    let authority = authority();
-    let one = bind(&authority, 1);
-    let identity = Identity::issue(&authority, NodeId(2)).expect("an identity");
-    let directory = tempfile::tempdir().expect("a directory");
-    identity.save(directory.path()).expect("saved");
-    let start = |listen| {
-        let identity = Identity::load(directory.path(), NodeId(2)).expect("loaded");
+/// Node 2, which can be started more than once.
+struct Two {
+    authority: Authority,
+    directory: tempfile::TempDir,
+}
+
+impl Two {
+    fn new() -> Self {
+        let authority = authority();
+        let directory = tempfile::tempdir().expect("a directory");
+        let identity = Identity::issue(&authority, NodeId(2)).expect("an identity");
+        identity.save(directory.path()).expect("saved");
+        Self { authority, directory }
+    }
+
+    fn start(&self, listen: SocketAddr) -> Endpoint {
         let two = Endpoint::bind(EndpointConfig {
             listen,
-            identity,
+            identity: Identity::load(self.directory.path(), NodeId(2)).expect("loaded"),
             name: "node2".into(),
             versions: Versions::CURRENT,
             timing: Timing::default(),
         })
         .expect("a socket");
         two.on_call(Service::Test, Arc::new(Echo));
+        two.on_link(Service::Test, Arc::new(EchoOnce));
         two
-    };
-    let two = start(any());
+    }
+}
+
+/// Sends the first message of a link back.
+struct EchoOnce;
+
+impl LinkHandler for EchoOnce {
+    fn serve(&self, _peer: PeerInfo, link: Link) -> BoxFuture<'static, ()> {
+        async move {
+            let Link { mut control, bulk: _bulk, .. } = link;
+            let text: String = control.recv().await.expect("a message");
+            control.send(&text).await.expect("sent");
+            let _ = control.recv::<String>().await;
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test]
+async fn a_restarted_peer_is_reached_again_at_once() {
+    let node = Two::new();
+    let one = bind(&node.authority, 1);
+    let two = node.start(any());
     let address = two.address().expect("an address");
     ask(&one, &two).await.expect("an answer");
     two.shut_down(PATIENCE).await;
     // The port is free although this clone lives.
     let two = {
-        let again = start(address);
+        let again = node.start(address);
         drop(two);
         again
     };
     assert_eq!(ask(&one, &two).await.expect("an answer"), "hello from 1");
+}
+
+#[tokio::test]
+async fn a_link_to_a_peer_that_was_killed_and_started_again_opens() {
+    let node = Arc::new(Two::new());
+    let one = bind(&node.authority, 1);
+    let (started, address) = oneshot::channel();
+    let (kill, killed) = oneshot::channel();
+    let first = node.clone();
+    // Nothing of a runtime goes on when its only thread ends: no connection says a word.
+    let life = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            let two = first.start(any());
+            started.send(two.address().expect("an address")).expect("a listener");
+            let _ = killed.await;
+        });
+    });
+    let address = address.await.expect("a start");
+    let peer = one.peer(NodeId(2), address);
+    let answer: String =
+        peer.call(Service::Test, &"hello".to_owned(), PATIENCE).await.expect("an answer");
+    assert_eq!(answer, "hello from 1");
+    kill.send(()).expect("a listener");
+    life.join().expect("no panic");
+    let _two = node.start(address);
+    let mut link = peer.link(Service::Test).await.expect("a link");
+    link.control.send(&"hello".to_owned()).await.expect("sent");
+    assert_eq!(link.control.recv::<String>().await.expect("an answer"), "hello");
 }
 
 struct Admit;
