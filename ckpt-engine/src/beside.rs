@@ -1,11 +1,17 @@
 //! The same for many things, on several threads.
 
-use std::thread;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
 
 use crate::sys::task;
 
 /// With fewer things for each than this, more threads are not worth their start.
 const SHARE_MIN: usize = 32;
+/// So many things are taken at once. Some take a hundred times as long as others, and a processor
+/// may have other work to do.
+const TAKEN: usize = 16;
 
 /// Does `work` for each item, on as many threads as there are processors, and returns the results
 /// in the order of the items. The threads are in the namespaces of the calling one, but where it may
@@ -18,39 +24,51 @@ pub(crate) fn each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync)
     let own = std::process::id().cast_signed();
     let processors = task::affinity(own).unwrap_or_default();
     let cpus: u32 = processors.iter().map(|word| word.count_ones()).sum();
-    let cpus = cpus.max(1) as usize;
-    let count = cpus.min(items.len() / SHARE_MIN).max(1);
-    let mut shares = items.chunks(items.len().div_ceil(count).max(1));
-    let own = shares.next().unwrap_or_default();
-    let work = &work;
+    let count = (cpus.max(1) as usize).min(items.len() / SHARE_MIN);
+    let next = AtomicUsize::new(0);
+    // What one thread does, in pieces with their places.
+    let share = || -> Vec<(usize, Vec<R>)> {
+        let mut done = Vec::new();
+        loop {
+            let place = next.fetch_add(TAKEN, Ordering::Relaxed);
+            let Some(rest) = items.get(place..).filter(|rest| !rest.is_empty()) else {
+                return done;
+            };
+            done.push((place, rest.iter().take(TAKEN).map(&work).collect()));
+        }
+    };
     // A new thread begins where its parent is, and would stay there for a tick of the kernel.
     let mut others = processors;
     if let Ok(here) = nix::sched::sched_getcpu() {
         others[here / 64 % 16] &= !(1 << (here % 64));
     }
-    let help = |share: &[T]| -> Vec<R> {
+    let help = || {
         // Without another processor this fails.
         let _ = task::set_affinity(0, &others);
         if let Err(error) = task::set_affinity(0, &processors) {
             tracing::debug!(%error, "a thread stays where its parent is bound to");
         }
-        share.iter().map(work).collect()
+        share()
     };
-    let help = &help;
-    thread::scope(|scope| {
-        let others: Vec<_> = shares.map(|share| scope.spawn(move || help(share))).collect();
-        let mut results: Vec<R> = own.iter().map(work).collect();
+    let mut done = thread::scope(|scope| {
+        let others: Vec<_> = (1..count).map(|_| scope.spawn(help)).collect();
+        let mut done = share();
         for other in others {
-            let more: Vec<R> =
-                other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            results.extend(more);
+            done.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         }
-        results
-    })
+        done
+    });
+    done.sort_unstable_by_key(|(place, _)| *place);
+    done.into_iter().flat_map(|(_, results)| results).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        collections::HashSet,
+        sync::{Barrier, Mutex},
+    };
+
     use super::*;
 
     #[test]
@@ -69,8 +87,32 @@ mod tests {
         let word = process.iter().position(|word| *word != 0).unwrap();
         first[word] = 1 << process[word].trailing_zeros();
         task::set_affinity(0, &first).unwrap();
-        let where_each_was = each(&[(); 1000], |()| task::affinity(0).unwrap());
-        assert_eq!(where_each_was[0], first);
-        assert_eq!(where_each_was[999], process);
+        let cpus: u32 = process.iter().map(|word| word.count_ones()).sum();
+        // No thread goes on before each has begun.
+        let (all, begun) = (Barrier::new(cpus as usize), Mutex::new(HashSet::new()));
+        let where_each_was = each(&[(); 10_000], |()| {
+            if begun.lock().unwrap().insert(thread::current().id()) {
+                all.wait();
+            }
+            task::affinity(0).unwrap()
+        });
+        assert_eq!(begun.into_inner().unwrap().len(), cpus as usize);
+        assert!(where_each_was.contains(&first));
+        assert_eq!(cpus > 1, where_each_was.contains(&process) && process != first);
+    }
+
+    #[test]
+    fn what_takes_long_holds_nothing_up_but_what_was_taken_with_it() {
+        let done = AtomicUsize::new(0);
+        let items: Vec<usize> = (0..1000).collect();
+        let results = each(&items, |item| {
+            // Only somebody else can do the others.
+            while *item == 0 && done.load(Ordering::Relaxed) < items.len() - TAKEN {
+                thread::yield_now();
+            }
+            done.fetch_add(1, Ordering::Relaxed);
+            *item
+        });
+        assert_eq!(results, items);
     }
 }

@@ -9,7 +9,7 @@ use std::{
     fs,
     io::{self, Read},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 use crate::{
@@ -92,16 +92,43 @@ impl Paths {
 
 /// Finds out what takes long, before there is a hurry.
 pub(crate) fn prepare() {
-    // Where it is unknown that is told when it is needed.
-    let _ = Places::known();
+    // What is missing for it is told when it is needed.
+    let _ = Shared::known();
 }
 
-/// A program that looks at one task, a process or a thread.
+/// The program, loaded, and the map in which it is asked. They, and the map that shows where the
+/// parts of processors are, are the same for all tasks.
+#[derive(Debug)]
+struct Shared {
+    program: OwnedFd,
+    /// Held by whoever asks.
+    question: Mutex<OwnedFd>,
+}
+
+impl Shared {
+    fn new() -> io::Result<Self> {
+        let places = Places::known()?;
+        let question = bpf::map(MapKind::Array, 16)?;
+        let parts = bpf::map(MapKind::PerProcessor, 8)?;
+        let program = program(question.as_fd(), parts.as_fd(), places);
+        let program = bpf::load_for_tasks(&program, places.iterator)?;
+        Ok(Self { program, question: Mutex::new(question) })
+    }
+
+    fn known() -> io::Result<&'static Self> {
+        static SHARED: OnceLock<Shared> = OnceLock::new();
+        match SHARED.get() {
+            Some(shared) => Ok(shared),
+            None => Self::new().map(|shared| SHARED.get_or_init(|| shared)),
+        }
+    }
+}
+
+/// Looks at one task, a process or a thread.
 #[derive(Debug)]
 pub(crate) struct Eye {
-    question: OwnedFd,
-    /// The map that shows where the parts of processors are. It and the program live as long as
-    /// the link.
+    shared: &'static Shared,
+    /// The program with this task.
     link: OwnedFd,
 }
 
@@ -120,24 +147,21 @@ struct Sight {
 impl Eye {
     /// Looks at the process with this number on the host.
     pub(crate) fn on(host: i32) -> io::Result<Self> {
-        let places = Places::known()?;
-        let question = bpf::map(MapKind::Array, 16)?;
-        let parts = bpf::map(MapKind::PerProcessor, 8)?;
-        let program = program(question.as_fd(), parts.as_fd(), places);
-        let program = bpf::load_for_tasks(&program, places.iterator)?;
-        let link = bpf::link_to_task(program.as_fd(), host)?;
-        Ok(Self { question, link })
+        let shared = Shared::known()?;
+        Ok(Self { shared, link: bpf::link_to_task(shared.program.as_fd(), host)? })
     }
 
     fn look(&self, address: u64, processor: u64) -> io::Result<Sight> {
         let mut question = [0u8; 16];
         question[..8].copy_from_slice(&address.to_ne_bytes());
         question[8..].copy_from_slice(&processor.to_ne_bytes());
-        bpf::set_entry(self.question.as_fd(), &question)?;
+        let alone = self.shared.question.lock().unwrap_or_else(PoisonError::into_inner);
+        bpf::set_entry(alone.as_fd(), &question)?;
         let mut answer = [0u8; ANSWER];
         let mut iterator = fs::File::from(bpf::iterator(self.link.as_fd())?);
         // Of a task that is gone nothing is said.
         iterator.read_exact(&mut answer)?;
+        drop(alone);
         let number = |index: usize| {
             let bytes = answer[8 * index..][..8].try_into().expect("eight bytes");
             u64::from_ne_bytes(bytes)

@@ -37,17 +37,18 @@ struct Line {
     inode: u64,
 }
 
+/// "5 events: 19 data: 5  pos:0 ino:40c sdev:10", where a name may touch its value.
 fn read_line(text: &str) -> io::Result<Line> {
-    // "5 events: 19 data: 5  pos:0 ino:40c sdev:10", where a name may touch its value.
-    let spaced = text.replace(':', ": ");
-    let words: Vec<&str> = spaced.split_whitespace().collect();
-    let value = |name: &str, radix| {
-        let place = words.iter().position(|word| *word == name);
-        parse(place.and_then(|place| words.get(place + 1)).copied().unwrap_or(""), radix)
+    let mut rest = text;
+    // They come in this order, so each is looked for behind the one before.
+    let mut value = |name: &str, radix| {
+        rest = rest.split_once(name).map_or("", |(_, behind)| behind).trim_start();
+        let (word, behind) = rest.split_once(' ').unwrap_or((rest, ""));
+        rest = behind;
+        parse(word, radix)
     };
     Ok(Line {
-        fd: i32::try_from(parse(words.first().copied().unwrap_or(""), 10)?)
-            .map_err(io::Error::other)?,
+        fd: i32::try_from(value("", 10)?).map_err(io::Error::other)?,
         events: u32::try_from(value("events:", 16)?).map_err(io::Error::other)?,
         data: value("data:", 16)?,
         inode: value("ino:", 16)?,
@@ -78,17 +79,16 @@ fn target(capture: &Capture<'_>, epoll: &Object, line: &Line, nth: u32) -> Resul
     let guesses = epoll.holders.iter().filter_map(|&(place, _)| {
         capture.found.in_table(capture.source.processes[place].pid, line.fd)
     });
-    let guesses: Vec<FileId> = guesses.filter(|&file| fits(file)).collect();
+    let mut guesses = guesses.filter(|&file| fits(file)).peekable();
     // An inode of its own tells the file, when it is open only once and added only once.
-    if let Some(&guess) = guesses.first() {
+    if let Some(&guess) = guesses.peek() {
         let inode = objects[guess.0 as usize].inode();
         if capture.found.of_inode(inode).len() == 1 {
             return Ok(guess);
         }
     }
     let all = (0..objects.len()).map(|place| FileId(u32::try_from(place).unwrap_or(u32::MAX)));
-    let candidates: Vec<FileId> =
-        guesses.into_iter().chain(all.filter(|&file| fits(file))).collect();
+    let candidates: Vec<FileId> = guesses.chain(all.filter(|&file| fits(file))).collect();
     // Entries of one number are told apart by their order, which is that of the lines.
     for places in [&[nth][..], &[0, 1, 2, 3]] {
         for &candidate in &candidates {
@@ -222,4 +222,24 @@ fn add_again(
             .map_err(|source| RebuildError::Remote { pid, object: "epoll set", source })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_however_it_is_spaced() {
+        for text in [
+            "5 events: 19 data: 5  pos:0 ino:40c sdev:10",
+            "       5 events:       19 data:                5  pos:0 ino:40c sdev:10",
+            "5 events:19 data:5 pos:0 ino:40c",
+        ] {
+            let Line { fd, events, data, inode } = read_line(text).unwrap();
+            assert_eq!((fd, events, data, inode), (5, 0x19, 5, 0x40c), "{text}");
+        }
+        for damaged in ["", "x", "5", "5 events: 19 data: 5 pos:0", "5 events: 1g data: 5 ino:1"] {
+            assert!(read_line(damaged).is_err(), "{damaged}");
+        }
+    }
 }

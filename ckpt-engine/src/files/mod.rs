@@ -92,7 +92,7 @@ mod waiting_error;
 mod watched;
 
 pub use capture::{Captured, Undo, capture, check, mend};
-pub use rebuild::{RebuildError, Rebuilt, Target, open_inside, rebuild};
+pub use rebuild::{RebuildError, Rebuilt, Released, Target, open_inside, rebuild};
 pub use remote::{Argument, Remote};
 pub use room::make_room;
 pub use socket::unsent;

@@ -171,7 +171,10 @@ pub(super) struct Rebuild<'a> {
     /// The memfds whose first description is given out.
     pub(super) taken: HashSet<u64>,
     pub(super) made: Vec<Option<OwnedFd>>,
-    pub(super) connections: Vec<tcp::Connection>,
+    /// By the place in `made`.
+    pub(super) connections: Vec<(usize, tcp::Connection)>,
+    /// What is of no use any more.
+    pub(super) spent: Vec<File>,
     pub(super) early: tcp::Early,
     /// Ends of unix sockets whose peers are gone, by the end that is left.
     pub(super) gone: HashMap<u32, OwnedFd>,
@@ -186,7 +189,16 @@ pub struct Rebuilt {
     made: Vec<Option<OwnedFd>>,
     /// See [`path::late_offset`], by the place in `made`.
     late_offsets: Vec<(usize, u64)>,
-    connections: Vec<tcp::Connection>,
+    connections: Vec<(usize, tcp::Connection)>,
+    spent: Vec<File>,
+}
+
+/// Our descriptors of a VE that runs and has its own. Closing thousands takes a moment, which nobody
+/// should wait for; as long as they are there nobody sees that the VE has closed something.
+#[derive(Debug)]
+pub struct Released {
+    _made: Vec<Option<OwnedFd>>,
+    _spent: Vec<File>,
 }
 
 /// Opens from inside what shows who has opened it, for [`Target::opened`]. `init` is a pidfd of
@@ -228,6 +240,7 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
         taken: HashSet::new(),
         made: files.files.iter().map(|_| None).collect(),
         connections: Vec::new(),
+        spent: Vec::new(),
         early: std::mem::take(&mut *target.early.lock().unwrap_or_else(PoisonError::into_inner)),
         gone: HashMap::new(),
         entered: 0,
@@ -272,14 +285,14 @@ pub fn rebuild(files: &Files, target: &Target) -> Result<Rebuilt, RebuildError> 
     }
     epoll::fill(&rebuild)?;
     inotify::fill(&rebuild)?;
-    let Rebuild { made, connections, .. } = rebuild;
+    let Rebuild { made, connections, spent, .. } = rebuild;
     let late = |file: &File| match &file.kind {
         Kind::Path(named) => path::late_offset(named),
         _ => None,
     };
     let places = files.files.iter().enumerate();
     let late_offsets = places.filter_map(|(place, file)| Some((place, late(file)?))).collect();
-    Ok(Rebuilt { made, late_offsets, connections })
+    Ok(Rebuilt { made, late_offsets, connections, spent })
 }
 
 impl Rebuild<'_> {
@@ -424,7 +437,7 @@ impl Rebuilt {
     ///
     /// A connection that cannot go on is reported and left to its peer; the others go on. Peers that
     /// wait for nothing are not asked whether they are still there, unless `ask_all` says so.
-    pub fn release(self, ask_all: bool) {
+    pub fn release(self, ask_all: bool) -> Released {
         for (place, offset) in self.late_offsets {
             let Some(fd) = &self.made[place] else { continue };
             let offset = i64::try_from(offset).unwrap_or(i64::MAX);
@@ -432,11 +445,13 @@ impl Rebuilt {
                 tracing::warn!(%error, "a half-read file of /proc begins anew");
             }
         }
-        beside::each(&self.connections, |connection| {
-            if let Err(error) = connection.release(ask_all) {
+        beside::each(&self.connections, |(place, connection)| {
+            let Some(fd) = &self.made[*place] else { return };
+            if let Err(error) = connection.release(fd.as_fd(), ask_all) {
                 tracing::error!(%error, "a TCP connection could not go on");
             }
         });
+        Released { _made: self.made, _spent: self.spent }
     }
 }
 

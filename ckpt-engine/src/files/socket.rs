@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use ckpt_format::files::{Kind, SocketOption, TcpSocket, TcpState};
+use ckpt_format::files::{File, Kind, SocketOption, TcpSocket, TcpState};
 
 use super::{
     Source,
@@ -414,10 +414,10 @@ fn has_connection(kind: &Kind) -> bool {
 /// A connection to be made.
 struct Wanted<'a> {
     place: usize,
-    flags: u32,
+    file: &'a File,
     tcp: &'a TcpSocket,
-    /// It is there already.
-    early: Option<OwnedFd>,
+    /// What is there already.
+    early: Option<tcp::Made>,
 }
 
 /// Makes the connections: of one network after the other, those of each beside each other.
@@ -428,33 +428,62 @@ fn connect(rebuild: &mut Rebuild<'_>) -> Result<(), RebuildError> {
         let Kind::Tcp(tcp) = &file.kind else { continue };
         if has_connection(&file.kind) {
             let early = rebuild.early.take(file);
-            let wanted = Wanted { place, flags: file.flags, tcp, early };
-            apart.entry(file.network).or_default().push(wanted);
+            apart.entry(file.network).or_default().push(Wanted { place, file, tcp, early });
             continue;
         }
         rebuild.enter_network(file.network)?;
         if let Some(fd) = &rebuild.made[place] {
-            rebuild.connections.extend(tcp::connect(fd.as_fd(), tcp)?);
+            let connection = tcp::connect(fd.as_fd(), tcp)?;
+            rebuild.connections.extend(connection.map(|it| (place, it)));
         }
     }
     // Others may have the ends of those that are gone: somebody who waits to be accepted.
     rebuild.early = tcp::Early::default();
-    let early = apart.values().flatten().filter(|it| it.early.is_some()).count();
-    tracing::info!("{early} TCP connections of a VE were there before it stopped");
+    let mut early = 0;
     for (network, sockets) in apart {
         rebuild.enter_network(network)?;
-        let usual = tcp::Usual::here()?;
-        let made = beside::each(&sockets, |wanted| match &wanted.early {
-            Some(fd) => Ok((None, tcp::complete(fd.as_fd(), wanted.tcp)?)),
-            None => tcp::make(wanted.tcp, wanted.flags, &usual).map(|(fd, it)| (Some(fd), it)),
-        });
-        for (wanted, made) in sockets.into_iter().zip(made) {
-            let (fd, connection) = made?;
-            rebuild.made[wanted.place] = fd.or(wanted.early);
-            rebuild.connections.extend(connection);
+        early += connect_in(rebuild, sockets)?;
+    }
+    tracing::info!("{early} TCP connections of a VE were there before it stopped");
+    Ok(())
+}
+
+/// Those of the network that the thread is in. Tells how many were there already.
+fn connect_in(rebuild: &mut Rebuild<'_>, wanted: Vec<Wanted<'_>>) -> Result<usize, RebuildError> {
+    let complete = |wanted: &Wanted<'_>| match &wanted.early {
+        Some(early) if early.is_still(wanted.file) => {
+            tcp::complete(early.fd(), wanted.tcp).map(Some)
+        }
+        _ => Ok(None),
+    };
+    let completed = beside::each(&wanted, complete);
+    let mut anew = Vec::new();
+    let mut early = 0;
+    for (wanted, completed) in wanted.into_iter().zip(completed) {
+        let made = wanted.early.map(tcp::Made::into_parts);
+        // Of one that is not as it was the place is free from here on.
+        let (fd, told) = made.unzip();
+        rebuild.spent.extend(told);
+        match completed? {
+            Some(connection) => {
+                rebuild.made[wanted.place] = fd;
+                rebuild.connections.push((wanted.place, connection));
+                early += 1;
+            }
+            None => anew.push((wanted.place, wanted.file.flags, wanted.tcp)),
         }
     }
-    Ok(())
+    if anew.is_empty() {
+        return Ok(early);
+    }
+    let usual = tcp::Usual::here()?;
+    let made = beside::each(&anew, |(_, flags, tcp)| tcp::make(tcp, *flags, &usual));
+    for ((place, ..), made) in anew.into_iter().zip(made) {
+        let (fd, connection) = made?;
+        rebuild.made[place] = Some(fd);
+        rebuild.connections.extend(connection.map(|it| (place, it)));
+    }
+    Ok(early)
 }
 
 /// Lets connections wait for their listeners, as on the source.

@@ -36,6 +36,7 @@ mod unsent;
 pub(super) use alike::{Alike, Seen, Told, prepare};
 pub(super) use capture::{Held, Repaired, capture, capture_alike, check, check_multipath, mend};
 pub use early::Early;
+pub(super) use early::Made;
 pub(super) use orphan::{orphans, prepare as prepare_for_orphans};
 pub(super) use queue::{Door, Taken};
 pub(super) use rebuild::{Connection, Usual, bind, complete, connect, make};

@@ -234,8 +234,9 @@ fn build(
         _ => return Ok(()),
     };
     let start = Instant::now();
-    let missing = release(&mut site, built, &frames)?;
+    let (missing, released) = release(&mut site, built, &frames)?;
     let _ = news.send(News::Running(start.elapsed(), missing));
+    drop(released);
     finish_network(site, orders)
 }
 
@@ -370,7 +371,11 @@ fn wait_for_clocks(offsets: Clocks, shown: Clocks) -> Result<(), BuildError> {
 }
 
 /// From here on the VE runs here and nowhere else.
-fn release(site: &mut Site, built: Built, frames: &[Frame]) -> Result<Option<Kept>, BuildError> {
+fn release(
+    site: &mut Site,
+    built: Built,
+    frames: &[Frame],
+) -> Result<(Option<Kept>, files::Released), BuildError> {
     let Built { ready, files, frozen, missing } = built;
     let mut watch = Stopwatch::start("release of a VE");
     ready.release(&frozen)?;
@@ -384,7 +389,7 @@ fn release(site: &mut Site, built: Built, frames: &[Frame]) -> Result<Option<Kep
         announcer.send();
     }
     watch.lap("announce");
-    files.release(site.ask_peers);
+    let released = files.release(site.ask_peers);
     watch.lap("connections");
     frozen.thaw()?;
     watch.lap("thaw");
@@ -392,7 +397,7 @@ fn release(site: &mut Site, built: Built, frames: &[Frame]) -> Result<Option<Kep
         hold.replay(frames);
         hold.release()?;
     }
-    Ok(missing)
+    Ok((missing, released))
 }
 
 fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> BuildError {

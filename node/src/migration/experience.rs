@@ -2,14 +2,15 @@
 //!
 //! The costs of [`Fixed`](super::rounds::Fixed) were measured on one machine, with one kind of VE.
 //! How a move came out says how they are here: for this VE, whose sockets or files may cost more
-//! than others', and until it has moved, for the VEs of this node.
+//! than others', and until it has moved, for the VEs of this node. What is known of a VE goes with
+//! it to the next node.
 
 use std::{
     collections::{HashMap, VecDeque},
     time::Duration,
 };
 
-use super::rounds::Prediction;
+use super::rounds::{FACTORS, Prediction};
 
 /// So many moves count, the last ones.
 const MOVES: usize = 5;
@@ -50,14 +51,37 @@ impl Experience {
         own.or_else(|| self.all.factor()).unwrap_or(1.0)
     }
 
+    /// How the last moves of this VE came out, for the node that it moves to.
+    pub(super) fn of(&self, ve: u32) -> Vec<f64> {
+        self.by_ve.get(&ve).map(|seen| seen.0.iter().copied().collect()).unwrap_or_default()
+    }
+
+    /// Takes over what another node has found out about a VE.
+    pub(super) fn take_over(&mut self, ve: u32, factors: &[f64]) {
+        if factors.is_empty() {
+            return;
+        }
+        let mut seen = Seen::default();
+        for &factor in factors.iter().filter(|factor| factor.is_finite()) {
+            seen.push(factor.clamp(*FACTORS.start(), *FACTORS.end()));
+        }
+        self.remember(ve, seen);
+    }
+
+    fn remember(&mut self, ve: u32, seen: Seen) {
+        if self.by_ve.len() >= VES_MAX && !self.by_ve.contains_key(&ve) {
+            self.by_ve.clear();
+        }
+        self.by_ve.insert(ve, seen);
+    }
+
     /// Takes in how a move came out.
     pub(super) fn learn(&mut self, ve: u32, predicted: Prediction, total: Duration) {
         let Some(factor) = predicted.came_out(total) else { return };
         self.all.push(factor);
-        if self.by_ve.len() >= VES_MAX {
-            self.by_ve.clear();
-        }
-        self.by_ve.entry(ve).or_default().push(factor);
+        let mut seen = self.by_ve.get(&ve).cloned().unwrap_or_default();
+        seen.push(factor);
+        self.remember(ve, seen);
     }
 }
 
@@ -99,5 +123,27 @@ mod tests {
         let real = Duration::from_millis(40);
         taught(&mut experience, 101, real);
         assert_eq!(experience.factor(102), experience.factor(101));
+    }
+
+    #[test]
+    fn what_a_ve_costs_goes_with_it() {
+        let (mut source, mut target) = (Experience::default(), Experience::default());
+        taught(&mut target, 102, Duration::from_millis(30));
+        taught(&mut source, 101, Duration::from_millis(200));
+        target.take_over(101, &source.of(101));
+        assert_eq!(target.factor(101), source.factor(101));
+        assert_ne!(target.factor(102), source.factor(101));
+        // A node that knows nothing says nothing.
+        target.take_over(101, &source.of(7));
+        assert_eq!(target.factor(101), source.factor(101));
+    }
+
+    #[test]
+    fn nonsense_of_another_node_does_little_harm() {
+        let mut experience = Experience::default();
+        experience.take_over(101, &[f64::NAN, f64::INFINITY, -1.0, 1e300]);
+        assert!(FACTORS.contains(&experience.factor(101)));
+        experience.take_over(101, &[2.0; 10_000]);
+        assert_eq!(experience.of(101).len(), MOVES);
     }
 }

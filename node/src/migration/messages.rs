@@ -72,6 +72,11 @@ pub(super) enum ToTarget {
     Abort,
     /// The source has removed its copy.
     Finished,
+    /// How many times as much as expected the last moves of the VE have cost.
+    Costs {
+        /// The latest last.
+        factors: Vec<f64>,
+    },
 }
 
 /// From target to source.

@@ -9,7 +9,7 @@
 //! then it is slowed down, step by step; then it is frozen although the budget is not met, or, if
 //! the user allows it, moved before all its memory is there.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 /// What one round measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,6 +56,9 @@ impl Fixed {
     }
 }
 
+/// How many times as much as measured the fixed costs can be said to be.
+pub(super) const FACTORS: RangeInclusive<f64> = 0.1..=100.0;
+
 /// A blackout that is expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Prediction {
@@ -81,7 +84,7 @@ impl Prediction {
             return None;
         }
         let rest = total.saturating_sub(self.delta).as_secs_f64();
-        Some((rest / self.fixed.as_secs_f64()).clamp(0.1, 100.0))
+        Some((rest / self.fixed.as_secs_f64()).clamp(*FACTORS.start(), *FACTORS.end()))
     }
 
     /// When this share of the last round's pages comes only after the switch. What tells of them

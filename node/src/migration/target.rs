@@ -312,6 +312,9 @@ impl Incoming {
                     Ok(ToTarget::Late { frames }) => {
                         let _ = builder.orders.send(Order::Late(frames)).await;
                     }
+                    Ok(ToTarget::Costs { factors }) => {
+                        self.context.experience().take_over(self.offer.ve.0, &factors);
+                    }
                     _ => break,
                 },
             }

@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     io,
     os::fd::BorrowedFd,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
 };
 
 use ckpt_format::files::{SocketOption, TcpSocket, TcpState};
@@ -258,12 +258,12 @@ impl Group<'_> {
 #[derive(Debug)]
 pub(in super::super) struct Alike<'a> {
     found: &'a Found,
-    groups: Mutex<HashMap<&'a [u8], Arc<Group<'a>>>>,
+    groups: RwLock<HashMap<&'a [u8], Arc<Group<'a>>>>,
 }
 
 impl<'a> Alike<'a> {
     pub(in super::super) fn of(found: &'a Found) -> Self {
-        Self { found, groups: Mutex::default() }
+        Self { found, groups: RwLock::default() }
     }
 
     /// Those with which a socket shares its options, and what was seen of it, if it is a connection
@@ -280,10 +280,11 @@ impl<'a> Alike<'a> {
             return None;
         }
         let proved = seen.proved?;
-        let groups = || self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(group) = groups().get(&sight.options[..]) {
+        let known = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(group) = known.get(&sight.options[..]) {
             return Some((group.clone(), sight));
         }
+        drop(known);
         let Common { options, all_seen, is_believed } =
             Common::ask(proved, object.fd(), sight).ok()?;
         let group = Arc::new(Group {
@@ -295,7 +296,8 @@ impl<'a> Alike<'a> {
             stopped_us: seen.stopped_ns.map(|ns| ns / 1000).filter(|_| is_believed),
             reference: OnceLock::new(),
         });
-        Some((groups().entry(&sight.options).or_insert(group).clone(), sight))
+        let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
+        Some((groups.entry(&sight.options).or_insert(group).clone(), sight))
     }
 }
 

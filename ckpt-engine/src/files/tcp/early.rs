@@ -11,7 +11,9 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use ckpt_format::files::{File, Kind, RestingConnections, TcpConnection, TcpEnds, TcpState};
+use ckpt_format::files::{
+    File, Kind, RestingConnections, TcpConnection, TcpEnds, TcpSocket, TcpState,
+};
 
 use super::{
     super::rebuild::RebuildError,
@@ -25,7 +27,44 @@ use crate::{
 /// The connections that are there already.
 #[derive(Debug, Default)]
 pub struct Early {
-    made: HashMap<TcpEnds, (OwnedFd, File)>,
+    made: HashMap<TcpEnds, Made>,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(in super::super) struct Made {
+    fd: OwnedFd,
+    /// What was told of it.
+    told: File,
+}
+
+impl Made {
+    /// Whether it still is what was told of it, but for what time it is and who has to be asked.
+    pub(in super::super) fn is_still(&self, file: &File) -> bool {
+        let (Kind::Tcp(then), Kind::Tcp(now)) = (&self.told.kind, &file.kind) else { return false };
+        let TcpSocket { v6, multipath, local, state, options } = &**then;
+        let TcpState::Connected(then) = state else { return false };
+        let TcpState::Connected(connection) = &now.state else { return false };
+        let expected = TcpConnection {
+            timestamp: then.timestamp.and(connection.timestamp),
+            quiet: connection.quiet,
+            ..(**then).clone()
+        };
+        let differ = (self.told.flags ^ file.flags).cast_signed();
+        (v6, multipath, local, options) == (&now.v6, &now.multipath, &now.local, &now.options)
+            && expected == **connection
+            && differ & libc::O_NONBLOCK == 0
+    }
+
+    /// The connection.
+    pub(in super::super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The connection, and what is of no use any more: many of those are not let go of in a hurry.
+    pub(in super::super) fn into_parts(self) -> (OwnedFd, File) {
+        (self.fd, self.told)
+    }
 }
 
 impl Early {
@@ -58,8 +97,9 @@ impl Early {
             match make_all(network, id_base, &wanted) {
                 Ok(made) => {
                     let made = wanted.into_iter().zip(made);
-                    self.made
-                        .extend(made.filter_map(|((ends, file), fd)| Some((ends, (fd?, file)))));
+                    self.made.extend(
+                        made.filter_map(|((ends, told), fd)| Some((ends, Made { fd: fd?, told }))),
+                    );
                 }
                 Err(error) => {
                     tracing::info!(%error, "connections of a VE are made when it has stopped");
@@ -68,17 +108,15 @@ impl Early {
         }
     }
 
-    /// The one that was made for this connection, if that is as it was. If it is not, or not any
-    /// more, its place is free afterwards.
-    pub(in super::super) fn take(&mut self, file: &File) -> Option<OwnedFd> {
-        let (fd, told) = self.made.remove(&TcpEnds::of(file)?)?;
-        is_still(told, file).then_some(fd)
+    /// The one that was made for this connection.
+    pub(in super::super) fn take(&mut self, file: &File) -> Option<Made> {
+        self.made.remove(&TcpEnds::of(file)?)
     }
 
     /// What is there.
     #[cfg(test)]
     pub(super) fn made(&self) -> impl Iterator<Item = (TcpEnds, BorrowedFd<'_>)> {
-        self.made.iter().map(|(ends, (fd, _))| (*ends, fd.as_fd()))
+        self.made.iter().map(|(ends, made)| (*ends, made.fd.as_fd()))
     }
 
     /// Closes those at this port, for somebody who wants it alone. Tells whether there were any.
@@ -109,27 +147,4 @@ fn make(file: &File, usual: &Usual) -> Result<OwnedFd, RebuildError> {
         Kind::Tcp(tcp) => rebuild::make_early(tcp, file.flags, usual),
         _ => Err(RebuildError::Damaged),
     }
-}
-
-/// Whether a connection is what was told of it, but for what time it is and who has to be asked.
-fn is_still(mut told: File, file: &File) -> bool {
-    let (Some(then), Some(now)) = (connection_mut(&mut told), connection(file)) else {
-        return false;
-    };
-    then.timestamp = then.timestamp.and(now.timestamp);
-    then.quiet = now.quiet;
-    let differ = (told.flags ^ file.flags).cast_signed();
-    told.kind == file.kind && differ & libc::O_NONBLOCK == 0
-}
-
-fn connection(file: &File) -> Option<&TcpConnection> {
-    let Kind::Tcp(tcp) = &file.kind else { return None };
-    let TcpState::Connected(connection) = &tcp.state else { return None };
-    Some(connection)
-}
-
-fn connection_mut(file: &mut File) -> Option<&mut TcpConnection> {
-    let Kind::Tcp(tcp) = &mut file.kind else { return None };
-    let TcpState::Connected(connection) = &mut tcp.state else { return None };
-    Some(connection)
 }

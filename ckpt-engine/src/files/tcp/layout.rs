@@ -4,7 +4,7 @@
 //! of which a quarter is of interest, in some dozen pieces: only those are copied, one behind the
 //! other.
 
-use std::{io, ops::Range};
+use std::{collections::BTreeMap, io, ops::Range};
 
 use super::record::States;
 use crate::btf::Types;
@@ -120,9 +120,42 @@ impl Pieces {
         let start = self.0.iter().find(|piece| piece.contains(&at)).map_or(at, |it| it.start);
         before.map(ExactSizeIterator::len).sum::<usize>() + at - start
     }
+}
 
-    fn len(&self) -> usize {
-        self.0.iter().map(ExactSizeIterator::len).sum()
+/// What of a copy is of interest.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Kept(Vec<(Range<usize>, Vec<u8>)>);
+
+impl Kept {
+    /// These members, which `place` finds in the copy. Several may share a byte.
+    fn of<'a>(members: impl Iterator<Item = &'a Member>, place: impl Fn(usize) -> usize) -> Self {
+        let mut masks: BTreeMap<usize, u8> = BTreeMap::new();
+        for member in members {
+            for at in member.range() {
+                *masks.entry(place(at)).or_default() |= member.mask;
+            }
+        }
+        let mut kept: Vec<(Range<usize>, Vec<u8>)> = Vec::new();
+        for (at, mask) in masks {
+            match kept.last_mut() {
+                Some((range, masks)) if range.end == at => {
+                    range.end += 1;
+                    masks.push(mask);
+                }
+                _ => kept.push((at..at + 1, vec![mask])),
+            }
+        }
+        Self(kept)
+    }
+
+    /// That of one copy.
+    pub(super) fn take(&self, copy: &[u8]) -> Option<Vec<u8>> {
+        let mut all = Vec::with_capacity(self.0.iter().map(|(range, _)| range.len()).sum());
+        for (range, masks) in &self.0 {
+            let bytes = copy.get(range.clone())?;
+            all.extend(bytes.iter().zip(masks).map(|(byte, mask)| byte & mask));
+        }
+        Some(all)
     }
 }
 
@@ -144,9 +177,8 @@ pub(super) struct Layout {
     pub(super) socket_sock: u32,
     /// What is copied of a `struct tcp6_sock`.
     pub(super) pieces: Vec<Range<usize>>,
-    /// Which bits at the beginning of the copy are those of options and the network: of IPv4 and of
-    /// IPv6 sockets.
-    pub(super) masks: [Vec<u8>; 2],
+    /// What in the copy is that of options and the network: of IPv4 and of IPv6 sockets.
+    pub(super) options: [Kept; 2],
     /// In the copy.
     pub(super) family: usize,
     pub(super) state: usize,
@@ -182,27 +214,20 @@ impl Layout {
         members.push(whole(place("sock_common", "skc_net")?, 8));
         members.push(whole(place("sock_common", "skc_family")?, 2));
         let members6 = all(types.offset("tcp6_sock", "inet6")?, MEMBERS6);
-        let options = Pieces::of(members.iter().chain(&members6).map(Member::range));
-        let mask = |members: &mut dyn Iterator<Item = &Member>| {
-            let mut mask = vec![0; options.len()];
-            for member in members {
-                let at = options.place(member.at);
-                mask[at..at + member.len].iter_mut().for_each(|byte| *byte |= member.mask);
-            }
-            mask
-        };
-        let masks = [mask(&mut members.iter()), mask(&mut members.iter().chain(&members6))];
-        let family = options.place(place("sock_common", "skc_family")?);
         let own = [
             whole(place("sock_common", "skc_state")?, 1),
             whole(place("sock", "sk_protocol")?, 2),
             whole(place("inet_connection_sock", "icsk_ulp_ops")?, 8),
         ];
+        let family = place("sock_common", "skc_family")?;
         let states = States::find(&types).ok();
         let ranges = states.iter().flat_map(States::ranges);
-        let others = Pieces::of(own.iter().map(Member::range).chain(ranges));
-        let behind = |at| options.len() + others.place(at);
-        let [state, protocol, upper] = own.map(|member| behind(member.at));
+        let known = members.iter().chain(&members6).chain(&own).map(Member::range);
+        let pieces = Pieces::of(known.chain(ranges));
+        let copied = |at| pieces.place(at);
+        let options =
+            [Kept::of(members.iter(), copied), Kept::of(members.iter().chain(&members6), copied)];
+        let [state, protocol, upper] = own.map(|member| copied(member.at));
         let is_there = |it: &&(&str, &str, u32)| types.bit(it.0, it.1).is_ok();
         let names = MEMBERS.iter().chain(MEMBERS6).filter(is_there).map(|it| it.1).collect();
         Ok(Self {
@@ -219,13 +244,13 @@ impl Layout {
             files_table: types.offset("files_struct", "fdt")?,
             table_closing: types.offset("fdtable", "close_on_exec")?,
             socket_sock: types.offset("socket", "sk")?,
-            masks,
-            family,
+            options,
+            family: copied(family),
             state,
             protocol,
             upper,
-            states: states.map(|states| states.moved(behind)),
-            pieces: options.0.into_iter().chain(others.0).collect(),
+            states: states.map(|states| states.moved(copied)),
+            pieces: pieces.0,
         })
     }
 
@@ -243,7 +268,15 @@ mod tests {
     fn what_is_near_is_one_piece_and_is_found_in_the_copy() {
         let pieces = Pieces::of([1000..1004, 8..16, 20..24, 1002..1010].into_iter());
         assert_eq!(pieces.0, [8..24, 1000..1010]);
-        assert_eq!(pieces.len(), 26);
         assert_eq!([8, 20, 1000, 1009].map(|at| pieces.place(at)), [0, 12, 16, 25]);
+    }
+
+    #[test]
+    fn of_a_copy_only_the_bits_of_members_are_kept() {
+        let member = |at, len, mask| Member { at, len, mask };
+        let members = [member(2, 2, 0xff), member(6, 1, 0x03), member(6, 1, 0x10)];
+        let kept = Kept::of(members.iter(), |at| at - 2);
+        assert_eq!(kept.take(&[1, 2, 3, 4, 0xff, 6]).unwrap(), [1, 2, 0x13]);
+        assert_eq!(kept.take(&[1, 2, 3]), None);
     }
 }

@@ -123,13 +123,11 @@ impl Look {
         if i32::from(u16::from_ne_bytes(part(sock, layout.protocol)?)) != libc::IPPROTO_TCP {
             return None;
         }
-        let mask = &layout.masks[usize::from(v6)];
-        let options = sock.iter().zip(mask).map(|(byte, mask)| byte & mask).collect();
         Some(Sight {
             v6,
             state: *sock.get(layout.state)?,
             is_plain: long(sock, layout.upper)? == 0,
-            options,
+            options: layout.options[usize::from(v6)].take(sock)?,
             record: layout.states.as_ref().and_then(|states| states.record(sock, v6)),
         })
     }

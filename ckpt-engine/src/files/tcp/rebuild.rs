@@ -31,7 +31,6 @@ fn failed(source: io::Error) -> RebuildError {
 /// A connection that is complete but for what would be heard outside.
 #[derive(Debug)]
 pub(in super::super) struct Connection {
-    fd: OwnedFd,
     reuse: i32,
     /// Those that are set at the end, if any are.
     options: Vec<SocketOption>,
@@ -159,14 +158,14 @@ pub(super) fn make_early(
 pub(in super::super) fn complete(
     fd: BorrowedFd<'_>,
     tcp: &TcpSocket,
-) -> Result<Option<Connection>, RebuildError> {
+) -> Result<Connection, RebuildError> {
     let TcpState::Connected(connection) = &tcp.state else { return Err(RebuildError::Damaged) };
     if let Some(timestamp) = connection.timestamp {
         options::set(fd, TCP, libc::TCP_TIMESTAMP, timestamp.cast_signed()).map_err(failed)?;
     }
     // It would have asked a peer that cannot answer yet, and given up.
     options::rebuild(fd, tcp.options.iter().filter(|it| is_keepalive(it))).map_err(failed)?;
-    going_on(fd, tcp, connection).map(Some)
+    going_on(tcp, connection)
 }
 
 fn is_keepalive(option: &SocketOption) -> bool {
@@ -192,27 +191,21 @@ pub(in super::super) fn connect(
             }
             Ok(None)
         }
-        TcpState::Connecting { remote } => {
-            Connection::new(fd, tcp, Step::Connect(*remote)).map(Some)
-        }
+        TcpState::Connecting { remote } => Ok(Some(Connection::new(tcp, Step::Connect(*remote)))),
         TcpState::Connected(connection) => {
             let local = tcp.local.ok_or(RebuildError::Damaged)?;
             repair(fd, &local, connection).map_err(failed)?;
             if connection.unsent == 0 {
                 options::rebuild_buffers(fd, &tcp.options).map_err(failed)?;
             }
-            going_on(fd, tcp, connection).map(Some)
+            going_on(tcp, connection).map(Some)
         }
     }
 }
 
-fn going_on(
-    fd: BorrowedFd<'_>,
-    tcp: &TcpSocket,
-    connection: &TcpConnection,
-) -> Result<Connection, RebuildError> {
+fn going_on(tcp: &TcpSocket, connection: &TcpConnection) -> Result<Connection, RebuildError> {
     let local = tcp.local.ok_or(RebuildError::Damaged)?;
-    Connection::new(fd, tcp, go_on(&local, connection).map_err(failed)?)
+    Ok(Connection::new(tcp, go_on(&local, connection).map_err(failed)?))
 }
 
 pub(super) fn repair(
@@ -310,7 +303,7 @@ fn go_on(local: &SocketAddr, tcp: &TcpConnection) -> io::Result<Step> {
 }
 
 impl Connection {
-    fn new(fd: BorrowedFd<'_>, tcp: &TcpSocket, step: Step) -> Result<Self, RebuildError> {
+    fn new(tcp: &TcpSocket, step: Step) -> Self {
         let is_reuse = |option: &SocketOption| {
             (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_REUSEADDR)
         };
@@ -320,13 +313,11 @@ impl Connection {
             Step::GoOn { unsent, .. } => !unsent.is_empty(),
         };
         let options = if is_later { tcp.options.clone() } else { Vec::new() };
-        let fd = fd.try_clone_to_owned().map_err(failed)?;
-        Ok(Self { fd, reuse, options, step })
+        Self { reuse, options, step }
     }
 
     /// Lets the connection go on.
-    pub(in super::super) fn release(&self, ask: bool) -> io::Result<()> {
-        let fd = self.fd.as_fd();
+    pub(in super::super) fn release(&self, fd: BorrowedFd<'_>, ask: bool) -> io::Result<()> {
         match &self.step {
             Step::Connect(remote) => {
                 options::rebuild_buffers(fd, &self.options)?;

@@ -101,7 +101,7 @@ impl Context {
     }
 
     /// What the moves so far have taught.
-    fn experience(&self) -> MutexGuard<'_, Experience> {
+    pub(super) fn experience(&self) -> MutexGuard<'_, Experience> {
         self.experience.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -384,7 +384,13 @@ impl Copied {
             Ok(ToSource::Running { commit_ms, release_ms }) => {
                 watch.lap_without("running", commit_ms + release_ms);
                 session.operation.ve.set_leaving(true);
-                session.begun.context.experience().learn(ve, rounds.predicted, total);
+                let factors = {
+                    let mut experience = session.begun.context.experience();
+                    experience.learn(ve, rounds.predicted, total);
+                    experience.of(ve)
+                };
+                // Without it the target expects of this VE what it does of others.
+                let _ = session.talk.sender.send(&ToTarget::Costs { factors }).await;
                 pass_on_late_frames(&mut session.talk, &mut sealed).await
             }
             other => {
