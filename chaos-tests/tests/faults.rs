@@ -107,8 +107,7 @@ fn move_to(scene: &Scene, source: Host, target: Host) {
     scene.good(source, &words).expect("the scene works");
 }
 
-/// Where the VE is. A copy that stands still at its source until the log has spoken counts, and is
-/// gone in a moment.
+/// Where the VE is, which may have to be found out by the log first.
 fn only_place(scene: &Scene) -> Host {
     let mut places = Vec::new();
     let one = || {

@@ -106,6 +106,15 @@ fn a_move_without_precopy_loses_nothing() {
         assert!(report.is_clean(), "{:?}", report.complaints);
     }
     assert_eq!(load.verify().unwrap().wrong, 0);
+    // What monitoring systems are told of it.
+    for (node, here) in [(one, 1), (two, 0)] {
+        let metrics = scene.good(node, &["vznode", "metrics"]).unwrap();
+        let told = |line: &str| metrics.lines().any(|found| found == line);
+        assert!(told(&format!("ferry_ves{{status=\"running\"}} {here}")), "{node}: {metrics}");
+        assert!(told("ferry_moves_total{outcome=\"moved\"} 1"), "{node}: {metrics}");
+        assert!(told("ferry_move_downtime_seconds_count 1"), "{node}: {metrics}");
+        assert!(told("ferry_move_predicted_downtime_seconds_count 1"), "{node}: {metrics}");
+    }
 }
 
 /// How far the tool's figure is from what clients saw: up to 1 for within 5 ms or 20 %. Printed and

@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::sys::{
+    namespace,
     pagemap::{self, Query},
     socket, task,
     userfault::Tracking,
@@ -55,8 +56,8 @@ pub fn features() -> Vec<Feature> {
         feature(
             "user namespaces",
             "running VEs",
-            "set user.max_user_namespaces to 10000",
-            positive("/proc/sys/user/max_user_namespaces"),
+            "set user.max_user_namespaces to 10000, and do not run the daemon in a chroot(2)",
+            namespace::try_user_namespace(),
         ),
         feature(
             "time namespaces",
@@ -109,13 +110,6 @@ fn there(path: &str) -> io::Result<()> {
     fs::metadata(path).map(drop)
 }
 
-fn positive(path: &str) -> io::Result<()> {
-    match fs::read_to_string(path)?.trim() {
-        "0" => Err(io::Error::other("it is 0")),
-        _ => Ok(()),
-    }
-}
-
 fn filesystem(name: &str) -> io::Result<()> {
     let known = fs::read_to_string("/proc/filesystems")?;
     match known.lines().any(|line| line.split_whitespace().next_back() == Some(name)) {
@@ -126,10 +120,24 @@ fn filesystem(name: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn this_host_offers_what_the_engine_needs() {
-        for feature in super::features() {
+        for feature in features() {
             assert!(feature.outcome.is_ok(), "{feature:?}");
         }
+    }
+
+    #[test]
+    fn in_a_chroot_there_are_no_user_namespaces() {
+        let inside = || {
+            // Of this thread alone.
+            namespace::unshare(libc::CLONE_FS).unwrap();
+            std::os::unix::fs::chroot("/run").unwrap();
+            namespace::try_user_namespace().unwrap_err().raw_os_error()
+        };
+        assert_eq!(std::thread::spawn(inside).join().unwrap(), Some(libc::EPERM));
+        namespace::try_user_namespace().unwrap();
     }
 }

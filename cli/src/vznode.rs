@@ -21,15 +21,25 @@ struct Arguments {
 enum Command {
     /// Tells whether the daemon answers, and its version.
     Status,
+    /// Prints all figures for a monitoring system, in the OpenMetrics format.
+    Metrics,
 }
 
 pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
-    let Arguments { common, command: Command::Status } = match talk::parse(arguments) {
+    let Arguments { common, command } = match talk::parse(arguments) {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
-    talk::end(common.call::<NodeStatus>(&Request::Node(NodeRequest::Status)).map(|status| {
-        talk::print(&format!("vzd {} running as pid {}", status.version, status.pid));
+    let text = match command {
+        Command::Status => common
+            .call::<NodeStatus>(&Request::Node(NodeRequest::Status))
+            .map(|status| format!("vzd {} running as pid {}", status.version, status.pid)),
+        Command::Metrics => common
+            .call::<String>(&Request::Node(NodeRequest::Metrics))
+            .map(|text| text.trim_end().to_owned()),
+    };
+    talk::end(text.map(|text| {
+        talk::print(&text);
         0
     }))
 }

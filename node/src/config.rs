@@ -1,6 +1,9 @@
 //! The daemon's configuration: one TOML file, every key optional, unknown keys refused.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +30,8 @@ pub struct Config {
     pub cgroup: Cgroup,
     /// Users and groups of VEs.
     pub ids: Ids,
+    /// Figures for a monitoring system.
+    pub metrics: Metrics,
 }
 
 /// Settings for building templates.
@@ -50,6 +55,14 @@ impl Default for Cgroup {
     fn default() -> Self {
         Self { parent: "vz".to_owned() }
     }
+}
+
+/// Settings for monitoring systems.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// Where `GET /metrics` is answered over HTTP, to whoever asks; nowhere when not given.
+    pub listen: Option<SocketAddr>,
 }
 
 /// Which users and groups of the host the VEs' own stand for.
@@ -77,6 +90,7 @@ impl Default for Config {
             network: BridgeConfig::default(),
             cgroup: Cgroup::default(),
             ids: Ids::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -174,6 +188,14 @@ mod tests {
     fn an_unknown_key_is_refused_by_name() {
         let problem = load("state_dir = '/a'\nstate_dri = '/b'").unwrap_err();
         assert!(crate::api::chain(&problem).contains("state_dri"), "{problem:?}");
+    }
+
+    #[test]
+    fn an_address_for_metrics_has_a_port() {
+        let config = load("[metrics]\nlisten = '127.0.0.1:9477'").unwrap();
+        assert_eq!(config.metrics.listen.unwrap().port(), 9477);
+        let problem = load("[metrics]\nlisten = '127.0.0.1'").unwrap_err();
+        assert!(crate::api::chain(&problem).contains("listen"), "{problem:?}");
     }
 
     #[test]

@@ -10,7 +10,9 @@ use crate::{
     api::{self, ServeError},
     cluster::{Cluster, ClusterError},
     config::Config,
+    metrics::Metrics,
     migration::Migrations,
+    scrape::{self, ScrapeError},
     ve::{Runtime, VeError},
 };
 
@@ -37,6 +39,9 @@ pub enum DaemonError {
     /// The API cannot be served.
     #[error("cannot serve the API")]
     Serve(#[from] ServeError),
+    /// A monitoring system cannot be served.
+    #[error("cannot serve metrics")]
+    Scrape(#[from] ScrapeError),
 }
 
 /// The parts of a running daemon.
@@ -50,6 +55,15 @@ pub struct Daemon {
     pub runtime: Arc<Runtime>,
     /// The VEs on their way.
     pub migrations: Migrations,
+    /// What is told to monitoring systems.
+    metrics: Arc<Metrics>,
+}
+
+impl Daemon {
+    /// All figures, as OpenMetrics text.
+    pub fn metrics(&self) -> String {
+        self.metrics.text(&self.runtime, &self.cluster)
+    }
 }
 
 /// Runs the daemon until SIGTERM or SIGINT. VEs go on without it.
@@ -71,14 +85,21 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let cluster = Cluster::open(&config.state_dir).await?;
     let runtime = Runtime::open(&config).map_err(DaemonError::Runtime)?;
     runtime.set_registry(cluster.clone());
-    let migrations = Migrations::new(runtime.clone(), cluster.clone());
+    let metrics = Arc::<Metrics>::default();
+    let migrations = Migrations::new(runtime.clone(), cluster.clone(), metrics.clone());
     migrations.serve();
     let daemon = Arc::new(Daemon {
         config,
         cluster: cluster.clone(),
         runtime: runtime.clone(),
         migrations: migrations.clone(),
+        metrics,
     });
+    if let Some(address) = daemon.config.metrics.listen {
+        let served = daemon.clone();
+        let address = scrape::serve(address, move || served.metrics()).await?;
+        info!(%address, "metrics are served");
+    }
     api::serve(daemon, &socket)?;
     info!(socket = %socket.display(), "ready");
     if let Err(source) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {

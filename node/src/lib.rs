@@ -4,7 +4,7 @@
 //! [`template`]), connects them ([`network`]), limits them ([`cgroup`]), moves them to other
 //! nodes ([`migration`], which also checkpoints them into files, [`image`]) when the cluster's log
 //! allows it ([`cluster`]), and takes orders from the vz programs over a unix socket ([`api`]). VEs
-//! do not die with the daemon.
+//! do not die with the daemon. What it tells monitoring systems is in [`metrics`] and [`scrape`].
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -13,9 +13,11 @@ pub mod cluster;
 pub mod config;
 pub mod daemon;
 pub mod image;
+pub mod metrics;
 pub mod migration;
 pub mod network;
 pub mod program;
+pub mod scrape;
 pub mod storage;
 pub mod template;
 pub mod ve;

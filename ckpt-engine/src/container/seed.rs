@@ -89,7 +89,7 @@ fn create(
     links: &[(String, String)],
     clock_offsets: Option<Clocks>,
 ) -> Result<(), Failure> {
-    unshare(libc::CLONE_NEWUSER).map_err(at("leave the user namespace"))?;
+    unshare(libc::CLONE_NEWUSER).map_err(at("make a user namespace"))?;
     let told = socket.send(&Reply::Unshared, &[]);
     let root = match told.and_then(|()| socket.receive::<Order>()) {
         Ok((Order::Mapped, descriptors)) => <[OwnedFd; 2]>::try_from(descriptors).ok(),

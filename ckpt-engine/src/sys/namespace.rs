@@ -182,6 +182,26 @@ pub fn in_ipc_of<T: Send>(
     })
 }
 
+/// Whether a process of ours may make a user namespace: the kernel may have no room for one more, and
+/// allows none where `/` is not that of the mount namespace (chroot(2)).
+pub fn try_user_namespace() -> io::Result<()> {
+    // SAFETY: the child makes system calls only, which is allowed after a fork of a process with
+    // several threads.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let errno = unshare(libc::CLONE_NEWUSER).err().and_then(|error| error.raw_os_error());
+            // SAFETY: ends the child at once, with nothing of the parent's to be cleaned up.
+            unsafe { libc::_exit(errno.unwrap_or(0)) }
+        }
+        child => match waitpid(nix::unistd::Pid::from_raw(child), None)? {
+            WaitStatus::Exited(_, 0) => Ok(()),
+            WaitStatus::Exited(_, errno) => Err(io::Error::from_raw_os_error(errno)),
+            _ => Err(io::ErrorKind::Interrupted.into()),
+        },
+    }
+}
+
 /// A pidfd of a process in the pid namespace of `init` that has ended with this wait status and
 /// has been collected.
 pub fn ended_process(init: BorrowedFd<'_>, status: i32, thread: bool) -> io::Result<OwnedFd> {

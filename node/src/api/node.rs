@@ -11,6 +11,8 @@ use crate::daemon::Daemon;
 pub enum NodeRequest {
     /// Is it there, and what is it? Answered by [`NodeStatus`].
     Status,
+    /// All figures for a monitoring system, as text in the OpenMetrics format.
+    Metrics,
 }
 
 /// What a daemon says about itself.
@@ -22,14 +24,12 @@ pub struct NodeStatus {
     pub pid: u32,
 }
 
-pub(super) fn handle(
-    _daemon: &Daemon,
-    request: &NodeRequest,
-) -> Result<serde_json::Value, Failure> {
+pub(super) fn handle(daemon: &Daemon, request: &NodeRequest) -> Result<serde_json::Value, Failure> {
     match request {
         NodeRequest::Status => to_value(NodeStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
         }),
+        NodeRequest::Metrics => to_value(daemon.metrics()),
     }
 }

@@ -198,6 +198,11 @@ impl Cluster {
         self.active().member.node
     }
 
+    /// The node that leads the log, as far as this one knows.
+    pub fn leader(&self) -> Option<NodeId> {
+        self.coordinator().leadership().leader
+    }
+
     /// What we are called.
     pub fn name(&self) -> String {
         self.active().member.name

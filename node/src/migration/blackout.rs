@@ -34,6 +34,7 @@ use ckpt_format::{
 use super::{
     around::{Around, Places},
     brake::Brake,
+    contents,
     holders::{Holders, strangers},
     messages::{Item, State},
     pipe::Pipe,
@@ -49,7 +50,7 @@ use crate::{
         Hold, NetworkError,
         state::{self, Expected},
     },
-    storage::{FileTracker, MappedFiles, SinkClosed, TreeError},
+    storage::{FileTracker, MappedFiles, TreeError},
 };
 
 /// Why a VE could not be copied. It runs on.
@@ -135,6 +136,8 @@ pub(super) struct Live {
     pub(super) clock_offsets: Clocks,
     pub(super) tracker: Tracker,
     pub(super) files: FileTracker,
+    /// How long the last look at the files took.
+    pub(super) files_took: Duration,
     pub(super) spaces: Arc<Spaces>,
     /// The processes as they were in the last round.
     pub(super) holders: Holders,
@@ -158,7 +161,9 @@ impl Live {
     /// One round of pre-copy, files first: the target maps them.
     pub(super) fn round(&mut self, number: u32, pipe: &Pipe) -> Result<Round, CopyError> {
         self.mounts()?;
-        self.send_files(false, pipe)?;
+        let (start, mapped) = (Instant::now(), self.mapped_files());
+        contents::send_files(&mut self.files, &mapped, false, pipe)?;
+        self.files_took = start.elapsed();
         self.holders = Holders::of(&self.freezer)?;
         let large = find_large(self.holders.hosts(), self.id_base);
         self.hold_contents(large)?;
@@ -207,13 +212,6 @@ impl Live {
         self.tracker
             .processes()
             .all(|process| known(process).is_none_or(|now| now == Some(process.namespaces())))
-    }
-
-    fn send_files(&mut self, last: bool, pipe: &Pipe) -> Result<(), CopyError> {
-        let mapped = self.mapped_files();
-        let mut sink = |record| pipe.item(Item::File(record)).map_err(|_| SinkClosed);
-        self.files.round(&mapped, last, &mut sink)?;
-        Ok(())
     }
 
     /// Sends files and memory of the VE that stands still, and reads everything else but its
@@ -311,17 +309,10 @@ impl Live {
         })
     }
 
-    /// Files first: the target maps them.
     fn send_contents(&mut self, memory: Memory, pipe: &Pipe) -> Result<(), CopyError> {
-        let watch = Stopwatch::beside("files");
-        self.send_files(true, pipe)?;
-        drop(watch);
-        let _watch = Stopwatch::beside("memory");
-        match memory {
-            Memory::Whole => self.tracker.last_round(&mut pipe.clone())?,
-            Memory::Later => self.tracker.last_round_without_memory(&mut pipe.clone())?,
-        };
-        Ok(())
+        let mapped = self.mapped_files();
+        let Self { files, tracker, files_took, .. } = self;
+        contents::send((files, &mapped), tracker, memory, *files_took, pipe)
     }
 
     fn around(&self) -> Around {

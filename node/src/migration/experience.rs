@@ -1,6 +1,7 @@
 //! What earlier moves say about the costs of the next one.
 //!
-//! The costs of [`Fixed`](super::rounds::Fixed) were measured on one machine, with one kind of VE.
+//! The costs of [`Fixed`](super::rounds::Fixed) were measured on one machine, with one kind of VE, and
+//! a look at a VE that runs takes longer than one at a VE that stands still.
 //! How a move came out says how they are here: for this VE, whose sockets or files may cost more
 //! than others', and until it has moved, for the VEs of this node. What is known of a VE goes with
 //! it to the next node.
@@ -45,7 +46,7 @@ pub(super) struct Experience {
 }
 
 impl Experience {
-    /// How many times as much as on the machine that was measured this VE will take.
+    /// How many times as much as it seems this VE will cost, but for its bytes.
     pub(super) fn factor(&self, ve: u32) -> f64 {
         let own = self.by_ve.get(&ve).and_then(Seen::factor);
         own.or_else(|| self.all.factor()).unwrap_or(1.0)
@@ -89,15 +90,20 @@ impl Experience {
 mod tests {
     use super::{super::rounds::Fixed, *};
 
-    const DELTA: Duration = Duration::from_millis(4);
+    const BYTES: Duration = Duration::from_millis(2);
+    const LOOK: Duration = Duration::from_millis(2);
+
+    fn predicted(look: Duration, factor: f64) -> Prediction {
+        Prediction::new(BYTES, look, Fixed::default(), factor)
+    }
 
     fn taught(experience: &mut Experience, ve: u32, real: Duration) -> Prediction {
         for turn in 0..10 {
-            let predicted = Prediction::new(DELTA, Fixed::default(), experience.factor(ve));
+            let predicted = predicted(LOOK, experience.factor(ve));
             // Every fourth move is disturbed.
             experience.learn(ve, predicted, if turn % 4 == 3 { real * 5 } else { real });
         }
-        Prediction::new(DELTA, Fixed::default(), experience.factor(ve))
+        predicted(LOOK, experience.factor(ve))
     }
 
     fn ratio(predicted: Prediction, real: Duration) -> f64 {
@@ -114,6 +120,15 @@ mod tests {
         }
         // The first one has not changed by what the second one taught.
         assert!(experience.factor(101) < experience.factor(102) / 3.0);
+    }
+
+    #[test]
+    fn a_look_that_takes_longer_while_the_ve_runs_is_learned() {
+        let (look, real) = (Duration::from_millis(60), Duration::from_millis(40));
+        let mut experience = Experience::default();
+        experience.learn(101, predicted(look, 1.0), real);
+        let ratio = ratio(predicted(look, experience.factor(101)), real);
+        assert!((0.99..1.01).contains(&ratio), "{ratio}");
     }
 
     #[test]

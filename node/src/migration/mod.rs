@@ -15,6 +15,7 @@ mod builder;
 mod check;
 mod checkpoint;
 mod connections;
+mod contents;
 mod error;
 mod experience;
 pub(crate) mod facts;
@@ -65,7 +66,8 @@ use self::{
 use crate::{
     api::{Failure, Sink, chain},
     cluster::Cluster,
-    ve::Runtime,
+    metrics::Metrics,
+    ve::{Operation, Runtime, VeError},
 };
 
 /// The blackout that a user accepts who says nothing.
@@ -114,11 +116,14 @@ pub fn keeper_main() -> ExitCode {
 
 /// The migrations of this node. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Migrations(Context);
+pub struct Migrations {
+    context: Context,
+    metrics: Arc<Metrics>,
+}
 
 impl Migrations {
     /// For this node's VEs and cluster. Call inside a runtime; takes up what was under way.
-    pub fn new(runtime: Arc<Runtime>, cluster: Arc<Cluster>) -> Self {
+    pub fn new(runtime: Arc<Runtime>, cluster: Arc<Cluster>, metrics: Arc<Metrics>) -> Self {
         let context = Context {
             runtime,
             cluster,
@@ -130,19 +135,19 @@ impl Migrations {
         checkpoint::recover(&context);
         tokio::spawn(leftovers::watch(context.clone()));
         tokio::spawn(limiter::follow(context.clone()));
-        Self(context)
+        Self { context, metrics }
     }
 
     /// Accepts VEs from other nodes.
     pub fn serve(&self) {
-        let pages = Arc::new(Pages(self.0.clone()));
-        self.0.cluster.serve_migrations(Arc::new(self.clone()), pages);
+        let pages = Arc::new(Pages(self.context.clone()));
+        self.context.cluster.serve_migrations(Arc::new(self.clone()), pages);
     }
 
     /// Everything in a VE that would stop a move of it now.
     pub async fn blockers(&self, ve: &str) -> Result<Vec<Blocker>, Failure> {
-        let operation = self.0.runtime.find(ve)?.operate_for_user("check").await?;
-        source::blockers(&self.0, operation).await.map_err(Failure::from)
+        let operation = self.context.runtime.find(ve)?.operate_for_user("check").await?;
+        source::blockers(&self.context, operation).await.map_err(Failure::from)
     }
 
     /// Moves a VE, or looks whether it could be moved: then there is no report.
@@ -151,25 +156,33 @@ impl Migrations {
         request: &MigrateRequest,
         sink: &Sink,
     ) -> Result<Option<Report>, Failure> {
-        let find = |error: crate::ve::VeError| match error {
-            crate::ve::VeError::Unknown { .. } => Failure::new("ve-unknown", 10, error.to_string()),
-            crate::ve::VeError::Locked { .. } => Failure::new("ve-locked", 20, error.to_string()),
-            crate::ve::VeError::Incomplete { .. } => {
-                Failure::new("ve-incomplete", 20, error.to_string())
-            }
-            other => other.into(),
-        };
-        let begin = async || {
-            let operation = self.0.runtime.find(&request.ve).map_err(find)?;
-            let operation = operation.operate_for_user("migrate").await.map_err(find)?;
-            operation.ve.must_be_whole().map_err(find)?;
-            Ok::<_, Failure>(operation)
-        };
-        let mut operation = begin().await?;
         if request.check_only {
-            source::check(&self.0, operation, &request.node).await.map_err(Failure::from)?;
+            let operation = self.begin(&request.ve).await?;
+            source::check(&self.context, operation, &request.node).await.map_err(Failure::from)?;
             return Ok(None);
         }
+        let moving = self.metrics.begin_move();
+        let moved = self.move_away(request, sink).await;
+        drop(moving);
+        self.metrics.end_move(moved.as_ref());
+        moved.map(Some)
+    }
+
+    async fn begin(&self, ve: &str) -> Result<Operation, Failure> {
+        let find = |error: VeError| match error {
+            VeError::Unknown { .. } => Failure::new("ve-unknown", 10, error.to_string()),
+            VeError::Locked { .. } => Failure::new("ve-locked", 20, error.to_string()),
+            VeError::Incomplete { .. } => Failure::new("ve-incomplete", 20, error.to_string()),
+            other => other.into(),
+        };
+        let operation = self.context.runtime.find(ve).map_err(find)?;
+        let operation = operation.operate_for_user("migrate").await.map_err(find)?;
+        operation.ve.must_be_whole().map_err(find)?;
+        Ok(operation)
+    }
+
+    async fn move_away(&self, request: &MigrateRequest, sink: &Sink) -> Result<Report, Failure> {
+        let mut operation = self.begin(&request.ve).await?;
         let wish = Wish {
             target: request.node.clone(),
             max_downtime: Duration::from_millis(request.max_downtime_ms),
@@ -182,7 +195,7 @@ impl Migrations {
         let mut attempt = 0;
         let moved = loop {
             attempt += 1;
-            let (context, wish, sink) = (self.0.clone(), wish.clone(), sink.clone());
+            let (context, wish, sink) = (self.context.clone(), wish.clone(), sink.clone());
             let log = sink.clone();
             // In a task of its own: a client that goes away cancels by `sink.closed()`, in an
             // orderly way, and never by dropping the work half way.
@@ -191,13 +204,13 @@ impl Migrations {
             match moved {
                 Err(error) if error.is_about_arrangement() && attempt < ATTEMPTS_MAX => {
                     log.log(format!("beginning again: {}", chain(&error)));
-                    operation = begin().await?;
+                    operation = self.begin(&request.ve).await?;
                 }
                 moved => break moved,
             }
         };
         spawn_blocking(heap::give_back);
-        moved.map(Some).map_err(Failure::from)
+        moved.map_err(Failure::from)
     }
 }
 
@@ -213,7 +226,7 @@ impl LinkHandler for Pages {
 
 impl LinkHandler for Migrations {
     fn serve(&self, peer: PeerInfo, link: Link) -> BoxFuture<'static, ()> {
-        let context = self.0.clone();
+        let context = self.context.clone();
         Box::pin(async move {
             target::serve(context, peer.node, link).await;
             spawn_blocking(heap::give_back);

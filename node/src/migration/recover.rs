@@ -56,16 +56,18 @@ pub(super) fn recover(context: &Context) {
     }
 }
 
-/// What must be so before anybody is served: what is still to come of a VE that runs, and the
-/// pages of one that runs elsewhere.
+/// What must be so before anybody is served: what is still to come of a VE that runs, that one may run
+/// elsewhere, and its pages.
 fn take_up(context: &Context, ve: &Arc<Ve>, entry: &Entry) -> Result<(), MigrateError> {
+    if entry.step == Step::Sealed {
+        ve.set_leaving(true);
+    }
     let (Some(other), Some(running)) = (entry.postcopy, ve.running()) else { return Ok(()) };
     match entry.step {
         Step::Sealed => {
             let shelf = Shelf::open(running.cgroups.freezer(), other);
             let shelf = Arc::new(shelf.map_err(MigrateError::Inside)?);
             context.shelves.put(entry.migration, shelf);
-            ve.set_leaving(true);
         }
         // How much the keeper says.
         Step::Released => ve.set_missing(Some(0)),
@@ -95,8 +97,8 @@ async fn recover_one(
             }
             Verdict::Stays => {
                 context.shelves.clear(migration);
-                operation.ve.set_leaving(false);
                 wake(context, &operation.ve).await?;
+                operation.ve.set_leaving(false);
                 journal.remove().map_err(MigrateError::Inside)?;
             }
         },

@@ -43,8 +43,8 @@ impl Fixed {
     /// were measured on.
     fn cost(self) -> Duration {
         const BASE: Duration = Duration::from_micros(8_500);
-        const PROCESS: Duration = Duration::from_micros(150);
-        const THREAD: Duration = Duration::from_micros(50);
+        const PROCESS: Duration = Duration::from_micros(100);
+        const THREAD: Duration = Duration::from_micros(40);
         const DESCRIPTOR: Duration = Duration::from_micros(10);
         const SOCKET: Duration = Duration::from_micros(45);
         const CONNECTION: Duration = Duration::from_micros(5);
@@ -62,44 +62,46 @@ pub(super) const FACTORS: RangeInclusive<f64> = 0.1..=100.0;
 /// A blackout that is expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Prediction {
-    /// The last round.
-    delta: Duration,
+    /// The bytes of the last round, at the rate of the link and both ends.
+    bytes: Duration,
     /// Everything else, as it would be where the numbers were measured.
-    fixed: Duration,
+    rest: Duration,
     /// All of it, here.
     pub(super) total: Duration,
 }
 
 impl Prediction {
-    /// `factor` is how many times as much as where they were measured the fixed costs are here.
-    pub(super) fn new(delta: Duration, fixed: Fixed, factor: f64) -> Self {
-        let fixed = fixed.cost();
-        Self { delta, fixed, total: delta + fixed.mul_f64(factor) }
+    /// `look` is what the last round took beyond its bytes. `factor` is how many times as much as
+    /// all but the bytes seems to cost it comes to.
+    pub(super) fn new(bytes: Duration, look: Duration, fixed: Fixed, factor: f64) -> Self {
+        // Nothing that is looked at runs meanwhile, and what was asked before is not asked again.
+        let rest = look / 2 + fixed.cost();
+        Self { bytes, rest, total: bytes + rest.mul_f64(factor) }
     }
 
     /// The factor with which it would have been right; none where that cannot be told.
     pub(super) fn came_out(self, total: Duration) -> Option<f64> {
         // Where pages were most of it, the rest is lost in their noise.
-        if self.delta > self.fixed * 2 || self.fixed.is_zero() {
+        if self.bytes > self.rest * 2 || self.rest.is_zero() {
             return None;
         }
-        let rest = total.saturating_sub(self.delta).as_secs_f64();
-        Some((rest / self.fixed.as_secs_f64()).clamp(*FACTORS.start(), *FACTORS.end()))
+        let rest = total.saturating_sub(self.bytes).as_secs_f64();
+        Some((rest / self.rest.as_secs_f64()).clamp(*FACTORS.start(), *FACTORS.end()))
     }
 
     /// When this share of the last round's pages comes only after the switch. What tells of them
     /// still goes before it.
     pub(super) fn without(self, share: f64) -> Self {
         const TOLD: f64 = 0.02;
-        let delta = self.delta.mul_f64(1.0 - share.clamp(0.0, 1.0) * (1.0 - TOLD));
-        Self { delta, total: self.total.saturating_sub(self.delta - delta), ..self }
+        let bytes = self.bytes.mul_f64(1.0 - share.clamp(0.0, 1.0) * (1.0 - TOLD));
+        Self { bytes, total: self.total.saturating_sub(self.bytes - bytes), ..self }
     }
 
     /// For a VE of which nothing was copied while it ran. It says nothing about this node, so
     /// nothing is learned from it.
     pub(super) fn of_all(bytes: u64) -> Self {
-        let delta = Duration::from_secs_f64(bytes as f64 / RATE);
-        Self { delta, fixed: Duration::ZERO, total: delta }
+        let all = Duration::from_secs_f64(bytes as f64 / RATE);
+        Self { bytes: all, rest: Duration::ZERO, total: all }
     }
 }
 
@@ -176,8 +178,8 @@ impl Policy {
     pub(super) fn after(&mut self, round: Measured, fixed: Fixed) -> Next {
         self.measure(round);
         // The first round says nothing about how much the VE writes.
-        let Some((bytes, delta)) = self.expected_delta() else { return Next::Again };
-        let predicted = Prediction::new(delta, fixed, self.factor);
+        let Some((bytes, look)) = self.expected_delta() else { return Next::Again };
+        let predicted = Prediction::new(bytes, look, fixed, self.factor);
         self.rounds_on_rung += 1;
         if predicted.total < self.best.mul_f64(BETTER) {
             self.best = predicted.total;
@@ -209,8 +211,9 @@ impl Policy {
     }
 
     fn measure(&mut self, round: Measured) {
-        /// A round this large is worth more than all before it: links change.
-        const BULK: u64 = 4 << 20;
+        /// A round this large is worth more than all before it: links change. In smaller ones much
+        /// of the time goes into looking at the VE.
+        const BULK: u64 = 64 << 20;
         const SMALLEST: u64 = 64 << 10;
         let busy = round.time.saturating_sub(round.waited);
         if round.bytes >= SMALLEST && !busy.is_zero() {
@@ -230,8 +233,8 @@ impl Policy {
         }
     }
 
-    /// How long it takes to send what the VE will have written when it is frozen, and how long
-    /// the last round will take with that.
+    /// How long it takes to send what the VE will have written when it is frozen, and how much longer
+    /// the last round will take than that.
     fn expected_delta(&self) -> Option<(Duration, Duration)> {
         let (last, previous) = (self.rounds[0]?, self.rounds[1]?);
         // The more time, the more is written, but programs write the same pages again and again.
@@ -241,7 +244,7 @@ impl Policy {
         let bytes = seconds(last.bytes as f64 * share);
         let saved = seconds(last.bytes as f64 * (1.0 - share));
         let busy = last.time.saturating_sub(last.waited);
-        Some((bytes, busy.saturating_sub(saved).max(bytes)))
+        Some((bytes, busy.saturating_sub(saved + bytes)))
     }
 }
 
@@ -362,7 +365,8 @@ mod tests {
 
     #[test]
     fn what_comes_later_costs_no_blackout() {
-        let predicted = Prediction::new(Duration::from_secs(2), Fixed::default(), 1.0);
+        let predicted =
+            Prediction::new(Duration::from_secs(2), Duration::ZERO, Fixed::default(), 1.0);
         let most = predicted.without(0.95);
         assert!(most.total < Duration::from_millis(160), "{most:?}");
         assert_eq!(predicted.without(0.0), predicted);

@@ -59,6 +59,13 @@ impl Runtime {
         }
     }
 
+    /// How many VEs there are of each status.
+    pub fn count_by_status(&self) -> [(&'static str, i64); STATUSES.len()] {
+        let all = self.all();
+        let count = |wanted| all.iter().filter(|ve| status(ve) == wanted).count() as i64;
+        STATUSES.map(|status| (status, count(status)))
+    }
+
     /// Tells about all VEs.
     pub fn list(&self) -> Vec<Listed> {
         self.all().iter().map(|ve| listed(ve)).collect()
@@ -68,6 +75,19 @@ impl Runtime {
 /// Its processes are being made here, while it runs on another node.
 fn arrives(ve: &Ve) -> bool {
     ve.operation() == Some(ARRIVE)
+}
+
+const STATUSES: [&str; 5] = ["arriving", "leaving", "running", "suspended", "stopped"];
+
+fn status(ve: &Ve) -> &'static str {
+    let [arriving, leaving, running, suspended, stopped] = STATUSES;
+    match ve.running() {
+        Some(_) if arrives(ve) => arriving,
+        Some(_) if ve.is_leaving() => leaving,
+        Some(_) => running,
+        None if ve.is_suspended() => suspended,
+        None => stopped,
+    }
 }
 
 /// What is under way.
@@ -91,14 +111,7 @@ fn listed(ve: &Ve) -> Listed {
         ip: settings.addresses.iter().map(|it| it.address().to_string()).collect(),
         nameserver: settings.nameservers,
         searchdomain: settings.search_domains,
-        status: match &running {
-            Some(_) if arrives(ve) => "arriving",
-            Some(_) if ve.is_leaving() => "leaving",
-            Some(_) => "running",
-            None if ve.is_suspended() => "suspended",
-            None => "stopped",
-        }
-        .to_owned(),
+        status: status(ve).to_owned(),
         onboot: settings.on_boot,
         disabled: settings.disabled,
         private: ve.paths.directory.display().to_string(),

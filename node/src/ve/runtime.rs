@@ -190,7 +190,8 @@ impl Ve {
         self.missing.send_replace(bytes);
     }
 
-    /// Whether it runs on another node already, which still needs its memory here.
+    /// Whether it was given away: another node runs it, or may, and what is here stands still until
+    /// the log has spoken or its memory is needed no more.
     pub fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::Relaxed)
     }

@@ -42,6 +42,14 @@ fn pair() -> (TcpListener, TcpStream, TcpStream) {
     (listener, client, server)
 }
 
+/// Returns when the other ends have acknowledged everything, ends as well: what is sent while nobody is
+/// there would be refused, since nothing holds it here.
+fn until_acknowledged(streams: &[&TcpStream]) {
+    while streams.iter().any(|it| count(it.as_fd(), Count::Outstanding).unwrap() > 0) {
+        std::thread::yield_now();
+    }
+}
+
 /// Lets the originals die as after a switch, and rebuilds what they had.
 pub(super) fn move_over(captured: Captured, child: Child) -> Copy {
     let mut captured = captured;
@@ -171,6 +179,8 @@ fn closed_ways_stay_closed() {
     by_both.write_all(b"theirs").unwrap();
     by_both.shutdown(Writing).unwrap();
     let servers = [&server_by_us, &server_by_peer, &server_by_both];
+    until_acknowledged(&servers);
+    until_acknowledged(&[&by_us, &by_peer, &by_both]);
     let fds = servers.map(|server| server.as_fd());
     let child = Child::holding(&fds);
     let numbers = servers.map(|server| server.as_raw_fd());

@@ -106,7 +106,7 @@ impl Migrations {
         request: &DumpRequest,
         sink: &Sink,
     ) -> Result<CheckpointReport, Failure> {
-        let ve = self.0.runtime.find(&request.ve)?;
+        let ve = self.context.runtime.find(&request.ve)?;
         let suspends = request.file.is_none();
         let operation = ve.operate_for_user(if suspends { "suspend" } else { "chkpnt" }).await?;
         ve.must_be_whole()?;
@@ -116,7 +116,7 @@ impl Migrations {
             with_files: request.with_files && !suspends,
             level: request.compress,
         };
-        let (context, sink) = (self.0.clone(), sink.clone());
+        let (context, sink) = (self.context.clone(), sink.clone());
         // In a task of its own: a client that goes away cancels by `sink.closed()`.
         let work =
             tokio::spawn(async move { dump::dump(&context, &operation, &wish, &sink).await });
@@ -132,7 +132,7 @@ impl Migrations {
         file: Option<PathBuf>,
         sink: &Sink,
     ) -> Result<RestoreReport, Failure> {
-        let (context, ve, sink) = (self.0.clone(), ve.to_owned(), sink.clone());
+        let (context, ve, sink) = (self.context.clone(), ve.to_owned(), sink.clone());
         let work = tokio::spawn(async move { restore::restore(&context, &ve, file, &sink).await });
         let done = work.await.map_err(CheckpointError::Daemon).and_then(|done| done);
         spawn_blocking(heap::give_back);
@@ -141,7 +141,7 @@ impl Migrations {
 
     /// Resumes the suspended VEs that start with the node.
     pub async fn resume_on_boot(&self) {
-        for ve in self.0.runtime.all() {
+        for ve in self.context.runtime.all() {
             let settings = ve.settings();
             if !ve.is_suspended() || !settings.on_boot || settings.disabled {
                 continue;

@@ -236,6 +236,7 @@ impl Precopy {
                             ms(predicted.total)
                         ));
                     }
+                    tracing::info!(ve = self.session.ve(), ?predicted, factor, "a VE is frozen");
                     return Ok((self, Rounds { reports, predicted, memory }));
                 }
             }
@@ -368,6 +369,7 @@ impl Copied {
         still.watch.lap("journal");
         session.begun.settled = true;
         let (mut sealed, mut watch) = still.seal()?;
+        session.operation.ve.set_leaving(true);
         watch.lap("connections");
         let frames = sealed.drain();
         watch.lap("frames");
@@ -383,7 +385,6 @@ impl Copied {
         match answer {
             Ok(ToSource::Running { commit_ms, release_ms }) => {
                 watch.lap_without("running", commit_ms + release_ms);
-                session.operation.ve.set_leaving(true);
                 let factors = {
                     let mut experience = session.begun.context.experience();
                     experience.learn(ve, rounds.predicted, total);
@@ -503,6 +504,7 @@ impl Session {
             Verdict::Stays => {
                 self.begun.context.shelves.clear(self.begun.migration);
                 tokio::task::block_in_place(|| sealed.resume())?;
+                self.operation.ve.set_leaving(false);
                 self.begun.journal.remove().map_err(MigrateError::Inside)?;
                 Err(MigrateError::Stayed { cause: chain(cause) })
             }

@@ -320,6 +320,7 @@ pub(in crate::migration) fn look_at(
         visible: handle.cgroups.visible(),
         clock_offsets: clock_offsets(init).map_err(MigrateError::Inside)?,
         files,
+        files_took: Duration::MAX,
         networks: namespaces,
         expected: expected(handle),
         settings,

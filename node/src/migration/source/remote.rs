@@ -102,7 +102,6 @@ impl Session {
         sink: &Sink,
     ) -> PostcopyReport {
         let Left { shelf, bytes } = left;
-        self.operation.ve.set_leaving(true);
         let (migration, ve) = (self.begun.migration, self.operation.ve.id.number());
         let target = &self.names.1;
         sink.log(format!(
