@@ -188,12 +188,16 @@ impl Policy {
             self.since_best += 1;
         }
         let in_budget = !self.is_over_budget(predicted);
-        let nothing_to_gain = bytes <= GOOD_ENOUGH || self.slowed;
+        let few = bytes <= GOOD_ENOUGH;
+        let nothing_to_gain = few || self.slowed;
+        // Without any bytes it would still be too long: a slower VE would only suffer.
+        let in_vain = few || predicted.total - bytes > self.budget;
         let patience = if self.slowed { PATIENCE_SLOWED } else { PATIENCE };
         let helps = self.since_best < patience && self.rounds_on_rung < ROUNDS_MAX;
         match () {
             () if in_budget && (nothing_to_gain || !helps) => Next::Freeze(predicted),
             () if helps => Next::Again,
+            () if in_vain => Next::Freeze(predicted),
             () => match self.steps.next() {
                 Some(&percent) => {
                     self.slowed = true;
@@ -316,6 +320,24 @@ mod tests {
         assert_eq!(steps, [50, 25]);
         assert!(!policy.is_over_budget(predicted));
         assert!(came_out <= BUDGET.as_secs_f64(), "{came_out}");
+    }
+
+    #[test]
+    fn a_ve_that_takes_long_to_look_at_is_not_slowed_down() {
+        let mut policy = policy(true);
+        assert_eq!(policy.after(round(256.0, 800), Fixed::default()), Next::Again);
+        for _ in 0..20 {
+            // Large files that are compared, and little that has changed in them.
+            match policy.after(round(3.0, 300), Fixed::default()) {
+                Next::Again => {}
+                Next::Freeze(predicted) => {
+                    assert!(policy.is_over_budget(predicted), "{predicted:?}");
+                    return;
+                }
+                slow @ Next::Slow { .. } => panic!("{slow:?}"),
+            }
+        }
+        panic!("no end");
     }
 
     #[test]
