@@ -48,6 +48,7 @@ fn every_option_is_told() {
         ("vzpkg", "vzpkg.md", true),
         ("vzcluster", "vzcluster.md", true),
         ("vzckpt", "vzckpt.md", true),
+        ("vznode", "vznode.md", true),
         ("testbed", "testbed.md", false),
         ("selfcheck", "workloads.md", false),
         ("workloads", "workloads.md", false),

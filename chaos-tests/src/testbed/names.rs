@@ -172,7 +172,7 @@ impl Layout {
             std::os::unix::fs::symlink(target, &place).map_err(system("make the link", &place))
         };
         link("vzd", "vzd")?;
-        for name in ["vzctl", "vzlist", "vzmigrate", "vzpkg", "vzcluster", "vzckpt"] {
+        for name in ["vzctl", "vzlist", "vzmigrate", "vzpkg", "vzcluster", "vzckpt", "vznode"] {
             link(name, "vz")?;
         }
         Ok(())
