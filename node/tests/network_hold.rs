@@ -293,6 +293,10 @@ fn a_move_between_hosts_keeps_every_datagram_in_order() {
     let outside = client.run(|| UdpSocket::bind((ip(CLIENT), 9))).unwrap().unwrap();
     let at_source = old.run(|| UdpSocket::bind((ip(VE), 9))).unwrap().unwrap();
     outside.connect((ip(VE), 9)).unwrap();
+    // While the kernel asks who has the address it keeps a few datagrams only.
+    at_source.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    outside.send(&[0; 8]).unwrap();
+    receive(&at_source).expect("an answer to who has the address");
     let stop = Arc::new(AtomicBool::new(false));
     let sender = {
         let stop = stop.clone();

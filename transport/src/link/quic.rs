@@ -103,13 +103,19 @@ impl FrameReader {
 
     /// The next bulk frame; the end must have been said.
     pub(super) async fn next_bulk(&mut self) -> Result<Option<Bytes>, LinkError> {
-        if self.ended {
-            return Ok(None);
+        if !self.ended {
+            match self.next(BULK_MAX).await? {
+                Some(bytes) => return Ok(Some(bytes)),
+                None if self.ended => {}
+                None => return Err(LinkError::Closed),
+            }
         }
-        match self.next(BULK_MAX).await? {
-            Some(bytes) => Ok(Some(bytes)),
-            None if self.ended => Ok(None),
-            None => Err(LinkError::Closed),
+        // The end of the stream may come later than what says that all was sent. Whoever let go of the
+        // stream before would tell the sender that it has given up.
+        match self.stream.read(&mut [0]).await {
+            Ok(Some(_)) => Err(LinkError::Unintelligible),
+            // All is here, whatever becomes of the connection.
+            Ok(None) | Err(_) => Ok(None),
         }
     }
 }
