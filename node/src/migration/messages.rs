@@ -79,6 +79,11 @@ pub(super) enum ToTarget {
     },
 }
 
+impl ToTarget {
+    /// The version of the protocol from which on [`Self::Costs`] is known.
+    pub(super) const COSTS_SINCE: u16 = 2;
+}
+
 /// From target to source.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum ToSource {

@@ -156,8 +156,8 @@ pub(super) struct Policy {
 }
 
 impl Policy {
-    /// For a blackout of at most `budget`, with this factor of [`Prediction::new`]. Without `can_slow` there is no step between more
-    /// rounds and the freeze.
+    /// For a blackout of at most `budget`, with this factor of [`Prediction::new`]. Without
+    /// `can_slow` there is no step between more rounds and the freeze.
     pub(super) fn new(budget: Duration, factor: f64, can_slow: bool) -> Self {
         let steps = if can_slow { &STEPS[..] } else { &[] };
         Self {

@@ -390,8 +390,11 @@ impl Copied {
                     experience.learn(ve, rounds.predicted, total);
                     experience.of(ve)
                 };
-                // Without it the target expects of this VE what it does of others.
-                let _ = session.talk.sender.send(&ToTarget::Costs { factors }).await;
+                // Without it the target expects of this VE what it does of others. One that does not
+                // know the message would take none after it.
+                if session.talk.version >= ToTarget::COSTS_SINCE {
+                    let _ = session.talk.sender.send(&ToTarget::Costs { factors }).await;
+                }
                 pass_on_late_frames(&mut session.talk, &mut sealed).await
             }
             other => {
