@@ -233,7 +233,8 @@ pub struct Thread {
     /// `struct user_regs_struct` of the architecture.
     #[serde(with = "serde_bytes")]
     pub registers: Vec<u8>,
-    /// The extended state as `PTRACE_GETREGSET(NT_X86_XSTATE)` gives it.
+    /// The extended state as `PTRACE_GETREGSET(NT_X86_XSTATE)` gives it. Zeros at its end may be
+    /// left out: registers that are rarely used take most of it.
     #[serde(with = "serde_bytes")]
     pub extended: Vec<u8>,
     /// The blocked signals.

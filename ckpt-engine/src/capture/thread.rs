@@ -71,7 +71,7 @@ pub(super) fn from_outside(
         below: status.below_ve("NSpid")?,
         name: name(host, tid)?,
         registers: ptrace::registers_to_bytes(&registers),
-        extended: ptrace::extended_state(tid).map_err(control)?,
+        extended: without_zeros(ptrace::extended_state(tid).map_err(control)?),
         signal_mask: stopped.mask,
         pending: pending.into_iter().map(|info| SignalInfo(info.to_vec())).collect(),
         alternate_stack: (0, 0, 0),
@@ -227,6 +227,12 @@ fn credentials(status: &Status, ids: IdMap) -> Result<Credentials, ProcError> {
         secure_bits: 0,
         no_new_privileges: status.number("NoNewPrivs", 10)? != 0,
     })
+}
+
+/// The extended state of a thread as it is told.
+pub(super) fn without_zeros(mut extended: Vec<u8>) -> Vec<u8> {
+    extended.truncate(extended.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+    extended
 }
 
 /// Code of a process.

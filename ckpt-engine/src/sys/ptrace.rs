@@ -14,6 +14,8 @@ pub type Registers = libc::user_regs_struct;
 
 /// The set of registers that holds the extended (FPU, SSE, AVX …) state.
 const NT_X86_XSTATE: usize = 0x202;
+/// In bytes: more than any processor has.
+const EXTENDED_STATE_MAX: usize = 16384;
 const PTRACE_GETSIGMASK: u32 = 0x420a;
 const PTRACE_SETSIGMASK: u32 = 0x420b;
 const PTRACE_SECCOMP_GET_FILTER: u32 = 0x420c;
@@ -155,16 +157,19 @@ pub fn registers_from_bytes(bytes: &[u8]) -> Option<Registers> {
 
 /// Reads the extended state (x87, SSE, AVX, AVX-512 …) in the XSAVE layout.
 pub fn extended_state(tid: i32) -> io::Result<Vec<u8>> {
-    let mut state = vec![0u8; 16384];
+    let mut state = vec![0u8; EXTENDED_STATE_MAX];
     let mut iov = libc::iovec { iov_base: state.as_mut_ptr().cast(), iov_len: state.len() };
     request(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, &raw mut iov as usize)?;
     state.truncate(iov.iov_len);
     Ok(state)
 }
 
-/// Writes the extended state.
+/// Writes the extended state. Zeros may be missing at its end.
 pub fn set_extended_state(tid: i32, state: &[u8]) -> io::Result<()> {
-    let mut iov = libc::iovec { iov_base: state.as_ptr().cast_mut().cast(), iov_len: state.len() };
+    // The kernel wants all of it, and takes no notice of more.
+    let mut whole = [0u8; EXTENDED_STATE_MAX];
+    whole.get_mut(..state.len()).ok_or(io::ErrorKind::InvalidData)?.copy_from_slice(state);
+    let mut iov = libc::iovec { iov_base: whole.as_mut_ptr().cast(), iov_len: whole.len() };
     request(libc::PTRACE_SETREGSET, tid, NT_X86_XSTATE, &raw mut iov as usize).map(drop)
 }
 

@@ -60,17 +60,17 @@ impl Form {
         user.max(compacted) + HEADER as u32
     }
 
-    /// What ptrace would show. `None` if `kept` is too short for what it says it holds.
+    /// What ptrace would show, up to the last component that is in use. `None` if `kept` is too
+    /// short for what it says it holds.
     pub(super) fn standard(&self, kept: &[u8], keys: Option<u32>) -> Option<Vec<u8>> {
         let word = |at: usize| {
             let bytes = kept.get(at..at + 8)?.try_into().ok()?;
             Some(u64::from_le_bytes(bytes))
         };
         let (present, form) = (word(LEGACY)?, word(LEGACY + 8)?);
-        let mut out = vec![0; self.sample.len()];
-        let mut copy = |to: usize, from: usize, len: usize| -> Option<()> {
-            out.get_mut(to..to + len)?.copy_from_slice(kept.get(from..from + len)?);
-            Some(())
+        let mut out = vec![0; LEGACY + HEADER];
+        let mut copy = |to: usize, from: usize, len: usize| {
+            put(&mut out, to, kept.get(from..from + len)?, self.sample.len())
         };
         if present & X87 != 0 {
             copy(0, 0, 24)?;
@@ -104,8 +104,7 @@ impl Form {
         if let (Some(keys), component) = (keys, self.components[KEYS])
             && component.offset != 0
         {
-            out.get_mut(component.offset..component.offset + 4)?
-                .copy_from_slice(&keys.to_le_bytes());
+            put(&mut out, component.offset, &keys.to_le_bytes(), self.sample.len())?;
         }
         if present & X87 == 0 {
             out[..2].copy_from_slice(&FIRST_CONTROL_WORD.to_le_bytes());
@@ -118,4 +117,14 @@ impl Form {
         out[LEGACY..LEGACY + 8].copy_from_slice(&user.to_le_bytes());
         Some(out)
     }
+}
+
+/// Puts bytes where they belong, behind zeros if need be, but not beyond `len_max`.
+fn put(out: &mut Vec<u8>, to: usize, bytes: &[u8], len_max: usize) -> Option<()> {
+    let end = to.checked_add(bytes.len()).filter(|end| *end <= len_max)?;
+    if out.len() < end {
+        out.resize(end, 0);
+    }
+    out.get_mut(to..end)?.copy_from_slice(bytes);
+    Some(())
 }

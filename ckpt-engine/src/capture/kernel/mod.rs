@@ -387,6 +387,7 @@ impl View {
         let Some(extended) = self.form.standard(record.extended(), record.keys()) else {
             return Ok(None);
         };
+        let extended = thread::without_zeros(extended);
         let mut registers = record.registers();
         let rseq = record.rseq();
         // In a call it is in no such section.
