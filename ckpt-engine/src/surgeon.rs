@@ -98,6 +98,9 @@ pub struct Mark {
     pub kin: KinMark,
     /// Of its memory; `None` where it has none, or the kernel does not tell.
     pub areas: Option<AreasMark>,
+    /// Where the kernel keeps the namespaces that it is in, and those that its children will be in. As
+    /// long as somebody holds them they are the same ones.
+    pub places: [u64; 9],
 }
 
 #[derive(Debug, Serialize, Deserialize)]

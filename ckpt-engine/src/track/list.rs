@@ -262,7 +262,7 @@ mod tests {
                 descriptors: 0,
                 directories: 0,
             };
-            Mark { kin, areas: None }
+            Mark { kin, areas: None, places: [0; 9] }
         };
         let marks = HashMap::from([
             (10, mark(1, false)),

@@ -310,6 +310,9 @@ impl Tracker {
         let living: HashMap<i32, u64> =
             living.map(|process| (process.host, process.start_time)).collect();
         self.processes.retain(|host, tracked| living.get(host) == Some(&tracked.start_time()));
+        for (host, tracked) in &mut self.processes {
+            tracked.compare_places(marks.get(host).map(|mark| mark.places));
+        }
         let unchanged = if self.frozen { self.unchanged(&marks) } else { HashSet::new() };
         let mut there = Vec::with_capacity(order.len());
         for seen in order {
@@ -429,9 +432,10 @@ impl Tracker {
         let surgeon = (!self.frozen && !seen.blocked).then_some(&self.surgeon);
         // What stands still was looked at a moment ago, and is looked at once more by others.
         if let Some(spaces) = &self.spaces
+            && !tracked.is_in_place()
             && (!self.frozen || !tracked.is_placed())
         {
-            tracked.place(spaces)?;
+            tracked.place(spaces, mark.map(|mark| mark.places))?;
         }
         tracked.refresh(&mut self.lives, surgeon, mark.and_then(|mark| mark.areas))
     }

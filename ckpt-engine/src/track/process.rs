@@ -56,6 +56,10 @@ pub struct Tracked {
     start_time: u64,
     life: Option<Life>,
     namespaces: Option<Namespaces>,
+    /// What the kernel said of them before they were looked at.
+    places: Option<[u64; 9]>,
+    /// Whether it says the same still.
+    is_in_place: bool,
 }
 
 /// The time between two execve(2) calls: one address space.
@@ -97,7 +101,16 @@ struct Life {
 
 impl Tracked {
     pub(super) fn new(host: i32, inner: i32, start_time: u64) -> Self {
-        Self { host, ended: None, inner, start_time, life: None, namespaces: None }
+        Self {
+            host,
+            ended: None,
+            inner,
+            start_time,
+            life: None,
+            namespaces: None,
+            places: None,
+            is_in_place: false,
+        }
     }
 
     /// The same for one whose first thread has ended, if there is one given.
@@ -110,11 +123,27 @@ impl Tracked {
         self.namespaces.is_some()
     }
 
-    /// Finds the namespaces that it is in now.
-    pub(super) fn place(&mut self, spaces: &Spaces) -> Result<(), TrackError> {
+    /// Finds the namespaces that it is in now; `places` is what the kernel said before.
+    pub(super) fn place(
+        &mut self,
+        spaces: &Spaces,
+        places: Option<[u64; 9]>,
+    ) -> Result<(), TrackError> {
         let found = spaces.number(self.host).map_err(|source| gone(self.host, "ns", source))?;
         self.namespaces = Some(found.ok_or(TrackError::Unshared { pid: self.inner })?);
+        // Those that were found are held by us.
+        (self.places, self.is_in_place) = (places, places.is_some());
         Ok(())
+    }
+
+    /// Takes notice of what the kernel says now of its namespaces.
+    pub(super) fn compare_places(&mut self, places: Option<[u64; 9]>) {
+        self.is_in_place = places.is_some() && places == self.places;
+    }
+
+    /// True if its namespaces are still those that were looked at; otherwise that is not known.
+    pub fn is_in_place(&self) -> bool {
+        self.is_in_place
     }
 
     /// The namespaces that it was in when they were looked at last.

@@ -32,7 +32,6 @@ use ckpt_format::{
 };
 
 use super::{
-    around::{Around, Places},
     brake::Brake,
     contents,
     holders::{Holders, strangers},
@@ -206,12 +205,13 @@ impl Live {
     }
 
     /// True if every process is in the namespaces that the target was told of.
-    fn are_in_place(&self, places: &Places) -> bool {
+    fn are_in_place(&self) -> bool {
         // One that has just ended is nowhere.
-        let known = |process: &Tracked| places.get(&process.host()).copied();
+        let now = |process: &Tracked| self.spaces.number(process.host()).ok();
         self.tracker
             .processes()
-            .all(|process| known(process).is_none_or(|now| now == Some(process.namespaces())))
+            .filter(|process| !process.is_in_place())
+            .all(|process| now(process).is_none_or(|found| found == Some(process.namespaces())))
     }
 
     /// Sends files and memory of the VE that stands still, and reads everything else but its
@@ -313,15 +313,6 @@ impl Live {
         let mapped = self.mapped_files();
         let Self { files, tracker, files_took, .. } = self;
         contents::send((files, &mapped), tracker, memory, *files_took, pipe)
-    }
-
-    fn around(&self) -> Around {
-        Around {
-            freezer: self.freezer.clone(),
-            visible: self.visible.clone(),
-            id_base: self.id_base,
-            spaces: self.spaces.clone(),
-        }
     }
 
     /// Files that processes can write without anybody noticing: they are mapped, shared and
@@ -431,10 +422,10 @@ impl Still {
             (live.expected.clone(), live.settings.clone(), live.id_base);
         let watch = &mut self.watch;
         std::thread::scope(|scope| {
-            let around = live.around();
+            let visible = live.visible.clone();
             let around = scope.spawn(move || {
                 let network = state::capture(&networks, &expected, id_base, Some(&settings));
-                Ok::<_, CopyError>((network?, around.look()?))
+                Ok::<_, CopyError>((network?, cgroups::capture(&visible, id_base)?))
             });
             watch.lap("threads");
             watch.turn("rest of a VE");
@@ -444,11 +435,11 @@ impl Still {
             let around = around.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let (mut state, later) = state?;
             self.later = later;
-            let (network, (cgroups, places)) = around?;
-            watch.lap("surroundings");
-            if !live.are_in_place(&places) {
+            let (network, cgroups) = around?;
+            if !live.are_in_place() {
                 return Err(CopyError::Moved);
             }
+            watch.lap("surroundings");
             state.cgroups = cgroups;
             if !network.blockers.is_empty() {
                 return Err(CaptureError::Blocked(network.blockers).into());

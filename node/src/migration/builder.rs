@@ -212,7 +212,7 @@ fn build(
             Item::Connections(told) => skeleton.make_early(told)?,
             Item::Later { pid, runs } => absent.later.entry(pid).or_default().extend(runs),
             Item::State { bytes, last } => {
-                state.extend(bytes);
+                state.extend_from_slice(&bytes);
                 if last {
                     let (start, mut watch) = (Instant::now(), Stopwatch::start("rebuild of a VE"));
                     let state = codec::decode::<State>(&state)?;

@@ -8,7 +8,6 @@
 //! file in the place of the link. [`postcopy`] lets a VE run before all its memory is there.
 
 mod admit;
-mod around;
 mod blackout;
 mod brake;
 mod builder;

@@ -22,13 +22,14 @@ pub(super) enum Base {
     Session,
     Program,
     IoContext,
+    Proxy,
     Namespace,
 }
 
 /// The pointers that lead to them: from where, through which member, and the place in it if it is
 /// an array. The first, to the task, is given; the last, to the last pid namespace that a task is
 /// in, is found by its depth.
-pub(super) const POINTERS: [(Base, Base, &str, &str, u32); 12] = [
+pub(super) const POINTERS: [(Base, Base, &str, &str, u32); 13] = [
     (Base::Number, Base::Task, "task_struct", "thread_pid", 0),
     (Base::Memory, Base::Task, "task_struct", "mm", 0),
     (Base::Signals, Base::Task, "task_struct", "signal", 0),
@@ -42,6 +43,7 @@ pub(super) const POINTERS: [(Base, Base, &str, &str, u32); 12] = [
     (Base::Session, Base::Signals, "signal_struct", "pids", 3),
     (Base::Program, Base::Memory, "mm_struct", "exe_file", 0),
     (Base::IoContext, Base::Task, "task_struct", "io_context", 0),
+    (Base::Proxy, Base::Task, "task_struct", "nsproxy", 0),
 ];
 
 macro_rules! fields {
@@ -129,6 +131,9 @@ fields! {
     RootDirectory: Directories, 16, [("fs_struct", "root")];
     /// Real, saved, effective and file-system user and group, in the order of the kernel.
     Users: Credentials, 32, [("cred", "uid")];
+    UserNamespace: Credentials, 8, [("cred", "user_ns")];
+    /// All eight but that of its users, one pointer behind the other.
+    Namespaces: Proxy, 64, [("nsproxy", "uts_ns")];
     SecureBits: Credentials, 4, [("cred", "securebits")];
     Inheritable: Credentials, 8, [("cred", "cap_inheritable")];
     Permitted: Credentials, 8, [("cred", "cap_permitted")];
@@ -233,6 +238,8 @@ pub(crate) struct Fields {
     pub(super) len: u32,
 }
 
+/// How many bytes of extended registers stand behind the rest.
+pub(super) const EXTENDED_LEN_AT: usize = 8;
 /// General registers, `struct pt_regs`.
 pub(super) const REGISTERS_LEN: u32 = 168;
 pub(super) const REGISTERS_AT: u32 = 16;

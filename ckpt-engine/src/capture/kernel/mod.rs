@@ -111,7 +111,7 @@ impl View {
     }
 
     fn first<'a>(&'a self, bytes: &'a [u8]) -> Option<Record<'a>> {
-        bytes.chunks_exact(self.copier.len()).next().map(|bytes| Record::new(self, bytes))
+        self.copier.records(bytes).next().map(|bytes| Record::new(self, bytes))
     }
 
     fn firsts<'a>(&'a self, looks: &'a [Vec<u8>]) -> Vec<Record<'a>> {
@@ -119,7 +119,7 @@ impl View {
     }
 
     fn records<'a>(&'a self, sight: &'a Sight) -> impl Iterator<Item = Record<'a>> {
-        sight.bytes.chunks_exact(self.copier.len()).map(|bytes| Record::new(self, bytes))
+        self.copier.records(&sight.bytes).map(|bytes| Record::new(self, bytes))
     }
 
     fn look(&self) -> io::Result<Sight> {
@@ -132,8 +132,10 @@ impl View {
         if !self.trusted {
             return Ok(HashMap::new());
         }
-        let sight = self.look().map_err(|source| InjectError::Control { tid: 0, source })?;
-        let leaders = self.records(&sight).filter(|it| it.thread() == it.process());
+        let bytes = self.copier.copy_marks(self.namespace);
+        let bytes = bytes.map_err(|source| InjectError::Control { tid: 0, source })?;
+        let records = self.copier.records(&bytes).map(|bytes| Record::new(self, bytes));
+        let leaders = records.filter(|it| it.thread() == it.process());
         Ok(leaders.map(|it| (it.process(), it.mark())).collect())
     }
 

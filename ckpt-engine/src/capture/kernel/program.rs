@@ -5,7 +5,9 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use super::fields::{Base, DEPTH_MAX, Fields, NUMBERS_AT, POINTERS, REGISTERS_AT, REGISTERS_LEN};
+use super::fields::{
+    Base, DEPTH_MAX, EXTENDED_LEN_AT, Fields, NUMBERS_AT, POINTERS, REGISTERS_AT, REGISTERS_LEN,
+};
 use crate::sys::bpf::{
     self, MapKind,
     code::{
@@ -28,41 +30,61 @@ pub(super) struct Namespace {
 pub(super) struct Copier {
     question: OwnedFd,
     program: OwnedFd,
-    len: usize,
+    /// The length of a record without extended registers, and the most that these can have.
+    len: (u32, u32),
 }
+
+/// A question: the address of the namespace, where the numbers from it on are, and whether to leave
+/// out the extended registers.
+const QUESTION: usize = 24;
 
 impl Copier {
     /// `extended` is how many bytes extended registers have at most.
     pub(super) fn new(fields: &Fields, extended: u32) -> io::Result<Self> {
-        let question = bpf::map(MapKind::Array, 16)?;
-        let len = fields.len + extended.next_multiple_of(8);
-        let room = bpf::map(MapKind::Array, len)?;
-        let program = program(question.as_fd(), room.as_fd(), fields, extended, len);
+        let question = bpf::map(MapKind::Array, QUESTION as u32)?;
+        let room = bpf::map(MapKind::Array, fields.len + extended.next_multiple_of(8))?;
+        let program = program(question.as_fd(), room.as_fd(), fields, extended);
         let program = bpf::load_for_tasks(&program, fields.iterator)?;
-        Ok(Self { question, program, len: len as usize })
+        Ok(Self { question, program, len: (fields.len, extended) })
     }
 
-    /// The size of each record in bytes.
-    pub(super) fn len(&self) -> usize {
-        self.len
+    /// The records in what was copied, each as long as its extended registers make it.
+    pub(super) fn records<'a>(
+        &self,
+        mut bytes: &'a [u8],
+    ) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let (len, extended_max) = self.len;
+        std::iter::from_fn(move || {
+            let extended =
+                u32::from_ne_bytes(bytes.get(EXTENDED_LEN_AT..)?.first_chunk().copied()?);
+            let record = bytes.split_off(..(len + extended.min(extended_max)) as usize)?;
+            Some(record)
+        })
     }
 
     /// The records of all threads in a namespace and below it.
     pub(super) fn copy(&self, namespace: Namespace) -> io::Result<Vec<u8>> {
-        self.ask(namespace)?;
+        self.ask(namespace, false)?;
+        bpf::read_all(bpf::link_to_tasks(self.program.as_fd())?.as_fd())
+    }
+
+    /// The same without extended registers, which are a third of a record or more.
+    pub(super) fn copy_marks(&self, namespace: Namespace) -> io::Result<Vec<u8>> {
+        self.ask(namespace, true)?;
         bpf::read_all(bpf::link_to_tasks(self.program.as_fd())?.as_fd())
     }
 
     /// The record of one thread; `depth` says from which of its pid namespaces on.
     pub(super) fn copy_of(&self, tid: i32, depth: u32) -> io::Result<Vec<u8>> {
-        self.ask(Namespace { address: 0, depth })?;
+        self.ask(Namespace { address: 0, depth }, false)?;
         bpf::read_all(bpf::link_to_task(self.program.as_fd(), tid)?.as_fd())
     }
 
-    fn ask(&self, namespace: Namespace) -> io::Result<()> {
-        let mut question = [0u8; 16];
+    fn ask(&self, namespace: Namespace, brief: bool) -> io::Result<()> {
+        let mut question = [0u8; QUESTION];
         question[..8].copy_from_slice(&namespace.address.to_ne_bytes());
-        question[8..].copy_from_slice(&(u64::from(namespace.depth) * NUMBER).to_ne_bytes());
+        question[8..16].copy_from_slice(&(u64::from(namespace.depth) * NUMBER).to_ne_bytes());
+        question[16..].copy_from_slice(&u64::from(brief).to_ne_bytes());
         bpf::set_entry(self.question.as_fd(), &question)
     }
 }
@@ -76,7 +98,6 @@ fn program(
     room: BorrowedFd<'_>,
     fields: &Fields,
     extended: u32,
-    len: u32,
 ) -> Vec<u64> {
     const KEY: i16 = -8;
     const SIZE: i16 = -16;
@@ -135,16 +156,22 @@ fn program(
     code.stack(1, REGISTERS).add(SET, 2, 0, 0, 8).call(helper::READ_KERNEL);
     code.add(LOAD, 3, 10, REGISTERS, 0).add(ADD, 3, 0, 0, fields.extended_size.cast_signed());
     code.stack(1, SIZE).add(SET, 2, 0, 0, 4).call(helper::READ_KERNEL);
-    code.add(LOAD_WORD, 2, 10, SIZE, 0);
-    code.add(STORE_REGISTER, 8, 2, 8, 0);
+    code.add(LOAD_WORD, 2, 10, SIZE, 0).add(LOAD, 1, 9, 16, 0);
+    let whole = code.jump(IF_EQUAL, 1, 0);
+    code.add(SET, 2, 0, 0, 0);
+    code.land(whole);
+    code.add(STORE_REGISTER, 8, 2, EXTENDED_LEN_AT as i16, 0);
     let fits = code.jump(IF_AT_MOST, 2, extended.cast_signed());
     code.add(SET, 2, 0, 0, extended.cast_signed());
     code.land(fits);
+    // The question is not needed any more.
+    code.add(COPY, 9, 2, 0, 0);
     code.add(LOAD, 3, 10, REGISTERS, 0).add(ADD, 3, 0, 0, fields.extended_start.cast_signed());
     code.add(COPY, 1, 8, 0, 0).add(ADD, 1, 0, 0, fields.len.cast_signed());
     code.call(helper::READ_KERNEL);
 
-    code.add(COPY, 1, 6, 0, 0).add(COPY, 2, 8, 0, 0).add(SET, 3, 0, 0, len.cast_signed());
+    code.add(COPY, 1, 6, 0, 0).add(COPY, 2, 8, 0, 0);
+    code.add(COPY, 3, 9, 0, 0).add(ADD, 3, 0, 0, fields.len.cast_signed());
     code.call(helper::WRITE);
     code.land(no_task).land(no_room).land(no_question).land(no_number);
     code.add(SET, 0, 0, 0, 0).add(EXIT, 0, 0, 0, 0);

@@ -193,9 +193,7 @@ impl<'a> Record<'a> {
 
     /// The extended registers as the kernel keeps them.
     pub(super) fn extended(&self) -> &'a [u8] {
-        let len = number(&self.bytes[8..12]) as usize;
-        let kept = &self.bytes[self.view.fields.len as usize..];
-        &kept[..len.min(kept.len())]
+        &self.bytes[self.view.fields.len as usize..]
     }
 
     pub(super) fn keys(&self) -> Option<u32> {
@@ -335,7 +333,13 @@ impl<'a> Record<'a> {
             descriptors: self.number(Field::FileTable),
             directories: self.number(Field::DirectoriesPointer),
         };
-        Mark { kin, areas: self.areas_mark() }
+        let mut places = [self.number(Field::UserNamespace); 9];
+        for (place, pointer) in
+            places[1..].iter_mut().zip(self.bytes(Field::Namespaces).chunks_exact(8))
+        {
+            *place = number(pointer);
+        }
+        Mark { kin, areas: self.areas_mark(), places }
     }
 
     /// What tells whether its areas have changed; none for one that has no memory any more.

@@ -246,3 +246,31 @@ fn keys_are_read_from_the_kernels_own_records() {
     numbers.sort();
     assert_eq!(numbers, (0..60).map(|number| vec![number]).collect::<Vec<_>>());
 }
+
+#[test]
+fn whoever_is_in_another_namespace_has_another_mark() {
+    let first = Sleeper::new("sleep", &["100"]);
+    let first = first.patient();
+    let view = view(&first);
+    // In the order of `struct nsproxy`, behind that of its users.
+    let kinds: [(&str, &[usize]); 9] = [
+        ("--user", &[0]),
+        ("--uts", &[1]),
+        ("--ipc", &[2]),
+        ("--mount", &[3]),
+        ("--pid", &[4]),
+        ("--net", &[5]),
+        // That of its children, which is its own from its next program on.
+        ("--time", &[6, 7]),
+        ("--cgroup", &[8]),
+        ("--propagation=unchanged", &[]),
+    ];
+    for (kind, places) in kinds {
+        let sleeper = Sleeper::new("unshare", &[kind, "sleep", "100"]);
+        let patient = sleeper.patient();
+        let [own, other] = [first, patient].map(|it| view.marks().unwrap()[&it.host].places);
+        let differ: Vec<usize> = (0..own.len()).filter(|&at| own[at] != other[at]).collect();
+        assert_eq!(differ, places, "{kind}");
+        assert!(own.iter().all(|place| *place != 0));
+    }
+}
