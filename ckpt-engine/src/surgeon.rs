@@ -18,7 +18,12 @@ use std::{
     time::Duration,
 };
 
-use ckpt_format::{files::Files, ipc::SemaphoreSet, process::Processes};
+use ckpt_format::{
+    codec,
+    files::Files,
+    ipc::SemaphoreSet,
+    process::{Process, Processes},
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -113,6 +118,15 @@ enum Request {
     HideInterruption { cgroup: PathBuf },
 }
 
+/// One of the answers to [`Request::Capture`].
+#[derive(Debug, Serialize, Deserialize)]
+enum Captured {
+    /// Processes, encoded as a list; there will be more.
+    Some(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// The others, or why there are none.
+    Rest(Result<Processes, CaptureError>),
+}
+
 /// Asks a [`serve`]r, one operation at a time. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Surgeon(Arc<Mutex<UnixStream>>);
@@ -152,18 +166,26 @@ impl Surgeon {
         self.ask::<Result<_, CaptureError>>(&Request::Learn { fields, patients, ids })?.0
     }
 
-    /// Captures frozen processes, in this order, with what each does at its end to the semaphores
-    /// of its IPC namespace, by whose number they are given. They are frozen again afterwards.
+    /// Captures frozen processes, with what each does at its end to the semaphores of its IPC
+    /// namespace, by whose number they are given. They are frozen again afterwards. While there are
+    /// many they are given to `take` as they come, encoded as a list; what is returned are the others.
     pub fn capture(
         &self,
         frozen: &Frozen,
         patients: Vec<Patient>,
         ids: IdMap,
         sets: Vec<Vec<SemaphoreSet>>,
+        mut take: impl FnMut(Vec<u8>),
     ) -> Result<Processes, CaptureError> {
         let cgroup = frozen.cgroup().to_owned();
-        let request = Request::Capture { cgroup, patients, ids, sets };
-        self.ask::<Result<_, CaptureError>>(&request)?.0
+        let mut socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        send(&mut socket, &Request::Capture { cgroup, patients, ids, sets }, None).map_err(lost)?;
+        loop {
+            match answer(&mut socket)?.0 {
+                Captured::Some(processes) => take(processes),
+                Captured::Rest(captured) => return captured,
+            }
+        }
     }
 
     /// Fills in the messages of the mailboxes of a frozen VE, which are open here. To read them
@@ -207,9 +229,15 @@ impl Surgeon {
     ) -> Result<(T, Option<OwnedFd>), InjectError> {
         let mut socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         send(&mut socket, request, None).map_err(lost)?;
-        let received = receive(&mut socket).map_err(lost)?;
-        received.ok_or_else(|| lost(io::ErrorKind::UnexpectedEof.into()))
+        answer(&mut socket)
     }
+}
+
+fn answer<T: DeserializeOwned>(
+    socket: &mut UnixStream,
+) -> Result<(T, Option<OwnedFd>), InjectError> {
+    let received = receive(socket).map_err(lost)?;
+    received.ok_or_else(|| lost(io::ErrorKind::UnexpectedEof.into()))
 }
 
 fn lost(source: io::Error) -> InjectError {
@@ -237,7 +265,10 @@ pub fn serve(mut socket: UnixStream, theatre: &Theatre) -> io::Result<()> {
     let mut view = None;
     while let Some((request, _)) = receive(&mut socket)? {
         let closed = theatre.guard();
-        let outcome = if *closed { refuse(&request) } else { operate(request, &mut view) };
+        let outcome = match *closed {
+            true => refuse(&request),
+            false => operate(request, &mut view, &mut socket),
+        };
         drop(closed);
         match outcome {
             Outcome::Armed(Ok(descriptor)) => {
@@ -246,7 +277,7 @@ pub fn serve(mut socket: UnixStream, theatre: &Theatre) -> io::Result<()> {
             Outcome::Armed(Err(error)) => send(&mut socket, &Err::<(), _>(error), None)?,
             Outcome::Marks(marks) => send(&mut socket, &marks, None)?,
             Outcome::Learned(learned) => send(&mut socket, &learned, None)?,
-            Outcome::Captured(captured) => send(&mut socket, &captured, None)?,
+            Outcome::Captured(captured) => send(&mut socket, &Captured::Rest(captured), None)?,
             Outcome::Letters(letters) => send(&mut socket, &letters, None)?,
             Outcome::Hidden(hidden) => send(&mut socket, &hidden, None)?,
         }
@@ -263,7 +294,8 @@ enum Outcome {
     Hidden(Result<(), CaptureError>),
 }
 
-fn operate(request: Request, view: &mut Option<View>) -> Outcome {
+/// What is captured is told on the `socket` as it comes.
+fn operate(request: Request, view: &mut Option<View>, socket: &mut UnixStream) -> Outcome {
     match request {
         Request::Arm { host, vdso } => Outcome::Armed(arm(host, vdso)),
         Request::Marks { fields, init } => {
@@ -273,9 +305,18 @@ fn operate(request: Request, view: &mut Option<View>) -> Outcome {
             Outcome::Learned(learn(fields, &patients, ids, view))
         }
         Request::Capture { cgroup, patients, ids, sets } => {
-            Outcome::Captured(on_frozen(&cgroup, |frozen| {
-                capture::capture(frozen, &patients, ids, &sets, view.as_mut())
-            }))
+            let mut told = Ok(());
+            let mut take = |processes: Vec<Process>| {
+                if told.is_ok() {
+                    told = send(socket, &Captured::Some(codec::encode(&processes)), None);
+                }
+            };
+            let captured = on_frozen(&cgroup, |frozen| {
+                capture::capture(frozen, &patients, ids, &sets, view.as_mut(), &mut take)
+            });
+            Outcome::Captured(
+                captured.and_then(|rest| told.map(|()| rest).map_err(|error| lost(error).into())),
+            )
         }
         Request::ReadLetters { asker, mailboxes } => {
             Outcome::Letters(read_letters(asker, &mailboxes).map_err(lost))

@@ -21,8 +21,9 @@ pub struct Versions {
 
 impl Versions {
     /// What this build speaks. From version 2 on pages that a target has already are not sent again, and
-    /// it is told ahead what it will need.
-    pub const CURRENT: Self = Self { oldest: 1, newest: 2 };
+    /// it is told ahead what it will need; from version 3 on processes come before the rest of the
+    /// state.
+    pub const CURRENT: Self = Self { oldest: 1, newest: 3 };
 
     /// The newest version both sides speak.
     pub fn common(self, other: Self) -> Option<u16> {

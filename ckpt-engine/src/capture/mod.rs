@@ -17,7 +17,7 @@ mod thread;
 mod timers;
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     num::NonZero,
     sync::{
         Mutex, PoisonError,
@@ -95,48 +95,45 @@ impl IdMap {
 /// With fewer processes for each than this, more threads are not worth their start.
 const SHARE_MIN: usize = 8;
 
-/// Captures processes, in this order: those that the tracker saw in its last round. `view` tells
-/// most of them.
+/// Takes captured processes as they come.
+pub(crate) type Take<'a> = dyn FnMut(Vec<Process>) + 'a;
+
+/// Captures processes: those that the tracker saw in its last round. `view` tells most of them.
+/// While there are many they are given to `take`; what is returned are the others.
 pub(crate) fn capture(
     frozen: &Frozen,
     patients: &[Patient],
     ids: IdMap,
     sets: &[Vec<SemaphoreSet>],
     view: Option<&mut View>,
+    take: &mut Take<'_>,
 ) -> Result<Processes, CaptureError> {
     let mut filters = seccomp::Filters::default();
     let any = sets.iter().any(|sets| !sets.is_empty());
     let mut keys = None;
-    let told = match view.map(|view| (view.tell(patients, ids, any, &mut filters), view)) {
-        Some((Ok(told), view)) => {
-            keys = view.keys(&told, ids)?;
-            told
+    let mut told = Told::default();
+    if let Some(view) = view {
+        match view.tell(patients, ids, any, (&mut filters, &mut told), take) {
+            Ok(()) => keys = view.keys(&told, ids)?,
+            Err(error) => {
+                tracing::warn!(%error, "processes of a VE are stopped and asked");
+            }
         }
-        Some((Err(error), _)) => {
-            tracing::warn!(%error, "the processes of a VE are all stopped and asked");
-            Told::default()
-        }
-        None => Told::default(),
-    };
+    }
     let keys = match keys {
         Some(keys) => keys,
         None => no_keys(ids)?,
     };
+    let processes = std::mem::take(&mut told.rest);
     if let Some(last_pid) = told.last_pid
-        && told.processes.len() == patients.len()
+        && told.hosts.len() == patients.len()
     {
-        let mut processes = told.processes;
-        let ordered = patients.iter().filter_map(|patient| processes.remove(&patient.host));
-        return Ok(Processes {
-            processes: ordered.collect(),
-            last_pid,
-            filters: filters.into_list(),
-            keys,
-        });
+        return Ok(Processes { processes, last_pid, filters: filters.into_list(), keys });
     }
-    let asked = patients.len() - told.processes.len();
+    let asked = patients.len() - told.hosts.len();
     tracing::debug!(asked, of = patients.len(), "processes are stopped to be captured");
-    let asked = stop_and_ask(frozen, patients, ids, sets, (told, filters))?;
+    let mut asked = stop_and_ask(frozen, patients, ids, sets, (told.hosts, filters))?;
+    asked.processes.extend(processes);
     Ok(Processes { keys, ..asked })
 }
 
@@ -156,14 +153,14 @@ fn stop_and_ask(
     patients: &[Patient],
     ids: IdMap,
     sets: &[Vec<SemaphoreSet>],
-    (told, filters): (Told, seccomp::Filters),
+    (told, filters): (HashSet<i32>, seccomp::Filters),
 ) -> Result<Processes, CaptureError> {
     // What this thread has seized in vain before could not be stopped by another one.
     let_go_late_stops();
     let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
     let count = cpus.min(patients.len() / SHARE_MIN).max(1);
     let share = patients.len().div_ceil(count).max(1);
-    let ward = Ward { ids, sets, filters: Mutex::new(filters), told: Mutex::new(told.processes) };
+    let ward = Ward { ids, sets, filters: Mutex::new(filters), told };
     let shares = std::thread::scope(|scope| {
         let begun = patients.chunks(share).map(|patients| {
             let ((orders, ordered), (tell, told)) = (channel(), channel());
@@ -215,8 +212,8 @@ struct Ward<'a> {
     /// The semaphores of each IPC namespace.
     sets: &'a [Vec<SemaphoreSet>],
     filters: Mutex<seccomp::Filters>,
-    /// Those that need not be asked.
-    told: Mutex<HashMap<i32, Process>>,
+    /// Those that need not be asked, by their numbers on the host.
+    told: HashSet<i32>,
 }
 
 /// What one of our threads has captured.
@@ -261,12 +258,10 @@ impl Ward<'_> {
             {
                 share.last_pid = process::last_pid(patient, init)?;
             }
-            let told =
-                self.told.lock().unwrap_or_else(PoisonError::into_inner).remove(&patient.host);
-            share.processes.push(match told {
-                Some(told) => told,
-                None => process::capture(patient, threads, self.ids, sets, &self.filters)?,
-            });
+            if !self.told.contains(&patient.host) {
+                let captured = process::capture(patient, threads, self.ids, sets, &self.filters)?;
+                share.processes.push(captured);
+            }
         }
         Ok(share)
     }

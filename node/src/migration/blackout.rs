@@ -36,6 +36,7 @@ use super::{
     contents,
     holders::{Holders, strangers},
     messages::{Item, State},
+    parts::Parts,
     pipe::Pipe,
     postcopy::later::{KeptBack, Memory},
     rounds::Fixed,
@@ -96,6 +97,9 @@ pub(super) enum CopyError {
     /// A program has mounted or unmounted something, or made a namespace.
     #[error("a program in the VE has changed its mounts or namespaces while they were copied")]
     Rearranged,
+    /// What the surgeon has told of processes cannot be read.
+    #[error("what was captured of the processes of the VE is damaged")]
+    Damaged,
     /// The link to the target broke.
     #[error("the target does not take the data any more")]
     Link,
@@ -245,7 +249,10 @@ impl Live {
             }
             let ids = IdMap { base: self.id_base, count: ID_COUNT };
             let patients = self.tracker.processes().map(Tracked::patient).collect();
-            let processes = self.watchdog.surgeon().capture(frozen, patients, ids, sets)?;
+            let mut parts = Parts::new(pipe, memory);
+            let taken = |some| parts.take(some);
+            let rest = self.watchdog.surgeon().capture(frozen, patients, ids, sets, taken)?;
+            let processes = parts.complete(rest)?;
             watch.lap("processes");
             let later = self.tell_later(&processes, pipe)?;
             Ok((processes, later))

@@ -22,6 +22,7 @@ use ckpt_format::{
     codec,
     container::Clocks,
     network::{Frame, Network},
+    process::Process,
     stream::Record,
 };
 use tokio::sync::mpsc;
@@ -180,7 +181,7 @@ fn build(
     let mut skeleton = Skeleton::adopt(site.init, channel, site.id_base)?;
     skeleton.set_nested(std::mem::take(&mut site.nested))?;
     let Some(mut applier) = site.applier.take() else { return Ok(()) };
-    let mut state = Vec::new();
+    let mut coming = Coming::default();
     let mut absent = Absent::default();
     let mut busy = Duration::ZERO;
     let (finished, start, mut watch) = loop {
@@ -192,8 +193,10 @@ fn build(
                 if matches!(record, Record::Layout(_)) {
                     // What it maps must be there.
                     applier.flush()?;
-                    // The VE was stopped in vain: what was to come later comes now.
+                    // The VE was stopped in vain: what was to come later comes now, and its processes are
+                    // told anew.
                     absent.later.clear();
+                    coming = Coming::default();
                 }
                 skeleton.apply(record)?;
             }
@@ -211,11 +214,12 @@ fn build(
             Item::Descriptors(count) => make_room(count),
             Item::Connections(told) => skeleton.make_early(told)?,
             Item::Later { pid, runs } => absent.later.entry(pid).or_default().extend(runs),
+            Item::Processes { bytes, last } => coming.processes(&bytes, last)?,
             Item::State { bytes, last } => {
-                state.extend_from_slice(&bytes);
+                coming.encoded.extend_from_slice(&bytes);
                 if last {
                     let (start, mut watch) = (Instant::now(), Stopwatch::start("rebuild of a VE"));
-                    let state = codec::decode::<State>(&state)?;
+                    let state = coming.state()?;
                     watch.lap("state");
                     break (state, start, watch);
                 }
@@ -255,6 +259,35 @@ fn finish_network(site: Site, orders: &mut mpsc::Receiver<Order>) -> Result<(), 
         hold.remove()?;
     }
     Ok(())
+}
+
+/// The state as it comes.
+#[derive(Default)]
+struct Coming {
+    /// What came of the list or the state that is not complete yet.
+    encoded: Vec<u8>,
+    /// Processes that came before the rest.
+    processes: Vec<Process>,
+}
+
+impl Coming {
+    fn processes(&mut self, bytes: &[u8], last: bool) -> Result<(), BuildError> {
+        self.encoded.extend_from_slice(bytes);
+        if last {
+            self.processes.extend(codec::decode::<Vec<Process>>(&self.encoded)?);
+            self.encoded.clear();
+        }
+        Ok(())
+    }
+
+    /// All of it, the first process of the VE first.
+    fn state(self) -> Result<State, BuildError> {
+        let mut state = codec::decode::<State>(&self.encoded)?;
+        let processes = &mut state.processes.processes;
+        processes.extend(self.processes);
+        processes.sort_by_key(|process| process.pid);
+        Ok(state)
+    }
 }
 
 /// What is to come when the VE runs already.

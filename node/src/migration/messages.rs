@@ -149,10 +149,17 @@ pub(super) enum Item {
     Descriptors(u32),
     /// Connections of the VE that rest while it runs, and those that do so no longer.
     Connections(RestingConnections),
+    /// Processes of the state that follows, as a list; the last piece completes it.
+    Processes {
+        /// The bytes.
+        bytes: Bytes,
+        /// Nothing more of this list follows.
+        last: bool,
+    },
 }
 
 /// The most runs in one [`Item::Later`].
 pub(super) const LATER_MAX: usize = 1 << 16;
 
-/// The most bytes of a [`State`] in one [`Item`].
+/// The most bytes of a [`State`], or of a list of processes, in one [`Item`].
 pub(super) const STATE_PIECE: usize = 1 << 20;

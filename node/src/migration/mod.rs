@@ -25,6 +25,7 @@ mod leftovers;
 mod limiter;
 mod messages;
 mod packing;
+mod parts;
 mod pipe;
 mod postcopy;
 mod recover;

@@ -20,7 +20,9 @@ fn bulk(item: &mut Item) -> Option<&mut Bytes> {
     match item {
         Item::Memory(Record::Pages { data, .. })
         | Item::File(FileRecord { step: Step::Data { data, .. }, .. }) => Some(data),
-        Item::Template(bytes) | Item::State { bytes, .. } => Some(bytes),
+        Item::Template(bytes) | Item::State { bytes, .. } | Item::Processes { bytes, .. } => {
+            Some(bytes)
+        }
         _ => None,
     }
 }

@@ -38,11 +38,15 @@ pub(super) struct Pipe {
     /// None where the other end does not know about pages that it has already, nor about what is told
     /// ahead of the state: a file, or a node of an older version.
     once: Option<Arc<Mutex<Once>>>,
+    /// Whether the other end takes processes before the rest of the state.
+    in_parts: bool,
 }
 
 /// From this version of the protocol on a target can be told that it has a page, and what it will
 /// need.
 const LOOKS_AHEAD: u16 = 2;
+/// From this version on, processes can be told before the rest of the state.
+const IN_PARTS: u16 = 3;
 
 /// Where the data goes.
 #[derive(Clone, Debug)]
@@ -73,14 +77,14 @@ impl Pipe {
             bulk.finish().await
         });
         let once = (version >= LOOKS_AHEAD).then(|| Arc::new(Mutex::new(Once::new())));
-        let (way, bytes) = (Way::Link(queue), Arc::default());
-        (Self { way, bytes, pace: Some(pace), squeeze, once }, pump)
+        let (way, bytes, in_parts) = (Way::Link(queue), Arc::default(), version >= IN_PARTS);
+        (Self { way, bytes, pace: Some(pace), squeeze, once, in_parts }, pump)
     }
 
     /// Into a checkpoint file.
     pub(super) fn to_file(outlet: Outlet) -> Self {
         let (way, bytes, squeeze) = (Way::File(outlet), Arc::default(), Arc::default());
-        Self { way, bytes, pace: None, squeeze, once: None }
+        Self { way, bytes, pace: None, squeeze, once: None, in_parts: false }
     }
 
     /// Bytes written so far.
@@ -125,25 +129,37 @@ impl Pipe {
         }
     }
 
+    /// Whether the other end takes [`Self::processes`].
+    pub(super) fn takes_processes(&self) -> bool {
+        self.in_parts
+    }
+
+    /// Writes some of the processes of the state that follows, encoded as a list.
+    pub(super) fn processes(&self, encoded: Vec<u8>) -> Result<(), SinkClosed> {
+        in_pieces(encoded, |bytes, last| self.item(Item::Processes { bytes, last }))
+    }
+
     /// Writes the state.
     pub(super) fn state(&self, state: &State) -> Result<(), SinkClosed> {
         match &self.way {
-            Way::Link(_) => in_pieces(state, |item| self.item(item)),
+            Way::Link(_) => in_pieces(codec::encode(state), |bytes, last| {
+                self.item(Item::State { bytes, last })
+            }),
             Way::File(outlet) => outlet.state(state).map_err(|()| SinkClosed),
         }
     }
 }
 
-/// The state in pieces that fit a stream.
+/// Something encoded in pieces that fit a stream, each with whether it is the last.
 pub(super) fn in_pieces<E>(
-    state: &State,
-    mut take: impl FnMut(Item) -> Result<(), E>,
+    encoded: Vec<u8>,
+    mut take: impl FnMut(Bytes, bool) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut rest = Bytes::from(codec::encode(state));
+    let mut rest = Bytes::from(encoded);
     loop {
         let bytes = rest.split_to(rest.len().min(STATE_PIECE));
         let last = rest.is_empty();
-        take(Item::State { bytes, last })?;
+        take(bytes, last)?;
         if last {
             return Ok(());
         }

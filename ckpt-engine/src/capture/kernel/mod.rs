@@ -43,7 +43,7 @@ use self::{
     program::{Copier, Namespace},
     read::Record,
 };
-use super::{CaptureError, IdMap, process, restart, seccomp::Filters, thread};
+use super::{CaptureError, IdMap, Take, process, restart, seccomp::Filters, thread};
 use crate::{
     container::host_clocks,
     inject::{InjectError, Stopped, restart_interrupted},
@@ -57,6 +57,10 @@ const TRIES: u32 = 20;
 
 /// `struct robust_list_head`, which the kernel knows in one size only.
 const ROBUST_LIST_LEN: u64 = 24;
+
+/// So many processes are told before somebody takes them: encoding and sending them goes on beside the
+/// telling of the next ones.
+const TAKEN_AT_ONCE: usize = 64;
 
 /// How old a thread must be to be asked.
 const SETTLED_NS: u64 = 100_000_000;
@@ -257,10 +261,11 @@ impl View {
         patients: &[Patient],
         ids: IdMap,
         semaphores: bool,
-        filters: &mut Filters,
-    ) -> Result<Told, CaptureError> {
+        (filters, told): (&mut Filters, &mut Told),
+        take: &mut Take<'_>,
+    ) -> Result<(), CaptureError> {
         if !self.trusted {
-            return Ok(Told::default());
+            return Ok(());
         }
         let failed = |source| InjectError::Control { tid: 0, source };
         let hosts: HashSet<i32> = patients.iter().map(|patient| patient.host).collect();
@@ -279,7 +284,7 @@ impl View {
         for record in self.records(&sight) {
             threads.entry(record.process()).or_default().push(record);
         }
-        let (mut told, mut answers) = (Told::default(), Answers::default());
+        let mut answers = Answers::default();
         for patient in patients {
             let Some(records) = threads.get_mut(&patient.host) else { continue };
             // The leader first, as `procfs::threads` has them.
@@ -297,13 +302,17 @@ impl View {
             let (now_ns, kept) = (sight.now_ns, (&mut *filters, &mut answers));
             let process = self.process(patient, records, now_ns, ids, &known, kept)?;
             if let Some(process) = process {
-                told.processes.insert(patient.host, process);
+                told.hosts.insert(patient.host);
+                told.rest.push(process);
+            }
+            if told.rest.len() == TAKEN_AT_ONCE {
+                take(std::mem::take(&mut told.rest));
             }
         }
         drop(threads);
         self.known = known;
         told.possessions = self.records(&sight).filter_map(|it| it.possessions()).collect();
-        Ok(told)
+        Ok(())
     }
 
     /// The keys of all who are in the user namespace of the VE itself; `None` where they cannot be
@@ -433,8 +442,10 @@ fn is_always_asked(patient: &Patient) -> bool {
 /// What could be told without stopping anything.
 #[derive(Default)]
 pub(crate) struct Told {
-    /// By their numbers on the host.
-    pub(crate) processes: HashMap<i32, Process>,
+    /// Who, by their numbers on the host.
+    pub(crate) hosts: HashSet<i32>,
+    /// Those of them that nobody has taken yet.
+    pub(crate) rest: Vec<Process>,
     pub(crate) last_pid: Option<i32>,
     /// The keyrings of threads, each with the namespace of its user.
     possessions: Vec<(keys::Holder, u64)>,

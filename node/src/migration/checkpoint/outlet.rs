@@ -39,6 +39,7 @@ impl Outlet {
             | Item::Template(_)
             | Item::TemplateEnd
             | Item::State { .. }
+            | Item::Processes { .. }
             | Item::Postcopy
             | Item::Later { .. }
             | Item::Descriptors(_)

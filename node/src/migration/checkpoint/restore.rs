@@ -13,6 +13,7 @@ use std::{
 };
 
 use ckpt_format::{
+    codec,
     image::{Manifest, OwnFiles, Record},
     stream,
     tree::{self, Timestamp},
@@ -417,7 +418,8 @@ fn feed(
                 Item::File(tree::FileRecord { tree, step: tree::Step::Data { path, offset, data } })
             }
             Record::State(state) => {
-                in_pieces(&state, &mut take)?;
+                let state = codec::encode(&state);
+                in_pieces(state, |bytes, last| take(Item::State { bytes, last }))?;
                 continue;
             }
             Record::Own(_) | Record::End => continue,
