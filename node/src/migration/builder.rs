@@ -436,3 +436,36 @@ fn release(
 fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> BuildError {
     move |source| BuildError::System { what, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::migration::messages::tests::plain;
+
+    fn process(pid: i32) -> Process {
+        Process { pid, ..plain() }
+    }
+
+    #[test]
+    fn processes_that_come_before_the_state_are_in_it_and_the_first_one_is_first() {
+        let mut coming = Coming::default();
+        let list = codec::encode(&vec![process(7), process(3)]);
+        let (begin, end) = list.split_at(10);
+        coming.processes(begin, false).unwrap();
+        coming.processes(end, true).unwrap();
+        coming.processes(&codec::encode(&vec![process(4)]), true).unwrap();
+        let mut rest: State = plain();
+        rest.processes.processes = vec![process(5), process(1)];
+        coming.encoded = codec::encode(&rest);
+        let state = coming.state().unwrap();
+        let pids: Vec<i32> = state.processes.processes.iter().map(|it| it.pid).collect();
+        assert_eq!(pids, [1, 3, 4, 5, 7]);
+    }
+
+    #[test]
+    fn a_list_of_processes_that_is_cut_off_is_refused() {
+        let list = codec::encode(&vec![process(7), process(3)]);
+        let refused = Coming::default().processes(&list[..list.len() - 1], true);
+        assert!(matches!(refused, Err(BuildError::State(_))), "{refused:?}");
+    }
+}

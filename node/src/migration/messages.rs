@@ -163,3 +163,15 @@ pub(super) const LATER_MAX: usize = 1 << 16;
 
 /// The most bytes of a [`State`], or of a list of processes, in one [`Item`].
 pub(super) const STATE_PIECE: usize = 1 << 20;
+
+#[cfg(test)]
+pub(super) mod tests {
+    use ckpt_format::codec;
+    use serde::de::DeserializeOwned;
+
+    /// A value of which nothing is told: every number in it is zero, every list empty.
+    pub(in crate::migration) fn plain<T: DeserializeOwned>() -> T {
+        let zeros = (0..4096).find_map(|len| codec::decode(&vec![0; len]).ok());
+        zeros.expect("zeros are a value")
+    }
+}

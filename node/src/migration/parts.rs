@@ -45,3 +45,46 @@ impl<'a> Parts<'a> {
         Ok(rest)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use transport::Link;
+
+    use super::*;
+    use crate::migration::{
+        limiter::{Limiter, Pace},
+        messages::{Item, tests::plain},
+        packing,
+        pipe::IN_PARTS,
+    };
+
+    /// Whether a process goes ahead of the state, and whether it is to be in that.
+    async fn goes(version: u16, memory: Memory) -> (bool, bool) {
+        let (source, target) = Link::pair();
+        let pace = Pace::new(None, Arc::new(Limiter::new(None)));
+        let (pipe, pump) = Pipe::start(source.bulk.open().await.unwrap(), pace, version);
+        let sending = tokio::task::spawn_blocking(move || {
+            let mut parts = Parts::new(&pipe, memory);
+            parts.take(codec::encode(&vec![plain::<Process>()]));
+            let rest = parts.complete(Processes::default()).unwrap();
+            pipe.item(Item::Barrier(1)).unwrap();
+            rest.processes.len() == 1
+        });
+        let mut stream = target.bulk.accept().await.unwrap();
+        let mut ahead = false;
+        while let Some(frame) = stream.recv().await.unwrap() {
+            ahead |= matches!(packing::unpack(frame).unwrap(), Item::Processes { last: true, .. });
+        }
+        pump.await.unwrap().unwrap();
+        (ahead, sending.await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn processes_go_ahead_where_that_is_understood_and_nobody_looks_at_them() {
+        assert_eq!(goes(IN_PARTS, Memory::Whole).await, (true, false));
+        assert_eq!(goes(IN_PARTS, Memory::Later).await, (false, true));
+        assert_eq!(goes(IN_PARTS - 1, Memory::Whole).await, (false, true));
+    }
+}

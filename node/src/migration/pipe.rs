@@ -46,7 +46,7 @@ pub(super) struct Pipe {
 /// need.
 const LOOKS_AHEAD: u16 = 2;
 /// From this version on, processes can be told before the rest of the state.
-const IN_PARTS: u16 = 3;
+pub(super) const IN_PARTS: u16 = 3;
 
 /// Where the data goes.
 #[derive(Clone, Debug)]
