@@ -14,7 +14,11 @@ use std::{
         unix::net::UnixStream,
     },
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{Sender, channel},
+    },
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -265,11 +269,13 @@ pub fn serve(mut socket: UnixStream, theatre: &Theatre) -> io::Result<()> {
     let mut view = None;
     while let Some((request, _)) = receive(&mut socket)? {
         let closed = theatre.guard();
+        let mut teller = Teller::new(&socket);
         let outcome = match *closed {
             true => refuse(&request),
-            false => operate(request, &mut view, &mut socket),
+            false => operate(request, &mut view, &mut teller),
         };
         drop(closed);
+        teller.end()?;
         match outcome {
             Outcome::Armed(Ok(descriptor)) => {
                 send(&mut socket, &Ok::<(), InjectError>(()), Some(descriptor.as_fd()))?;
@@ -294,8 +300,54 @@ enum Outcome {
     Hidden(Result<(), CaptureError>),
 }
 
-/// What is captured is told on the `socket` as it comes.
-fn operate(request: Request, view: &mut Option<View>, socket: &mut UnixStream) -> Outcome {
+/// Tells of processes as they are captured, in a thread of its own: an operation under way keeps others
+/// from what they do with the VE, and must not wait for one who asked and does not listen.
+struct Teller<'a> {
+    socket: &'a UnixStream,
+    /// There from the first list on.
+    thread: Option<(Sender<Vec<Process>>, JoinHandle<io::Result<()>>)>,
+    /// Whether all could be told.
+    told: io::Result<()>,
+}
+
+impl<'a> Teller<'a> {
+    fn new(socket: &'a UnixStream) -> Self {
+        Self { socket, thread: None, told: Ok(()) }
+    }
+
+    fn tell(&mut self, processes: Vec<Process>) {
+        if self.thread.is_none() && self.told.is_ok() {
+            match self.start() {
+                Ok(started) => self.thread = Some(started),
+                Err(error) => self.told = Err(error),
+            }
+        }
+        if let Some((lists, _)) = &self.thread {
+            // A thread that has ended says why in the end.
+            let _ = lists.send(processes);
+        }
+    }
+
+    fn start(&self) -> io::Result<(Sender<Vec<Process>>, JoinHandle<io::Result<()>>)> {
+        let mut socket = self.socket.try_clone()?;
+        let (lists, coming) = channel::<Vec<Process>>();
+        let tell = move || {
+            coming.into_iter().try_for_each(|processes| {
+                send(&mut socket, &Captured::Some(codec::encode(&processes)), None)
+            })
+        };
+        Ok((lists, std::thread::Builder::new().name("teller".into()).spawn(tell)?))
+    }
+
+    /// Waits until all is told.
+    fn end(self) -> io::Result<()> {
+        let Some((lists, thread)) = self.thread else { return self.told };
+        drop(lists);
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+fn operate(request: Request, view: &mut Option<View>, teller: &mut Teller<'_>) -> Outcome {
     match request {
         Request::Arm { host, vdso } => Outcome::Armed(arm(host, vdso)),
         Request::Marks { fields, init } => {
@@ -305,18 +357,10 @@ fn operate(request: Request, view: &mut Option<View>, socket: &mut UnixStream) -
             Outcome::Learned(learn(fields, &patients, ids, view))
         }
         Request::Capture { cgroup, patients, ids, sets } => {
-            let mut told = Ok(());
-            let mut take = |processes: Vec<Process>| {
-                if told.is_ok() {
-                    told = send(socket, &Captured::Some(codec::encode(&processes)), None);
-                }
-            };
-            let captured = on_frozen(&cgroup, |frozen| {
+            let mut take = |processes| teller.tell(processes);
+            Outcome::Captured(on_frozen(&cgroup, |frozen| {
                 capture::capture(frozen, &patients, ids, &sets, view.as_mut(), &mut take)
-            });
-            Outcome::Captured(
-                captured.and_then(|rest| told.map(|()| rest).map_err(|error| lost(error).into())),
-            )
+            }))
         }
         Request::ReadLetters { asker, mailboxes } => {
             Outcome::Letters(read_letters(asker, &mailboxes).map_err(lost))
@@ -465,6 +509,30 @@ mod tests {
         };
         let error = surgeon.arm(gone, Vdso { start: 0, is_32_bit: false }).unwrap_err();
         assert!(matches!(error, InjectError::Ended { tid } if tid == gone), "{error:?}");
+    }
+
+    #[test]
+    fn an_operation_does_not_wait_for_one_who_does_not_listen() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut teller = Teller::new(&theirs);
+        let zeros = (0..4096).find_map(|len| codec::decode::<Process>(&vec![0; len]).ok());
+        let plain = zeros.expect("zeros are a process");
+        // Far more than a socket holds.
+        let lists = 200;
+        for pid in 0..lists {
+            let exe = "x".repeat(10_000);
+            teller.tell(vec![Process { pid, exe, ..plain.clone() }]);
+        }
+        let listening = std::thread::spawn(move || {
+            let mut ours = ours;
+            let told = |_| match answer::<Captured>(&mut ours).unwrap().0 {
+                Captured::Some(list) => codec::decode::<Vec<Process>>(&list).unwrap()[0].pid,
+                Captured::Rest(rest) => panic!("{rest:?}"),
+            };
+            (0..lists).map(told).collect::<Vec<_>>()
+        });
+        teller.end().unwrap();
+        assert_eq!(listening.join().unwrap(), (0..lists).collect::<Vec<_>>());
     }
 
     #[test]
