@@ -305,30 +305,35 @@ enum Outcome {
 struct Teller<'a> {
     socket: &'a UnixStream,
     /// There from the first list on.
-    thread: Option<(Sender<Vec<Process>>, JoinHandle<io::Result<()>>)>,
+    started: Option<Telling>,
     /// Whether all could be told.
     told: io::Result<()>,
 }
 
+struct Telling {
+    lists: Sender<Vec<Process>>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
 impl<'a> Teller<'a> {
     fn new(socket: &'a UnixStream) -> Self {
-        Self { socket, thread: None, told: Ok(()) }
+        Self { socket, started: None, told: Ok(()) }
     }
 
     fn tell(&mut self, processes: Vec<Process>) {
-        if self.thread.is_none() && self.told.is_ok() {
+        if self.started.is_none() && self.told.is_ok() {
             match self.start() {
-                Ok(started) => self.thread = Some(started),
+                Ok(started) => self.started = Some(started),
                 Err(error) => self.told = Err(error),
             }
         }
-        if let Some((lists, _)) = &self.thread {
+        if let Some(started) = &self.started {
             // A thread that has ended says why in the end.
-            let _ = lists.send(processes);
+            let _ = started.lists.send(processes);
         }
     }
 
-    fn start(&self) -> io::Result<(Sender<Vec<Process>>, JoinHandle<io::Result<()>>)> {
+    fn start(&self) -> io::Result<Telling> {
         let mut socket = self.socket.try_clone()?;
         let (lists, coming) = channel::<Vec<Process>>();
         let tell = move || {
@@ -336,12 +341,13 @@ impl<'a> Teller<'a> {
                 send(&mut socket, &Captured::Some(codec::encode(&processes)), None)
             })
         };
-        Ok((lists, std::thread::Builder::new().name("teller".into()).spawn(tell)?))
+        let thread = std::thread::Builder::new().name("teller".into()).spawn(tell)?;
+        Ok(Telling { lists, thread })
     }
 
     /// Waits until all is told.
     fn end(self) -> io::Result<()> {
-        let Some((lists, thread)) = self.thread else { return self.told };
+        let Some(Telling { lists, thread }) = self.started else { return self.told };
         drop(lists);
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
@@ -450,7 +456,7 @@ mod tests {
     use super::*;
     use crate::{areas::AddressSpace, procfs};
 
-    fn pair(theatre: &Arc<Theatre>) -> (Surgeon, std::thread::JoinHandle<io::Result<()>>) {
+    fn pair(theatre: &Arc<Theatre>) -> (Surgeon, JoinHandle<io::Result<()>>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let theatre = theatre.clone();
         let server = std::thread::spawn(move || serve(theirs, &theatre));
