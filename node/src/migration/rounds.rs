@@ -43,7 +43,7 @@ impl Fixed {
     /// were measured on.
     fn cost(self) -> Duration {
         const BASE: Duration = Duration::from_micros(8_500);
-        const PROCESS: Duration = Duration::from_micros(100);
+        const PROCESS: Duration = Duration::from_micros(60);
         const THREAD: Duration = Duration::from_micros(40);
         const DESCRIPTOR: Duration = Duration::from_micros(10);
         const SOCKET: Duration = Duration::from_micros(45);
@@ -398,6 +398,6 @@ mod tests {
     #[test]
     fn more_processes_cost_more() {
         let many = Fixed { processes: 1000, ..Fixed::default() };
-        assert!(many.cost() > Fixed::default().cost() * 10);
+        assert!(many.cost() > Fixed::default().cost() * 5);
     }
 }

@@ -63,6 +63,8 @@ pub(crate) fn tell(outcome: &mut Outcome, link: &Link, all: &[Seen]) {
     for seen in all {
         outcome.less(&format!("{}: client stall", seen.kind), "ms", &seen.stalls());
         outcome.less(&format!("{}: told downtime", seen.kind), "ms", &seen.each(away));
+        let predicted = seen.each(|moved| moved.report.predicted_downtime_ms);
+        outcome.less(&format!("{}: predicted downtime", seen.kind), "ms", &predicted);
         let stopped = seen.stopped_stalls();
         outcome.less(&format!("{}: stall of stop-and-copy", seen.kind), "ms", &stopped);
     }
