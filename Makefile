@@ -48,7 +48,7 @@ verify:
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo test --release -p tidy
-	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --release --workspace --no-deps
 
 fix:
 	cargo clippy --release --workspace --all-targets --fix --allow-dirty --allow-staged

@@ -17,7 +17,7 @@ use serde::Serialize;
 /// Visits web servers over connections that must never break.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// What to visit: http[s]://ADDRESS:PORT/PATH.
+    /// What to visit: the URL of a page, by http or https.
     #[arg(required = true)]
     targets: Vec<Target>,
     /// Connections to each.

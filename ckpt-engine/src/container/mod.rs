@@ -101,7 +101,7 @@ pub struct Spec {
 pub struct Tree {
     /// The place of the file system in [`Plan::filesystems`].
     pub filesystem: usize,
-    /// Which of the [`parts`](ckpt_format::container::parts) of the plan it is; `None` for the
+    /// Which of the [`parts`] of the plan it is; `None` for the
     /// container's own files.
     pub part: Option<usize>,
     /// The mount.

@@ -5,7 +5,7 @@
 //! authority; `vzcluster join` swaps the node's own log for the cluster's, in one step, and takes
 //! the VEs of the node along.
 //!
-//! Other parts of the daemon use [`Cluster`]: the VE runtime enters its VEs ([`Cluster::register`]
+//! Other parts of the daemon use [`Cluster`]: the VE runtime enters its VEs ([`Cluster::adopt`]
 //! and its neighbours), a migration talks to the log ([`Cluster::coordinator`]) and to the other
 //! end ([`Cluster::peer`]; [`Cluster::serve_migrations`] for the end that is called).
 
