@@ -111,3 +111,20 @@ fn a_mapped_file_that_loses_its_name_is_noticed() {
     );
     assert!(!same && !still, "it is gone");
 }
+
+#[test]
+fn a_process_is_in_place_as_long_as_the_kernel_says_the_same() {
+    let mut tracked = Tracked::new(1, 1, 0);
+    tracked.compare_places(Some([1; 9]));
+    assert!(!tracked.is_in_place(), "nobody has looked at its namespaces");
+    tracked.places = Some([1; 9]);
+    tracked.compare_places(Some([1; 9]));
+    assert!(tracked.is_in_place());
+    let mut another = [1; 9];
+    another[8] = 2;
+    for says in [Some(another), None] {
+        tracked.compare_places(says);
+        assert!(!tracked.is_in_place(), "{says:?}");
+        tracked.compare_places(Some([1; 9]));
+    }
+}
